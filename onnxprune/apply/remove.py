@@ -1,0 +1,196 @@
+"""Physical removal: slice initializers, refit what carries an extent, settle computed shapes, check them.
+
+`remove` never trusts a rule: after the cut every value's shape is inferred again and compared with what the
+kept positions say. Whatever passes here is then compared with the masked model in onnxruntime.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.apply.clone import Clone, clone_model
+from onnxprune.apply.keep import Bools, Kept, slice_array, sliced_shape
+from onnxprune.apply.refit import Refit
+from onnxprune.graph.axes import Axis, Blocked
+from onnxprune.graph.build import AxisGraph
+from onnxprune.model import edit, fold
+from onnxprune.model.shapes import Dims, walk_shapes
+from onnxprune.rules.op import Op
+
+Data = dict[ir.Value, np.ndarray[Any, Any]]
+
+
+class RefitError(Exception):
+    """A value of the cut model has another shape than its kept positions say: a rule is wrong or missing.
+
+    Attributes
+    ----------
+    where
+        The node that makes the value.
+    """
+
+    def __init__(self, where: str, expected: Dims, got: Dims | None) -> None:
+        super().__init__(f"{where}: expected shape {expected}, the cut graph gives {got}")
+        self.where = where
+
+
+def remove(axis_graph: AxisGraph, kept: Kept) -> ir.Model:
+    """A copy of the model without the dropped positions.
+
+    Parameters
+    ----------
+    axis_graph
+        Of the model to cut, which is not mutated.
+    kept
+        Positions that stay, per axis.
+
+    Raises
+    ------
+    RefitError
+        The shapes of the cut model do not fit together.
+    """
+    clone = clone_model(axis_graph.model)
+    if not kept:
+        return clone.model
+    _slice_initializers(axis_graph, clone, kept)
+    touched = {axis.value for axis in kept}
+    refits = [r for op in axis_graph.ops if (r := _refit(axis_graph, clone, op, kept, touched)) is not None]
+    _declare(clone, kept)
+    _settle(axis_graph, clone, kept, refits)
+    return clone.model
+
+
+def _slice_initializers(axis_graph: AxisGraph, clone: Clone, kept: Kept) -> None:
+    by_value: dict[ir.Value, dict[int, Bools]] = defaultdict(dict)
+    for axis, flags in kept.items():
+        if axis.value in axis_graph.parameters:
+            by_value[axis.value][axis.dim] = flags
+    for value, dims in by_value.items():
+        blocked = {dim: axis_graph.blocked[Axis(value, dim)] for dim in dims if Axis(value, dim) in axis_graph.blocked}
+        _slice_one(clone.values[value], dims, blocked)
+
+
+def _slice_one(value: ir.Value, dims: dict[int, Bools], blocked: dict[int, Blocked]) -> None:
+    data = value.const_value
+    if data is None:
+        raise ValueError(f"{value.name!r} is no initializer")
+    if isinstance(data, ir.ExternalTensor):
+        shape = sliced_shape(tuple(int(d) for d in data.shape), dims, blocked)
+        edit.set_lazy(value, shape, lambda: slice_array(data.numpy(), dims, blocked))
+    else:
+        edit.set_array(value, slice_array(data.numpy(), dims, blocked))
+
+
+def _refit(
+    axis_graph: AxisGraph, clone: Clone, op: Op, kept: Kept, touched: set[ir.Value]
+) -> Refit | None:
+    node = op.node
+    if not any(value in touched for value in (*node.inputs, *node.outputs) if value is not None):
+        return None
+    rule = axis_graph.rules.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
+    if rule is None:
+        return None
+    refit = Refit(op, clone.nodes[node], kept, axis_graph.blocked)
+    rule.refit(op, refit)
+    return refit
+
+
+def _declare(clone: Clone, kept: Kept) -> None:
+    """Write the new extents into the declared shapes; symbolic dims stay."""
+    for axis, flags in kept.items():
+        value = clone.values[axis.value]
+        if value.shape is not None and value.const_value is None:
+            dims = list(value.shape)
+            dims[axis.dim] = int(flags.sum())
+            value.shape = ir.Shape(dims)
+
+
+@dataclass
+class _Settling:
+    """State of the walk that corrects computed shapes and numbers."""
+
+    axis_graph: AxisGraph
+    clone: Clone
+    wanted: dict[ir.Node, Refit]
+    original: dict[ir.Node, ir.Node]
+
+    def before(self, node: ir.Node, dims: dict[ir.Value, Dims], data: Data) -> None:
+        refit = self.wanted.get(node)
+        if refit is not None:
+            for slot, entries in refit.wanted.items():
+                self._override(node, slot, entries, dims, data)
+        if node.op_type == "Cast":
+            self._freeze(node, dims, data)
+
+    def _override(
+        self, node: ir.Node, slot: int, entries: dict[int, int], dims: dict[ir.Value, Dims], data: Data
+    ) -> None:
+        """Correct a computed integer input where it did not adapt by itself: `Where(mask, wanted, computed)`."""
+        value = node.inputs[slot]
+        if value is None:
+            return
+        now = data.get(value)
+        if now is not None and all(int(np.ravel(now)[i]) in (w, -1, 0) for i, w in entries.items()):
+            return
+        extents = dims.get(value)
+        graph = node.graph
+        if extents is None or len(extents) != 1 or extents[0] is None or not isinstance(graph, ir.Graph):
+            raise RefitError(f"{node.op_type} {node.name!r}", (), extents)
+        dtype = value.dtype or ir.DataType.INT64
+        chosen = np.zeros(extents[0], bool)
+        wanted = np.zeros(extents[0], dtype.numpy())
+        for index, entry in entries.items():
+            chosen[index], wanted[index] = True, entry
+        condition = edit.add_initializer(graph, f"{value.name}/cut", chosen, ir.DataType.BOOL)
+        constant = edit.add_initializer(graph, f"{value.name}/extent", wanted, dtype)
+        edit.insert_before(node, slot, "Where", [condition, constant], first=False)
+        settled = node.inputs[slot]
+        if settled is not None:
+            settled.type, settled.shape = ir.TensorType(dtype), ir.Shape(extents)
+            dims[settled] = extents
+            if now is not None:
+                data[settled] = np.where(chosen, wanted, now)
+
+    def _freeze(self, node: ir.Node, dims: dict[ir.Value, Dims], data: Data) -> None:
+        """An extent that is cast to float is a number (a scale such as 1/sqrt(d)), not a shape: keep its value."""
+        old = self.original.get(node)
+        if old is None or not ir.DataType(node.attributes["to"].as_int()).is_floating_point():
+            return
+        shapes = self.axis_graph.shapes
+        before = shapes.data.get(old.outputs[0])
+        after = fold.evaluate(node, dims, data)
+        if before is None or after is None or np.array_equal(before, after) or old.outputs[0] in shapes.varying:
+            return
+        graph = node.graph
+        if isinstance(graph, ir.Graph):
+            dtype = ir.DataType(node.attributes["to"].as_int())
+            constant = edit.add_initializer(graph, f"{node.outputs[0].name}/kept", before, dtype)
+            dims[constant], data[constant] = before.shape, before
+            for user, slot in tuple(node.outputs[0].uses()):
+                user.replace_input_with(slot, constant)
+
+
+def _settle(axis_graph: AxisGraph, clone: Clone, kept: Kept, refits: list[Refit]) -> None:
+    """Infer all shapes again, correct computed extents on the way, and compare with the kept positions."""
+    back = {new: old for old, new in clone.nodes.items()}
+    settling = _Settling(axis_graph, clone, {r.node: r for r in refits if r.wanted}, back)
+    found = walk_shapes(clone.model, axis_graph.shapes.bindings, settling.before)
+    for old in axis_graph.model.graph:
+        for value in old.outputs:
+            extents = axis_graph.shapes.dims.get(value)
+            if extents is None:
+                continue
+            expected = tuple(
+                int(kept[axis].sum()) if (axis := Axis(value, dim)) in kept else extent
+                for dim, extent in enumerate(extents)
+            )
+            got = found.get(clone.values[value])
+            if got is None or len(got) != len(expected) or any(
+                g is not None and e is not None and g != e for g, e in zip(got, expected, strict=True)
+            ):
+                raise RefitError(f"{old.op_type} {old.name!r}", expected, got)

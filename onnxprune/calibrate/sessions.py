@@ -1,0 +1,275 @@
+"""onnxruntime sessions from memory: opening them, running them, running a whole dataset through them."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxprune.calibrate.checks import did_you_mean
+from onnxprune.calibrate.dataset import Array, Dataset, Feed, Progress
+from onnxprune.calibrate.providers import resolve_providers, with_options
+from onnxprune.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import onnxruntime
+
+log = logging.getLogger(__name__)
+
+EXTERNAL_ABOVE = 1 << 20
+"""Bytes above which an initializer is handed to onnxruntime beside the model instead of inside it."""
+
+_BF16 = "tensor(bfloat16)"
+_ONNX_BF16 = 16
+_FATAL = 4
+_LONGEST = 400
+
+
+def open_session(
+    model: ir.Model,
+    provider: str = "cpu",
+    *,
+    threads: int | None = None,
+    optimize: bool = True,
+    deterministic: bool = True,
+) -> onnxruntime.InferenceSession:
+    """Open a session on a model in memory; no file is written, and big weights are not copied.
+
+    Parameters
+    ----------
+    model
+        Not mutated. Its big weights are shared with the session: do not change them while the session lives.
+    provider
+        What :func:`~onnxprune.calibrate.providers.resolve_providers` takes.
+    threads
+        Threads per operator on the CPU; by default as many as the machine has cores.
+    optimize
+        Whether onnxruntime may rewrite the graph.
+    deterministic
+        Ask for kernels whose results do not vary from run to run, on CUDA also for full fp32 instead of TF32.
+
+    Returns
+    -------
+    onnxruntime.InferenceSession
+        It logs nothing below fatal: whatever goes wrong is raised.
+
+    Raises
+    ------
+    UsageError
+        If the provider is not usable here.
+    ModelError
+        If onnxruntime refuses the model.
+    """
+    import onnxruntime
+
+    from onnxprune.model.serialize import to_bytes
+
+    providers = resolve_providers(provider)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.use_deterministic_compute = deterministic
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    message, left_out = to_bytes(model, external_above=EXTERNAL_ABOVE)
+    weights = {name: _to_ort_value(tensor.numpy()) for name, tensor in left_out.items()}
+    if weights:
+        options.add_external_initializers(list(weights), list(weights.values()))
+    try:
+        session = onnxruntime.InferenceSession(
+            message,
+            options,
+            providers=with_options(providers, deterministic=deterministic),
+            enable_fallback=0,
+        )
+    except Exception as error:
+        raise ModelError(
+            f"onnxruntime {onnxruntime.__version__} cannot load the model: {trim(error)}",
+            "Check the model with onnx.checker; operators of other domains need their onnxruntime package.",
+        ) from error
+    if providers[0] not in session.get_providers():
+        raise UsageError(
+            f"onnxruntime does not run this model with {providers[0]}",
+            "Use --provider cpu, or repair its installation.",
+        )
+    # onnxruntime reads the weights where they lie: they have to live as long as the session.
+    session._onnxprune_weights = weights
+    return session
+
+
+def run(
+    session: onnxruntime.InferenceSession, feed: Mapping[str, Array], outputs: Sequence[str] | None = None
+) -> Feed:
+    """Run one feed.
+
+    Parameters
+    ----------
+    session
+        An open session.
+    feed
+        One array per input; initializers that are also graph inputs may be overridden.
+    outputs
+        Names of the outputs wanted; by default all that are tensors.
+
+    Returns
+    -------
+    dict
+        Output name -> array, in the order of `outputs`. bf16 outputs come as float32, which holds them
+        exactly.
+
+    Raises
+    ------
+    UsageError
+        If the model has no such output.
+    ModelError
+        If onnxruntime fails.
+    """
+    types = {node.name: node.type for node in session.get_outputs()}
+    names = (
+        [name for name, kind in types.items() if kind.startswith("tensor(")]
+        if outputs is None
+        else list(outputs)
+    )
+    for name in names:
+        if name not in types:
+            raise UsageError(
+                f"the model has no output {name!r}{did_you_mean(name, types)}",
+                f"Its outputs: {', '.join(types)}.",
+            )
+    wanted = {
+        node.name: node.type for node in (*session.get_inputs(), *session.get_overridable_initializers())
+    }
+    try:
+        if _BF16 in (*(wanted.get(name) for name in feed), *(types[name] for name in names)):
+            values = {name: _to_ort_value(_as_bf16(array, wanted.get(name))) for name, array in feed.items()}
+            found = session.run_with_ort_values(names, values)
+            return {name: _from_ort_value(value) for name, value in zip(names, found, strict=True)}
+        return dict(zip(names, session.run(names, dict(feed)), strict=True))
+    except Exception as error:
+        raise ModelError(
+            f"onnxruntime failed on inputs {_describe(feed)}: {trim(error)}",
+            "The model may only fit other extents of its dynamic axes (see --bind), or a batch of 1.",
+        ) from error
+
+
+def stream(
+    session: onnxruntime.InferenceSession,
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    outputs: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Feed, Array | None]]:
+    """Run a dataset batch by batch; only one batch is in memory.
+
+    Parameters
+    ----------
+    session
+        An open session.
+    dataset
+        Samples that fit it.
+    batch_size
+        At most this many samples per run.
+    outputs
+        As in :func:`run`.
+    progress
+        Called with (samples done, samples in all) after each batch.
+
+    Yields
+    ------
+    tuple
+        Outputs by name, labels or None.
+    """
+    done = 0
+    for feed, labels in dataset.labelled_batches(batch_size):
+        yield run(session, feed, outputs), labels
+        done += len(next(iter(feed.values()))) if dataset.batchable else 1
+        if progress is not None:
+            progress(done, len(dataset))
+
+
+def predict(
+    session: onnxruntime.InferenceSession,
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    outputs: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Feed:
+    """Run a dataset and keep all outputs in memory.
+
+    Returns
+    -------
+    dict
+        Output name -> array: batches joined along the leading axis where the dataset is batchable,
+        otherwise one entry per sample along a new leading axis.
+
+    Raises
+    ------
+    UsageError
+        If outputs of different samples differ in shape.
+    """
+    parts: dict[str, list[Array]] = {}
+    for found, _ in stream(session, dataset, batch_size, outputs=outputs, progress=progress):
+        for name, array in found.items():
+            parts.setdefault(name, []).append(array)
+    try:
+        join = np.concatenate if dataset.batchable else np.stack
+        return {name: join(arrays) for name, arrays in parts.items()}
+    except ValueError as error:
+        raise UsageError(
+            f"the outputs of different samples cannot be joined: {error}",
+            "Take them one by one with stream().",
+        ) from error
+
+
+def trim(error: BaseException) -> str:
+    """Return the gist of a message of onnxruntime: one line, without its prefix and source positions."""
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).strip()
+    line = (text.splitlines() or [type(error).__name__])[0]
+    line = re.sub(r"\S+\.(cc|h|cpp|cu):\d+ ", "", line)
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
+
+
+def _describe(feed: Mapping[str, Array]) -> str:
+    return (
+        ", ".join(f"{name!r} {array.dtype.name}{list(array.shape)}" for name, array in feed.items())
+        or "(none)"
+    )
+
+
+def _as_bf16(array: Array, wanted: str | None) -> Array:
+    if wanted != _BF16:
+        return array
+    import ml_dtypes
+
+    return np.asarray(array).astype(ml_dtypes.bfloat16)
+
+
+def _to_ort_value(array: Array) -> Any:
+    """Wrap an array without a copy (the result keeps it alive); bf16 needs its type spelled out."""
+    import onnxruntime
+
+    array = np.ascontiguousarray(array)
+    if array.dtype.name == "bfloat16":
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _ONNX_BF16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+
+
+def _from_ort_value(value: Any) -> Array:
+    if value.data_type() != _BF16:
+        return np.asarray(value.numpy())
+    import ml_dtypes
+
+    shape = tuple(value.shape())
+    count = int(np.prod(shape, dtype=np.int64))
+    if count == 0:
+        return np.zeros(shape, np.float32)
+    words: Array = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(value.data_ptr()))
+    return np.asarray(words.view(ml_dtypes.bfloat16).reshape(shape), np.float32)

@@ -1,0 +1,60 @@
+"""The nodes of the axis graph: axes of tensors, and barriers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from onnxprune.errors import Reason
+
+
+class Axis(NamedTuple):
+    """One dimension of one tensor: `value` hashes by identity, `dim` is never negative.
+
+    An initializer whose rows are divided into blocks with private columns (the weight of a grouped
+    convolution) carries *all* columns of all blocks on one axis: its extent is blocks x columns, see
+    `Blocked`.
+    """
+
+    value: ir.Value
+    dim: int
+
+    @property
+    def name(self) -> str:
+        """`value_name[dim]`, as messages and reports print it."""
+        return f"{self.value.name}[{self.dim}]"
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """How a weight's axis is divided: block `i` of `blocks` has its own columns for its share of the rows.
+
+    Position `i * columns + j` of the axis is column `j` of the rows of block `i` along `rows`.
+    """
+
+    blocks: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """Why an axis may not lose positions.
+
+    Parameters
+    ----------
+    reason
+        The kind of reason.
+    where
+        The node (or graph input/output) that imposes it, for people.
+    """
+
+    reason: Reason
+    where: str
+
+    @property
+    def name(self) -> str:
+        """`REASON at where`."""
+        return f"{self.reason.name} at {self.where}"

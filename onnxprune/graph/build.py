@@ -1,0 +1,160 @@
+"""From a model and the rule table to the axis graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+import onnx_ir as ir
+
+from onnxprune.errors import Reason
+from onnxprune.graph.axes import Axis, Barrier, Blocked
+from onnxprune.graph.relations import Balance, Relations, Sink
+from onnxprune.model.shapes import Shapes
+from onnxprune.rules.op import Op
+from onnxprune.rules.rule import RuleTable
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An initializer and the first place that uses it.
+
+    Attributes
+    ----------
+    value
+        The initializer.
+    kind
+        "weight" (criteria score it), "bias", "scale" or "constant".
+    op, slot
+        The node that uses it, and as which input.
+    """
+
+    value: ir.Value
+    kind: str
+    op: Op
+    slot: int
+
+
+@dataclass(frozen=True)
+class AxisGraph:
+    """All that is known about which positions depend on which.
+
+    Attributes
+    ----------
+    graph
+        networkx multigraph over `Axis` and `Barrier`.
+    extents
+        Number of positions per axis node (all blocks together for divided weight axes).
+    sinks, balances, blocked
+        See `onnxprune.graph.relations`.
+    parameters
+        Float initializers of the main graph, by value.
+    ops
+        Every node with its rule's view of it, in topological order.
+    """
+
+    model: ir.Model
+    shapes: Shapes
+    rules: RuleTable
+    graph: nx.MultiGraph[Any]
+    extents: Mapping[Axis, int]
+    sinks: tuple[Sink, ...]
+    balances: tuple[Balance, ...]
+    blocked: Mapping[Axis, Blocked]
+    parameters: Mapping[ir.Value, Parameter]
+    ops: tuple[Op, ...]
+
+
+def build_axis_graph(model: ir.Model, shapes: Shapes, rules: RuleTable) -> AxisGraph:
+    """Ask every node's rule how its axes hang together.
+
+    Parameters
+    ----------
+    model
+        Normalised and in topological order; not mutated.
+    shapes
+        Shapes of `model`.
+    rules
+        One `Rule` per operator. A node without one is a barrier for all its axes.
+    """
+    relations = Relations()
+    ops: list[Op] = []
+    parameters: dict[ir.Value, Parameter] = {}
+    for node in model.graph:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        op = Op(node, shapes, model.opset_imports.get(domain, 0))
+        ops.append(op)
+        rule = rules.get((domain, node.op_type))
+        relations.enter(op)
+        if rule is None:
+            relations.leave(Reason.NO_RULE)
+        elif any(value is not None and op.dims(value) is None for value in (*node.inputs, *node.outputs)):
+            relations.leave(Reason.UNKNOWN_SHAPE)
+        else:
+            rule.relate(op, relations)
+            relations.leave()
+        for slot, value in enumerate(node.inputs):
+            if value is not None and value.const_value is not None and value not in parameters:
+                weight = rule is not None and slot in rule.weights
+                kind = "weight" if weight else (rule.kinds.get(slot, "constant") if rule else "constant")
+                parameters[value] = Parameter(value, kind, op, slot)
+    relations.finish()
+    _pin_interface(model, shapes, relations.graph)
+    _pin_subgraph_uses(model, relations.graph)
+    _pin_dynamic(shapes, relations.graph)
+    return AxisGraph(
+        model,
+        shapes,
+        rules,
+        relations.graph,
+        _extents(shapes, relations),
+        tuple(relations.sinks),
+        tuple(relations.balances),
+        relations.blocked,
+        {v: p for v, p in parameters.items() if v.dtype is not None and v.dtype.is_floating_point()},
+        tuple(ops),
+    )
+
+
+def _extents(shapes: Shapes, relations: Relations) -> dict[Axis, int]:
+    extents: dict[Axis, int] = {}
+    for axis in relations.graph:
+        if isinstance(axis, Axis):
+            extent = shapes.dims[axis.value][axis.dim]
+            blocked = relations.blocked.get(axis)
+            extents[axis] = (extent or 0) * (1 if blocked is None else blocked.blocks)
+    return extents
+
+
+def _pin_interface(model: ir.Model, shapes: Shapes, graph: nx.MultiGraph[Any]) -> None:
+    inputs = [v for v in model.graph.inputs if v.const_value is None]
+    for values, reason, what in (
+        (inputs, Reason.GRAPH_INPUT, "input"),
+        (model.graph.outputs, Reason.GRAPH_OUTPUT, "output"),
+    ):
+        for value in values:
+            for dim in range(len(shapes.dims.get(value, ()))):
+                if (axis := Axis(value, dim)) in graph:
+                    graph.add_edge(axis, Barrier(reason, f"{what} {value.name!r}"))
+
+
+def _pin_subgraph_uses(model: ir.Model, graph: nx.MultiGraph[Any]) -> None:
+    """Values that the bodies of If, Loop and Scan see from outside keep their shape."""
+    for node in model.graph.all_nodes():
+        if node.graph is model.graph:
+            continue
+        for value in node.inputs:
+            if value is None or value.graph is not model.graph:
+                continue
+            for dim in range(len(value.shape or ())):
+                if (axis := Axis(value, dim)) in graph:
+                    graph.add_edge(axis, Barrier(Reason.SUBGRAPH, f"{node.op_type} {node.name!r}"))
+
+
+def _pin_dynamic(shapes: Shapes, graph: nx.MultiGraph[Any]) -> None:
+    for value, dim in shapes.dynamic:
+        if (axis := Axis(value, dim)) in graph:
+            name = value.name or "?"
+            graph.add_edge(axis, Barrier(Reason.DYNAMIC, f"{name}[{dim}]"))

@@ -1,0 +1,316 @@
+"""From the axis graph to groups of units that can be removed.
+
+A unit is a class of tied positions. Units that touch the same axes, and units that a balance constraint holds
+together, form a group (a filter pruning group, or cluster). Positions that are tied to a barrier are no units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onnxprune.errors import Reason
+from onnxprune.graph.axes import Axis
+from onnxprune.graph.build import AxisGraph, Parameter
+from onnxprune.graph.cuts import Cut, Layout, find_cuts, join_labels, lay_out
+from onnxprune.graph.positions import Index, hashes
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True)
+class AxisUse:
+    """How a group's units lie on one axis.
+
+    Attributes
+    ----------
+    axis
+        The axis.
+    unit
+        For every position of the axis its unit in the group, -1 for positions of other groups.
+    """
+
+    axis: Axis
+    unit: Index
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that touch the same axes.
+
+    Attributes
+    ----------
+    id
+        "g0", "g1", ... in the order of the graph; stable for the same file.
+    name
+        The first layer that produces the units.
+    units
+        How many there are.
+    axes
+        Every axis they touch.
+    sources, sinks
+        Parameter axes that produce the units, and those that a contraction consumes them with.
+    blocks
+        Block of each unit, or None: every block keeps the same number of units.
+    width
+        Positions that one unit takes on its first source axis (a head: its dimensions).
+    cut
+        Groups with the same cut number belong together; see `alternatives`.
+    alternatives
+        Ids of groups that cut the same axes in another way.
+    """
+
+    id: str
+    name: str
+    units: int
+    axes: tuple[AxisUse, ...]
+    sources: tuple[AxisUse, ...]
+    sinks: tuple[AxisUse, ...]
+    blocks: Index | None
+    width: int
+    cut: int
+    alternatives: tuple[str, ...] = ()
+
+    @property
+    def block_count(self) -> int:
+        """Number of blocks that must keep equal numbers; 1 where there is no such constraint."""
+        return 1 if self.blocks is None else int(self.blocks.max()) + 1
+
+    def __repr__(self) -> str:
+        extra = f", {self.block_count} blocks" if self.blocks is not None else ""
+        return f"Group({self.id}, {self.name!r}, {self.units} units{extra})"
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Units without a barrier that form no group all the same."""
+
+    reason: Reason
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """All groups of a model: those in use, and those that would cut the same axes differently."""
+
+    layout: Layout
+    groups: tuple[Group, ...]
+    alternatives: tuple[Group, ...]
+    rejected: tuple[Rejection, ...]
+
+
+def partition(axis_graph: AxisGraph) -> Partition:
+    """Find the units and groups of a model.
+
+    Where cuts exclude each other (whole heads, or dimensions of heads), the one that reaches the most weight
+    axes is used and the others are listed as alternatives.
+    """
+    layout = lay_out(axis_graph)
+    cuts = find_cuts(layout)
+    finder = _Finder(axis_graph, layout)
+    found = [(cut, finder.groups(cut, number)) for number, cut in enumerate(cuts)]
+    found = [(cut, groups) for cut, groups in found if groups]
+    order = sorted(range(len(found)), key=lambda i: (-_reach(found[i][1]), i))
+    taken: dict[int, int] = {}
+    used: set[int] = set()
+    for i in order:
+        if not any(c in taken for c in found[i][0].components):
+            used.add(i)
+            taken.update(dict.fromkeys(found[i][0].components, i))
+    return _number(layout, found, used, tuple(finder.rejected))
+
+
+def _reach(groups: Sequence[Group]) -> int:
+    """How many weight axes a cut reaches (attention heads reach four, their Q and K dimensions two)."""
+    return len({use.axis for group in groups for use in (*group.sources, *group.sinks)})
+
+
+def _number(
+    layout: Layout, found: list[tuple[Cut, list[Group]]], used: set[int], rejected: tuple[Rejection, ...]
+) -> Partition:
+    ranked = sorted(
+        ((i, group) for i, (_, groups) in enumerate(found) for group in groups),
+        key=lambda pair: (pair[0] not in used, layout.number[pair[1].axes[0].axis]),
+    )
+    ids = {id(group): f"g{n}" for n, (_, group) in enumerate(ranked)}
+    by_component: dict[int, list[int]] = {}
+    for i, (cut, _) in enumerate(found):
+        for component in cut.components:
+            by_component.setdefault(component, []).append(i)
+    groups: list[Group] = []
+    alternatives: list[Group] = []
+    for i, group in ranked:
+        rivals = {j for c in found[i][0].components for j in by_component[c] if j != i}
+        others = tuple(ids[id(g)] for j in sorted(rivals) for g in found[j][1])
+        numbered = replace(group, id=ids[id(group)], alternatives=others)
+        (groups if i in used else alternatives).append(numbered)
+    return Partition(layout, tuple(groups), tuple(alternatives), rejected)
+
+
+class _Finder:
+    """Splits cuts into groups. Holds the lookups that all cuts share."""
+
+    def __init__(self, axis_graph: AxisGraph, layout: Layout) -> None:
+        self.layout = layout
+        self.parameters: dict[int, list[tuple[Axis, Parameter]]] = {}
+        self.axes_of: dict[int, list[int]] = {}
+        self.classes_of: dict[int, list[int]] = {}
+        self.balances: dict[int, list[tuple[Axis, int]]] = {}
+        self.parameter_of: dict[Axis, Parameter] = {}
+        self.rejected: list[Rejection] = []
+        self.sink_axes = {sink.parameter for sink in axis_graph.sinks if sink.parameter is not None}
+        parameters = axis_graph.parameters
+        for number, axis in enumerate(layout.axes):
+            self.axes_of.setdefault(int(layout.klass[number]), []).append(number)
+            if axis.value in parameters:
+                self.parameter_of[axis] = parameters[axis.value]
+                self.parameters.setdefault(int(layout.klass[number]), []).append(
+                    (axis, parameters[axis.value])
+                )
+        for k, component in enumerate(layout.hard.tolist()):
+            self.classes_of.setdefault(component, []).append(k)
+        for balance in axis_graph.balances:
+            if balance.axis in layout.number:
+                component = layout.component(balance.axis)
+                self.balances.setdefault(component, []).append((balance.axis, balance.blocks))
+
+    def groups(self, cut: Cut, number: int) -> list[Group]:
+        """The groups of one cut; empty where everything in it is pinned."""
+        classes = sorted(k for component in cut.components for k in self.classes_of[component])
+        if not any(k in self.parameters for k in classes):
+            return []
+        unit_of, free = self._units(cut, classes)
+        blocks = self._blocks(cut, classes, unit_of, free)
+        member = self._members(classes, unit_of, free, blocks)
+        groups = []
+        for group in np.unique(member[free]):
+            made = self._group(np.flatnonzero(free & (member == group)), classes, unit_of, blocks, number)
+            if made is not None:
+                groups.append(made)
+        return groups
+
+    def _units(self, cut: Cut, classes: list[int]) -> tuple[dict[int, Index], Bools]:
+        """Unit of every position, per class; and which units are free of barriers."""
+        layout = self.layout
+        spans = {
+            k: np.arange(layout.offset[k], layout.offset[k] + layout.extent[k], dtype=np.int64)
+            for k in classes
+        }
+        labels = np.unique(np.concatenate([layout.label[span] for span in spans.values()]))
+        joined = join_labels(layout, labels, cut.choices)
+        roots, unit = np.unique(joined, return_inverse=True)
+        free = np.ones(len(roots), bool)
+        free[unit[layout.pinned[labels]]] = False
+        return {k: unit[np.searchsorted(labels, layout.label[s])] for k, s in spans.items()}, free
+
+    def _blocks(
+        self, cut: Cut, classes: list[int], unit_of: dict[int, Index], free: Bools
+    ) -> list[tuple[int, Index]]:
+        """Balance constraints as (class, block per unit); units that spread evenly have block -1.
+
+        A unit that lies in several blocks but not evenly cannot be dropped: `free` is cleared for it.
+        """
+        found: list[tuple[int, Index]] = []
+        for component in sorted(cut.components):
+            for axis, blocks in self.balances.get(component, ()):
+                k = int(self.layout.klass[self.layout.number[axis]])
+                unit = unit_of[k]
+                size = len(unit) // blocks
+                counts = np.zeros((len(free), blocks), np.int64)
+                np.add.at(counts, (unit, np.arange(len(unit)) // size), 1)
+                even = (counts == counts[:, :1]).all(1)
+                single = (counts > 0).sum(1) == 1
+                free &= even | single
+                block = np.where(even, -1, counts.argmax(1))
+                if (block[free] >= 0).any():
+                    found.append((k, block))
+        return found
+
+    def _members(
+        self, classes: list[int], unit_of: dict[int, Index], free: Bools, blocks: list[tuple[int, Index]]
+    ) -> np.ndarray[Any, Any]:
+        """Group of each unit: its set of classes, joined with the units of the same balance constraint."""
+        signature = np.zeros(len(free), np.uint64)
+        for k in classes:
+            with np.errstate(over="ignore"):
+                signature[np.unique(unit_of[k])] += hashes(np.array([k]))[0]
+        _, member = np.unique(signature, return_inverse=True)
+        for _, block in blocks:
+            bound = free & (block >= 0)
+            if bound.any():
+                groups = np.unique(member[bound])
+                member[np.isin(member, groups)] = groups[0]
+        return member
+
+    def _group(
+        self,
+        units: Index,
+        classes: list[int],
+        unit_of: dict[int, Index],
+        blocks: list[tuple[int, Index]],
+        cut: int,
+    ) -> Group | None:
+        if len(units) < 2:
+            return self._reject(Reason.INDIVISIBLE, classes)
+        try:
+            cells = _cells(units, blocks)
+        except _Unbalanced as error:
+            return self._reject(error.reason, classes)
+        local = np.full(int(max(u.max() for u in unit_of.values())) + 1, -1, np.int64)
+        local[units] = np.arange(len(units))
+        uses: list[AxisUse] = []
+        for k in classes:
+            positions = local[unit_of[k]]
+            if (positions >= 0).any():
+                uses.extend(AxisUse(self.layout.axes[n], positions) for n in self.axes_of[k])
+        uses.sort(key=lambda use: self.layout.number[use.axis])
+        sources, sinks, name = self._roles(uses)
+        if not sources and not sinks:
+            return None
+        first = (sources or sinks)[0].unit
+        width = int(np.bincount(first[first >= 0]).max())
+        return Group("", name, len(units), tuple(uses), sources, sinks, cells, width, cut)
+
+    def _reject(self, reason: Reason, classes: list[int]) -> None:
+        axes = tuple(axis for k in classes for axis, _ in self.parameters.get(k, ()))
+        self.rejected.append(Rejection(reason, axes))
+
+    def _roles(self, uses: list[AxisUse]) -> tuple[tuple[AxisUse, ...], tuple[AxisUse, ...], str]:
+        parameters = self.parameter_of
+        touched = [use for use in uses if use.axis in parameters]
+        sinks = tuple(use for use in touched if use.axis in self.sink_axes)
+        sources = tuple(use for use in touched if use.axis not in self.sink_axes)
+        weights = [use for use in sources if parameters[use.axis].kind == "weight"] or sources or sinks
+        first = parameters[weights[0].axis] if weights else None
+        return sources, sinks, "" if first is None else _layer_name(first)
+
+
+class _Unbalanced(Exception):
+    """The balance constraints of a group cannot all be kept."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.sentence)
+        self.reason = reason
+
+
+def _cells(units: Index, blocks: list[tuple[int, Index]]) -> Index | None:
+    """Block of each unit once all constraints hold together; raises where they cannot."""
+    keys = np.array([block[units] for _, block in blocks if (block[units] >= 0).any()])
+    if not len(keys):
+        return None
+    if (keys < 0).any():
+        raise _Unbalanced(Reason.INCOMPATIBLE_BLOCKS)
+    _, cell, sizes = np.unique(keys.T, axis=0, return_inverse=True, return_counts=True)
+    if len(set(sizes.tolist())) != 1:
+        raise _Unbalanced(Reason.INCOMPATIBLE_BLOCKS)
+    if sizes[0] < 2:
+        raise _Unbalanced(Reason.INDIVISIBLE)
+    return np.asarray(cell.ravel(), np.int64)
+
+
+def _layer_name(parameter: Parameter) -> str:
+    node = parameter.op.node
+    return node.name or str(parameter.value.name)

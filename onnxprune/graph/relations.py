@@ -1,0 +1,218 @@
+"""What rules write into: ties, contractions, pins and choices between axes.
+
+A rule speaks about one operator. `Relations` collects what all rules say in one networkx multigraph whose
+nodes are `Axis` and `Barrier` values. Axes with at most one position have no node: there is nothing to drop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+import numpy as np
+
+from onnxprune.errors import Reason
+from onnxprune.graph.axes import Axis, Barrier, Blocked
+from onnxprune.rules.op import Op
+
+Index = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One relation between two axes, as a rule stated it.
+
+    Attributes
+    ----------
+    kind
+        "tie": the positions live and die together. "contract": the same, and the operator sums over them.
+        "choice": one factor of a Reshape; it holds only in groups that cut along this factor.
+    a, b
+        The two axes.
+    a_index, b_index
+        Positions: `a_index[i]` of a goes with `b_index[i]` of b. Both None: all positions in order.
+    where
+        The node that states it.
+    factor
+        For choices: a number that tells the factors of one Reshape apart.
+    """
+
+    kind: str
+    a: Axis
+    b: Axis
+    a_index: Index | None
+    b_index: Index | None
+    where: Op
+    factor: int = -1
+
+
+@dataclass(frozen=True)
+class Sink:
+    """A place where an operator sums over an axis: zeroing it there masks a unit.
+
+    Attributes
+    ----------
+    axis
+        The axis that is summed over.
+    slot
+        Input of the node that carries it.
+    parameter
+        The weight's axis, where the other operand is an initializer (its slices are zeroed instead).
+    where
+        The node.
+    """
+
+    axis: Axis
+    slot: int
+    parameter: Axis | None
+    where: Op
+
+
+@dataclass(frozen=True)
+class Balance:
+    """`axis` is divided into `blocks` equal runs; every run must keep the same number of positions."""
+
+    axis: Axis
+    blocks: int
+    where: Op
+
+
+class Relations:
+    """Collects what rules state about axes. Mutable only while a graph is being built.
+
+    Attributes
+    ----------
+    graph
+        `networkx.MultiGraph` of `Axis` and `Barrier` nodes; edges between axes carry `edge=Edge`.
+    sinks, balances, blocked
+        Contractions, rectangular constraints and divided weight axes found on the way.
+    """
+
+    def __init__(self) -> None:
+        self.graph: nx.MultiGraph[Any] = nx.MultiGraph()
+        self.sinks: list[Sink] = []
+        self.balances: list[Balance] = []
+        self.blocked: dict[Axis, Blocked] = {}
+        self._op: Op | None = None
+        self._mentioned: set[Axis] = set()
+        self._small: list[tuple[Axis, Barrier]] = []
+
+    # --- the vocabulary of rules -------------------------------------------------------------------------
+
+    def tie(self, a: Axis, b: Axis, a_index: Index | None = None, b_index: Index | None = None) -> None:
+        """Position `a_index[i]` of `a` and `b_index[i]` of `b` live and die together.
+
+        Without index arrays, all positions in order; then the extents must agree, else both are pinned.
+        """
+        self._relate("tie", a, b, a_index, b_index)
+
+    def contract(self, a: Axis, b: Axis | None, slot: int = 0) -> None:
+        """The operator multiplies `a` with `b` position by position and sums: zero terms can be dropped.
+
+        Parameters
+        ----------
+        a
+            Axis of the activation (input `slot`).
+        b
+            Axis of the other operand, or None where the operator only sums (ReduceSum).
+        """
+        if b is not None:
+            self._relate("contract", a, b, None, None)
+        self._mention(a)
+        parameter = b if b is not None and b.value.const_value is not None else None
+        self.sinks.append(Sink(a, slot, parameter, self._where))
+
+    def choice(self, a: Axis, b: Axis, a_index: Index, b_index: Index, factor: int) -> None:
+        """One way of cutting axes that a Reshape splits or merges: along `factor`."""
+        self._relate("choice", a, b, a_index, b_index, factor)
+
+    def pin(self, axis: Axis, reason: Reason) -> None:
+        """`axis` keeps all positions, because of `reason`."""
+        self._mention(axis)
+        barrier = Barrier(reason, self._where.label)
+        if self._extent(axis) == 1:
+            self._small.append((axis, barrier))
+        else:
+            self.graph.add_edge(axis, barrier)
+
+    def free(self, axis: Axis) -> None:
+        """`axis` needs no partner: the operator makes it (Expand, Pad) and its REFIT can make it smaller."""
+        self._mention(axis)
+        if self._extent(axis) not in (0, 1):
+            self.graph.add_node(axis)
+
+    def balance(self, axis: Axis, blocks: int) -> None:
+        """`axis` is divided into `blocks` runs that must keep equal numbers of positions."""
+        self._mention(axis)
+        self.balances.append(Balance(axis, blocks, self._where))
+
+    def divide(self, axis: Axis, blocks: int, rows: int) -> Axis:
+        """Declare that the weight's `axis` stands for `blocks` private runs of columns (see `Blocked`)."""
+        declared = Blocked(blocks, rows)
+        if self.blocked.setdefault(axis, declared) != declared:
+            self.pin(axis, Reason.INCOMPATIBLE_BLOCKS)
+        return axis
+
+    # --- the builder's side ------------------------------------------------------------------------------
+
+    def enter(self, op: Op) -> None:
+        """Begin to collect what the rule of `op` states."""
+        self._op = op
+        self._mentioned = set()
+
+    def leave(self, reason: Reason = Reason.NOT_MENTIONED) -> None:
+        """Pin every axis of the operator that its rule did not mention (closed world)."""
+        op = self._where
+        for value in (*op.node.inputs, *op.node.outputs):
+            if value is None:
+                continue
+            for axis in op.axes(value):
+                if axis not in self._mentioned:
+                    self.pin(axis, reason)
+        self._op = None
+
+    def finish(self) -> None:
+        """Pin single positions too, where a tie has made them part of a longer axis (Concat, say)."""
+        for axis, barrier in self._small:
+            if axis in self.graph:
+                self.graph.add_edge(axis, barrier)
+        self._small.clear()
+
+    @property
+    def _where(self) -> Op:
+        if self._op is None:
+            raise RuntimeError("relations are stated between enter() and leave()")
+        return self._op
+
+    def _extent(self, axis: Axis) -> int | None:
+        extent = self._where.extent(axis)
+        blocked = self.blocked.get(axis)
+        return extent if extent is None or blocked is None else extent * blocked.blocks
+
+    def _mention(self, axis: Axis) -> None:
+        self._mentioned.add(axis)
+
+    def _relate(
+        self,
+        kind: str,
+        a: Axis,
+        b: Axis,
+        a_index: Index | None,
+        b_index: Index | None,
+        factor: int = -1,
+    ) -> None:
+        self._mention(a)
+        self._mention(b)
+        m, n = self._extent(a), self._extent(b)
+        if m is None or n is None:
+            self.pin(a, Reason.UNKNOWN_SHAPE)
+            self.pin(b, Reason.UNKNOWN_SHAPE)
+            return
+        if a_index is None and m != n:
+            self.pin(a, Reason.NOT_MENTIONED)
+            self.pin(b, Reason.NOT_MENTIONED)
+            return
+        if m == 1 and n == 1:
+            return
+        self.graph.add_edge(a, b, edge=Edge(kind, a, b, a_index, b_index, self._where, factor))

@@ -1,0 +1,319 @@
+"""Extents of every axis with symbolic dims bound, and which of them depend on the input.
+
+The graph is walked once per binding of the symbolic dims. onnx's own per-operator inference
+(`onnx.shape_inference.infer_node_outputs`) gives shapes; small integer tensors are evaluated on the way
+(`onnxprune.model.fold`), so that shapes computed by `Shape -> Gather -> Concat -> Reshape` chains are known
+numbers. An axis whose extent changes between two bindings is dynamic.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxprune.model import fold
+
+log = logging.getLogger(__name__)
+
+Dims = tuple[int | None, ...]
+Hook = Callable[[ir.Node, dict[ir.Value, Dims], dict[ir.Value, np.ndarray]], None]
+"""Called before each node of a walk; may edit the node and must keep the two dicts up to date."""
+MAX_DATA = 4096
+"""Elements of an integer tensor up to which its values are tracked."""
+
+_FLOAT_DATA = 64
+_GUESSES = (
+    (("seq", "length", "token", "time", "frame"), 128),
+    (("height", "width"), 224),
+    (("past", "cache"), 16),
+)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Shapes of a model's values at one binding of its symbolic dims.
+
+    Attributes
+    ----------
+    dims
+        Extents per value; `None` where they could not be inferred. A value without a known rank is absent.
+    data
+        Values of small integer tensors that are known at this binding.
+    dynamic
+        `(value, dim)` pairs whose extent depends on the input.
+    varying
+        Values in `data` that depend on the binding.
+    bindings
+        The size of every symbolic dim of the graph's inputs.
+    guessed
+        The names in `bindings` that nobody gave.
+    """
+
+    dims: Mapping[ir.Value, Dims]
+    data: Mapping[ir.Value, np.ndarray]
+    dynamic: frozenset[tuple[ir.Value, int]] = frozenset()
+    varying: frozenset[ir.Value] = frozenset()
+    bindings: Mapping[str, int] = field(default_factory=dict)
+    guessed: frozenset[str] = frozenset()
+
+
+def infer_shapes(model: ir.Model, bindings: Mapping[str, int] | None = None) -> Shapes:
+    """Infer the extents of all axes of the main graph, and which of them are dynamic.
+
+    Parameters
+    ----------
+    model
+        A model in topological order; not mutated.
+    bindings
+        Sizes of symbolic dims by name. A batch dim that is not named is 1, another gets a guess.
+
+    Returns
+    -------
+    Shapes
+    """
+    sizes, guessed = bind_dims(model.graph.inputs, bindings or {})
+    engine = _Engine(model)
+    dims, data = engine.walk(sizes)
+    dynamic: set[tuple[ir.Value, int]] = set()
+    varying: frozenset[ir.Value] = frozenset()
+    if sizes:
+        other, values = engine.walk({name: size + 1 for name, size in sizes.items()})
+        varying = frozenset(
+            v for v, array in data.items() if v not in values or not np.array_equal(array, values[v])
+        )
+        if not _lost(dims, other):
+            dynamic = _changed(dims, other)
+        else:
+            log.info("the model only fits one size of its symbolic dims: treating all axes inside it as fixed")
+            dynamic = {
+                (value, axis)
+                for value in (*model.graph.inputs, *model.graph.outputs)
+                if value.shape is not None
+                for axis, dim in enumerate(value.shape)
+                if not isinstance(dim, int)
+            }
+    return Shapes(dims, data, frozenset(dynamic), varying, sizes, guessed)
+
+
+def walk_shapes(model: ir.Model, sizes: Mapping[str, int], before: Hook) -> dict[ir.Value, Dims]:
+    """Infer extents at one binding, calling `before` ahead of each node; it may edit the node."""
+    dims, _ = _Engine(model).walk(sizes, before)
+    return dims
+
+
+def bind_dims(
+    inputs: Iterable[ir.Value], bindings: Mapping[str, int]
+) -> tuple[dict[str, int], frozenset[str]]:
+    """Give every symbolic dim of `inputs` a size; also return the names whose size is a guess."""
+    sizes: dict[str, int] = {}
+    guessed: set[str] = set()
+    for value in inputs:
+        for axis, dim in enumerate(value.shape or ()):
+            if isinstance(dim, int):
+                continue
+            name = symbol(value, axis)
+            if name in sizes:
+                continue
+            if name in bindings:
+                sizes[name] = bindings[name]
+            else:
+                sizes[name] = _guess(name, axis, len(value.shape or ()))
+                guessed.add(name)
+    return sizes, frozenset(guessed)
+
+
+def symbol(value: ir.Value, axis: int) -> str:
+    """Name of a symbolic dim: its own name, or `input.axis` where the model gives none."""
+    dim = value.shape[axis] if value.shape is not None else None
+    text = getattr(dim, "value", None)
+    return str(text) if text else f"{value.name}.{axis}"
+
+
+def _guess(name: str, axis: int, rank: int) -> int:
+    lower = name.lower()
+    if axis == 0 or "batch" in lower:
+        return 1
+    for words, size in _GUESSES:
+        if any(word in lower for word in words):
+            return size
+    if rank == 4 and axis >= 2:
+        return 224
+    return 128 if axis == 1 else 16
+
+
+def _lost(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> bool:
+    """Whether the second walk knows less than the first: the model does not fit the other binding."""
+    return any(
+        value not in other or sum(d is None for d in other[value]) > sum(d is None for d in extents)
+        for value, extents in dims.items()
+    )
+
+
+def _changed(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> set[tuple[ir.Value, int]]:
+    changed: set[tuple[ir.Value, int]] = set()
+    for value, extents in dims.items():
+        theirs = other.get(value, ())
+        if len(theirs) != len(extents):
+            changed.update((value, axis) for axis in range(len(extents)))
+            continue
+        changed.update(
+            (value, axis) for axis, (a, b) in enumerate(zip(extents, theirs, strict=True)) if a != b
+        )
+    return changed
+
+
+class _Engine:
+    """Walks a graph; remembers the result of every distinct (operator, attributes, input types, data)."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._opsets = dict(model.opset_imports)
+        self._proto_opsets = [onnx.helper.make_opsetid(d, v) for d, v in self._opsets.items()]
+        self._cache: dict[object, tuple[Dims | None, ...]] = {}
+        self._attributes: dict[ir.Node, object] = {}
+
+    def walk(
+        self, sizes: Mapping[str, int], before: Hook | None = None
+    ) -> tuple[dict[ir.Value, Dims], dict[ir.Value, np.ndarray]]:
+        dims: dict[ir.Value, Dims] = {}
+        data: dict[ir.Value, np.ndarray] = {}
+        graph = self._model.graph
+        for value in graph.inputs:
+            if value.shape is not None:
+                dims[value] = tuple(
+                    dim if isinstance(dim, int) else sizes[symbol(value, axis)]
+                    for axis, dim in enumerate(value.shape)
+                )
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None:
+                continue
+            dims[value] = tuple(int(d) for d in tensor.shape)
+            if _tracked(tensor.dtype, tensor.size):
+                data[value] = tensor.numpy()
+        for node in graph:
+            if before is not None:
+                before(node, dims, data)
+            self._visit(node, sizes, dims, data)
+        return dims, data
+
+    def _visit(
+        self,
+        node: ir.Node,
+        sizes: Mapping[str, int],
+        dims: dict[ir.Value, Dims],
+        data: dict[ir.Value, np.ndarray],
+    ) -> None:
+        result = fold.evaluate(node, dims, data)
+        if result is not None and result.size <= MAX_DATA:
+            (output,) = node.outputs
+            data[output] = result
+            dims[output] = result.shape
+            return
+        for output, shape in zip(node.outputs, self._infer(node, dims, data), strict=True):
+            declared = _declared(output, sizes)
+            if shape is None:
+                shape = declared
+            elif declared is not None and len(declared) == len(shape):
+                shape = tuple(a if a is not None else b for a, b in zip(shape, declared, strict=True))
+            if shape is not None:
+                dims[output] = shape
+
+    def _infer(
+        self, node: ir.Node, dims: Mapping[ir.Value, Dims], data: Mapping[ir.Value, np.ndarray]
+    ) -> tuple[Dims | None, ...]:
+        unknown: tuple[Dims | None, ...] = (None,) * len(node.outputs)
+        version = self._opsets.get(node.domain)
+        if version is None or any(a.type in _GRAPHS for a in node.attributes.values()):
+            return unknown
+        if any(value is not None and value not in dims for value in node.inputs):
+            return unknown
+        key = self._key(node, dims, data)
+        known = self._cache.get(key)
+        if known is None:
+            known = self._cache[key] = self._ask_onnx(node, version, dims, data)
+        return known
+
+    def _key(
+        self, node: ir.Node, dims: Mapping[ir.Value, Dims], data: Mapping[ir.Value, np.ndarray]
+    ) -> object:
+        attributes = self._attributes.get(node)
+        if attributes is None:
+            attributes = self._attributes[node] = tuple(
+                (name, str(attr.value)) for name, attr in sorted(node.attributes.items())
+            )
+        inputs = tuple(
+            None
+            if value is None
+            else (dims[value], value.dtype, data[value].tobytes() if value in data else None)
+            for value in node.inputs
+        )
+        return node.domain, node.op_type, len(node.outputs), attributes, inputs
+
+    def _ask_onnx(
+        self,
+        node: ir.Node,
+        version: int,
+        dims: Mapping[ir.Value, Dims],
+        data: Mapping[ir.Value, np.ndarray],
+    ) -> tuple[Dims | None, ...]:
+        unknown: tuple[Dims | None, ...] = (None,) * len(node.outputs)
+        try:
+            schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        except onnx.defs.SchemaError:
+            return unknown
+        proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
+        types, values = {}, {}
+        for index, value in enumerate(node.inputs):
+            name = "" if value is None else f"i{index}"
+            proto.input.append(name)
+            if value is None:
+                continue
+            types[name] = _type(value, dims[value])
+            if value in data:
+                values[name] = onnx.numpy_helper.from_array(np.asarray(data[value]), name)
+        proto.output.extend(f"o{index}" if out.name else "" for index, out in enumerate(node.outputs))
+        proto.attribute.extend(ir.to_proto(attr) for attr in node.attributes.values())
+        try:
+            inferred = onnx.shape_inference.infer_node_outputs(
+                schema, proto, types, values, opset_imports=self._proto_opsets
+            )
+        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+            log.debug("no shape for %s (%s): %s", node.name, node.op_type, error)
+            return unknown
+        return tuple(_dims(inferred.get(f"o{index}")) for index in range(len(node.outputs)))
+
+
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
+def _tracked(dtype: ir.DataType, size: int) -> bool:
+    if dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED) or dtype.bitwidth < 8:
+        return False
+    return size <= (MAX_DATA if dtype.is_integer() or dtype == ir.DataType.BOOL else _FLOAT_DATA)
+
+
+def _type(value: ir.Value, extents: Dims) -> onnx.TypeProto:
+    dtype = value.dtype or ir.DataType.FLOAT
+    return onnx.helper.make_tensor_type_proto(dtype.value, extents)
+
+
+def _dims(proto: onnx.TypeProto | None) -> Dims | None:
+    if proto is None or not proto.HasField("tensor_type") or not proto.tensor_type.HasField("shape"):
+        return None
+    return tuple(
+        int(dim.dim_value) if dim.HasField("dim_value") else None for dim in proto.tensor_type.shape.dim
+    )
+
+
+def _declared(value: ir.Value, sizes: Mapping[str, int]) -> Dims | None:
+    if value.shape is None:
+        return None
+    return tuple(
+        dim if isinstance(dim, int) else sizes.get(str(getattr(dim, "value", None))) for dim in value.shape
+    )

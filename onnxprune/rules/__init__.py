@@ -1,0 +1,62 @@
+"""What is known about operators: one file per family, one table of rules.
+
+A rule table is a plain value: `default_rules() | {("my.domain", "MyOp"): Rule(...)}` is a new table in which the
+right side wins. Third parties publish tables through the entry point group `onnxprune.rules`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+
+from onnxprune.rules import (
+    conv,
+    elementwise,
+    layout,
+    linear,
+    movement,
+    normalization,
+    pooling,
+    reduction,
+    resize,
+    shape,
+)
+from onnxprune.rules.op import Op
+from onnxprune.rules.rule import Rule, RuleTable, Term
+
+__all__ = ["Op", "Rule", "RuleTable", "Term", "builtin_rules", "default_rules"]
+
+_FAMILIES = (
+    conv,
+    elementwise,
+    layout,
+    linear,
+    movement,
+    normalization,
+    pooling,
+    reduction,
+    resize,
+    shape,
+)
+
+
+@cache
+def builtin_rules() -> RuleTable:
+    """The rules that come with onnxprune."""
+    rules = RuleTable()
+    for family in _FAMILIES:
+        rules = rules | family.RULES
+    return rules
+
+
+@cache
+def default_rules() -> RuleTable:
+    """The built-in rules and those that installed packages publish as `onnxprune.rules` entry points.
+
+    An entry point names a mapping `{(domain, op_type): Rule}` or a function that returns one.
+    """
+    rules = builtin_rules()
+    for point in entry_points(group="onnxprune.rules"):
+        loaded = point.load()
+        rules = rules | (loaded() if callable(loaded) else loaded)
+    return rules

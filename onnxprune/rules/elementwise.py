@@ -1,0 +1,55 @@
+"""Operators that treat every position alone: unary, binary with broadcasting, selections between operands.
+
+Specification of broadcasting: https://onnx.ai/onnx/repo-docs/Broadcasting.html
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnxprune.rules.helpers import tie_axes, tie_broadcast
+from onnxprune.rules.rule import Key, Rule, table
+
+if TYPE_CHECKING:
+    from onnxprune.graph.relations import Relations
+    from onnxprune.rules.op import Op
+
+UNARY = (
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor "
+    "Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu "
+    "Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
+).split()
+BINARY = (
+    "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean "
+    "Min Mod Mul Or PRelu Pow Sub Sum Where Xor"
+).split()
+_KINDS = {"Add": "bias", "Sub": "bias", "Sum": "bias", "Mul": "scale", "Div": "scale", "PRelu": "slope"}
+
+
+def _unary(op: Op, relations: Relations) -> None:
+    for output in op.node.outputs:
+        tie_axes(op, relations, op.input(0), output)
+
+
+def _broadcasting(op: Op, relations: Relations) -> None:
+    for value in op.node.inputs:
+        if value is not None:
+            tie_broadcast(op, relations, value, op.output())
+
+
+def _cast_like(op: Op, relations: Relations) -> None:
+    tie_axes(op, relations, op.input(0), op.output())
+    for axis in op.axes(op.input(1)):
+        relations.free(axis)
+
+
+def _rule(op_type: str) -> Rule:
+    kind = _KINDS.get(op_type)
+    return Rule(_broadcasting, kinds={} if kind is None else dict.fromkeys(range(8), kind))
+
+
+RULES: dict[Key, Rule] = {
+    **table(Rule(_unary), *UNARY),
+    **{("", op_type): _rule(op_type) for op_type in BINARY},
+    **table(Rule(_cast_like), "CastLike"),
+}

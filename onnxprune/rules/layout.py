@@ -1,0 +1,195 @@
+"""Operators that only rename positions: Transpose, Squeeze, Unsqueeze, Reshape, Flatten, DepthToSpace.
+
+Reshape is read as a factorisation. Both shapes are cut into the finest common factors; `C -> (H, D)` has the
+factors H and D, both on C's axis. A factor that fills its axis on both sides is a tie. Otherwise it is one of
+several choices for the axis that holds more than one factor: cutting C along H removes whole heads, cutting it
+along D the same position of every head.
+
+Specification: https://onnx.ai/onnx/operators/onnx__Reshape.html and its neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxprune.errors import Reason
+from onnxprune.graph.axes import Axis
+from onnxprune.rules.helpers import Index, arange
+from onnxprune.rules.op import normalized
+from onnxprune.rules.rule import Key, Rule, table
+
+if TYPE_CHECKING:
+    from onnxprune.apply.refit import Refit
+    from onnxprune.graph.relations import Relations
+    from onnxprune.rules.op import Op
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A common factor of two shapes.
+
+    Attributes
+    ----------
+    size
+        Its number of values.
+    a_dim, b_dim
+        The axes that hold it.
+    a_stride, b_stride
+        Its stride within those axes.
+    """
+
+    size: int
+    a_dim: int
+    b_dim: int
+    a_stride: int
+    b_stride: int
+
+
+def factorize(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[list[Factor], set[int], set[int]]:
+    """Finest common factors of two shapes with equal products; and the dims that have none.
+
+    Examples
+    --------
+    >>> [(f.size, f.a_dim, f.b_dim) for f in factorize((2, 12), (2, 3, 4))[0]]
+    [(2, 0, 0), (3, 1, 1), (4, 1, 2)]
+    >>> factorize((6, 4), (4, 6))[1:]
+    ({0, 1}, {0, 1})
+    """
+    factors: list[Factor] = []
+    stuck_a: set[int] = set()
+    stuck_b: set[int] = set()
+    i, j = len(a) - 1, len(b) - 1
+    rest_a, rest_b, stride_a, stride_b = 1, 1, 1, 1
+    while i >= 0 or j >= 0 or rest_a > 1 or rest_b > 1:
+        if rest_a == 1 and i >= 0:
+            rest_a, stride_a, i = a[i], 1, i - 1
+            continue
+        if rest_b == 1 and j >= 0:
+            rest_b, stride_b, j = b[j], 1, j - 1
+            continue
+        low, high = sorted((rest_a, rest_b))
+        if low <= 1 or high % low:  # no common refinement from here up to where the products agree again
+            return factors, stuck_a | set(range(i + 2)), stuck_b | set(range(j + 2))
+        factors.append(Factor(low, i + 1, j + 1, stride_a, stride_b))
+        rest_a, rest_b = rest_a // low, rest_b // low
+        stride_a, stride_b = stride_a * low, stride_b * low
+    return factors[::-1], stuck_a, stuck_b
+
+
+def relate_reshape(op: Op, relations: Relations) -> None:
+    """State the ties and choices of an operator whose only effect is to regroup axes."""
+    x, y = op.input(0), op.output()
+    a, b = op.dims(x), op.dims(y)
+    if a is None or b is None or None in a or None in b:
+        return
+    shape_a, shape_b = tuple(d or 0 for d in a), tuple(d or 0 for d in b)
+    if 0 in shape_a:
+        return
+    factors, stuck_a, stuck_b = factorize(shape_a, shape_b)
+    for dim in stuck_a:
+        relations.pin(Axis(x, dim), Reason.INCOMPATIBLE_BLOCKS)
+    for dim in stuck_b:
+        relations.pin(Axis(y, dim), Reason.INCOMPATIBLE_BLOCKS)
+    for number, factor in enumerate(factors):
+        left, right = Axis(x, factor.a_dim), Axis(y, factor.b_dim)
+        m, n = shape_a[factor.a_dim], shape_b[factor.b_dim]
+        if factor.size == m == n:
+            relations.tie(left, right)
+        else:
+            left_index, right_index = _pairs(factor, m, n)
+            relations.choice(left, right, left_index, right_index, number)
+    if op.has(1):
+        for axis in op.axes(op.input(1)):
+            relations.free(axis)
+
+
+def _pairs(factor: Factor, m: int, n: int) -> tuple[Index, Index]:
+    """Edges that join all positions of both axes with the same digit of `factor`."""
+    digit_a = arange(m) // factor.a_stride % factor.size
+    digit_b = arange(n) // factor.b_stride % factor.size
+    return np.concatenate([arange(m), digit_b * factor.a_stride]), np.concatenate(
+        [digit_a * factor.b_stride, arange(n)]
+    )
+
+
+def _refit_reshape(op: Op, refit: Refit) -> None:
+    asked = op.ints("shape", 1)
+    changes = {
+        axis.dim: refit.extent(axis)
+        for axis in op.axes(op.output())
+        if refit.changed(axis) and (asked is None or not op.is_constant(1) or asked[axis.dim] > 0)
+    }
+    # A 0 copies the input's dim of the same index, a -1 takes what is left: both adapt by themselves.
+    if changes:
+        if op.has(1):
+            refit.entries(1, changes)
+        else:
+            refit.set_ints("shape", [changes.get(i, v) for i, v in enumerate(asked or [])])
+
+
+def _transpose(op: Op, relations: Relations) -> None:
+    x, y = op.input(0), op.output()
+    order = op.ints("perm") or list(range(op.rank(x)))[::-1]
+    for target, source in enumerate(order):
+        relations.tie(Axis(x, source), Axis(y, target))
+
+
+def _squeeze(op: Op, relations: Relations) -> None:
+    x, y = op.input(0), op.output()
+    axes = op.ints("axes", 1)
+    if axes is None:
+        if op.has(1):
+            return
+        gone = {a.dim for a in op.axes(x) if op.extent(a) == 1}
+    else:
+        gone = set(normalized(axes, op.rank(x)))
+    kept = [dim for dim in range(op.rank(x)) if dim not in gone]
+    for target, source in enumerate(kept):
+        relations.tie(Axis(x, source), Axis(y, target))
+
+
+def _unsqueeze(op: Op, relations: Relations) -> None:
+    x, y = op.input(0), op.output()
+    axes = op.ints("axes", 1)
+    if axes is None:
+        return
+    new = set(normalized(axes, op.rank(y)))
+    kept = [dim for dim in range(op.rank(y)) if dim not in new]
+    for source, target in enumerate(kept):
+        relations.tie(Axis(x, source), Axis(y, target))
+
+
+def _depth_to_space(op: Op, relations: Relations) -> None:
+    """DCR orders channels as (block, block, c), CRD as (c, block, block)."""
+    deep, wide = Axis(op.input(0), 1), Axis(op.output(), 1)
+    m, n = op.extent(deep) or 0, op.extent(wide) or 1
+    depth_first = op.str("mode", "DCR") == "DCR"
+    _blocks(op, relations, deep, wide, arange(m) % n if depth_first else arange(m) // (m // n))
+
+
+def _space_to_depth(op: Op, relations: Relations) -> None:
+    deep, wide = Axis(op.output(), 1), Axis(op.input(0), 1)
+    _blocks(op, relations, deep, wide, arange(op.extent(deep) or 0) % (op.extent(wide) or 1))
+
+
+def _blocks(op: Op, relations: Relations, deep: Axis, wide: Axis, channel: Index) -> None:
+    relations.tie(deep, wide, arange(len(channel)), channel)
+    x, y = op.input(0), op.output()
+    relations.tie(Axis(x, 0), Axis(y, 0))
+    for value in (x, y):
+        for dim in range(2, op.rank(value)):
+            relations.pin(Axis(value, dim), Reason.SPATIAL)
+
+
+RULES: dict[Key, Rule] = {
+    **table(Rule(relate_reshape, _refit_reshape), "Reshape"),
+    **table(Rule(relate_reshape), "Flatten"),
+    **table(Rule(_transpose), "Transpose"),
+    **table(Rule(_squeeze), "Squeeze"),
+    **table(Rule(_unsqueeze), "Unsqueeze"),
+    **table(Rule(_depth_to_space), "DepthToSpace"),
+    **table(Rule(_space_to_depth), "SpaceToDepth"),
+}

@@ -1,0 +1,90 @@
+"""The rule of one operator: everything that is known about it, in one value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxprune.apply.refit import Refit
+    from onnxprune.graph.axes import Axis
+    from onnxprune.graph.relations import Relations
+    from onnxprune.rules.op import Op
+
+Key = tuple[str, str]
+"""(domain, operator type); the default domain is the empty string."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A cost that is proportional to a product of extents: `factor x prod(extent(axis) for axis in axes)`."""
+
+    factor: float
+    axes: tuple[Axis, ...]
+
+
+def nothing_to_refit(op: Op, refit: Refit) -> None:
+    """REFIT of operators that carry no extent in attributes or constants."""
+
+
+def no_macs(op: Op) -> list[Term]:
+    """MACS of operators that do not multiply and add."""
+    return []
+
+
+@dataclass(frozen=True)
+class Rule:
+    """All that is known about one operator.
+
+    Parameters
+    ----------
+    relate
+        RELATE: states ties, contractions and pins of the operator's axes. Axes it does not mention are pinned
+        by the builder.
+    refit
+        REFIT: adapts attributes and constant inputs that carry an extent, after channels were cut out.
+    macs
+        MACS: multiply-adds as terms over axes.
+    weights
+        Input slots whose initializer is a weight that criteria score (a filter bank, a projection).
+    kinds
+        What other parameter slots are: "bias", "scale", ...
+    """
+
+    relate: Callable[[Op, Relations], None]
+    refit: Callable[[Op, Refit], None] = nothing_to_refit
+    macs: Callable[[Op], list[Term]] = no_macs
+    weights: tuple[int, ...] = ()
+    kinds: Mapping[int, str] = field(default_factory=dict)
+
+
+class RuleTable(Mapping[Key, Rule]):
+    """An immutable table of rules; `table | other` is a new one in which `other` wins.
+
+    Examples
+    --------
+    >>> from onnxprune.rules import default_rules
+    >>> ("", "Conv") in default_rules()
+    True
+    """
+
+    def __init__(self, rules: Mapping[Key, Rule] | None = None) -> None:
+        self._rules = dict(rules or {})
+
+    def __getitem__(self, key: Key) -> Rule:
+        return self._rules[key]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._rules)
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+    def __or__(self, other: Mapping[Key, Rule]) -> RuleTable:
+        return RuleTable({**self._rules, **other})
+
+
+def table(rule: Rule, *op_types: str, domain: str = "") -> dict[Key, Rule]:
+    """The same rule for several operators."""
+    return {(domain, op_type): rule for op_type in op_types}

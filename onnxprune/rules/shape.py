@@ -1,0 +1,37 @@
+"""Operators that read or make shapes. Reading a shape binds nothing: what depends on it is refitted.
+
+Specification: https://onnx.ai/onnx/operators/onnx__Shape.html, https://onnx.ai/onnx/operators/onnx__ConstantOfShape.html
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnxprune.rules.rule import Key, Rule, table
+
+if TYPE_CHECKING:
+    from onnxprune.apply.refit import Refit
+    from onnxprune.graph.relations import Relations
+    from onnxprune.rules.op import Op
+
+
+def _read(op: Op, relations: Relations) -> None:
+    for axis in op.axes(op.input(0)):
+        relations.free(axis)
+
+
+def _make(op: Op, relations: Relations) -> None:
+    for axis in (*op.axes(op.output()), *op.axes(op.input(0))):
+        relations.free(axis)
+
+
+def _refit_made(op: Op, refit: Refit) -> None:
+    changes = {a.dim: refit.extent(a) for a in op.axes(op.output()) if refit.changed(a)}
+    if changes:
+        refit.entries(0, changes)
+
+
+RULES: dict[Key, Rule] = {
+    **table(Rule(_read), "Shape", "Size"),
+    **table(Rule(_make, _refit_made), "ConstantOfShape"),
+}
