@@ -216,7 +216,7 @@ def _cast(array: Array, spec: InputSpec, where: str) -> Array:
     sign_kept = want == "float" or np.array_equal(cast < 0, array < 0)
     if not (lossless and sign_kept):
         raise DataError(
-            f"{where}: input {spec.name!r} holds {array.dtype.name} values out of the range of {spec.dtype.name}",
+            f"{where}: input {spec.name!r} holds {array.dtype.name} values out of {spec.dtype.name}'s range",
             f"Give values that {spec.dtype.name} can hold.",
         )
     return cast

@@ -194,7 +194,7 @@ PRESETS: Mapping[str, Preprocess] = {
         crop=0.875, scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), channels="RGB"
     )
 }
-"""Recipes by name. ``imagenet``: short side 256 for a size of 224, central cut, torchvision's mean and std."""
+"""Recipes by name. ``imagenet``: short side 256 for a size of 224, central cut, usual mean and std."""
 
 
 def _resized(

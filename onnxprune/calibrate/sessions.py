@@ -77,8 +77,11 @@ def open_session(
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     if threads is not None:
         options.intra_op_num_threads = threads
-    message, left_out = to_bytes(model, external_above=EXTERNAL_ABOVE)
-    weights = {name: _to_ort_value(tensor.numpy()) for name, tensor in left_out.items()}
+    try:
+        message, left_out = to_bytes(model, external_above=EXTERNAL_ABOVE)
+        weights = {name: _to_ort_value(tensor.numpy()) for name, tensor in left_out.items()}
+    except OSError as error:
+        raise ModelError(f"the model's weights cannot be read: {error}", "Keep its data file in place.") from error
     if weights:
         options.add_external_initializers(list(weights), list(weights.values()))
     try:
@@ -256,7 +259,7 @@ def _to_ort_value(array: Array) -> Any:
     """Wrap an array without a copy (the result keeps it alive); bf16 needs its type spelled out."""
     import onnxruntime
 
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")
     if array.dtype.name == "bfloat16":
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _ONNX_BF16)
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)

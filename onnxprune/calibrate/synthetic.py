@@ -60,8 +60,8 @@ def synthetic_dataset(
     inputs
         What the model takes.
     bindings
-        Sizes of symbolic axes by name (``input.axis`` for an axis without a name). An axis that leads every
-        input counts samples and is 1; another leading axis is 1 where it is not bound.
+        Sizes of symbolic axes by name (``input.axis`` for an axis without a name). The axis that leads every
+        input counts samples and is 1; a symbol that leads only some inputs is 1 where it is not bound.
     samples
         How many samples.
     seed
@@ -83,7 +83,9 @@ def synthetic_dataset(
     for spec in inputs:
         _check_drawable(spec, ranges.get(spec.name, 2))
     batchable = is_batchable(inputs)
-    shapes = tuple(_shape(spec, bindings, batchable) for spec in inputs)
+    ones = {symbol(spec, 0): 1 for spec in inputs if spec.shape and not isinstance(spec.shape[0], int)}
+    sizes = {**bindings, **ones} if batchable else {**ones, **bindings}
+    shapes = tuple(_shape(spec, sizes) for spec in inputs)
     feeds = SyntheticFeeds(tuple(inputs), shapes, samples, seed, ranges)
     return Dataset(feeds, None, "synthetic", "synthetic", batchable, rows_per_sample(inputs))
 
@@ -101,12 +103,10 @@ def _check_drawable(spec: InputSpec, high: int) -> None:
         )
 
 
-def _shape(spec: InputSpec, bindings: Mapping[str, int], batchable: bool) -> tuple[int, ...]:
+def _shape(spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     extents = []
     for axis in range(len(spec.shape)):
-        extent = 1 if batchable and axis == 0 else bound_extent(spec, axis, bindings)
-        if extent is None and axis == 0:
-            extent = 1
+        extent = bound_extent(spec, axis, sizes)
         if extent is None:
             raise UsageError(
                 f"axis {axis} of input {spec.name!r} ({spec}) has no size",

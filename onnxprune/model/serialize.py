@@ -20,6 +20,13 @@ INLINE_LIMIT = 1_500_000_000
 """Bytes of weights that may stay inside the message."""
 
 _SMALL = 1024
+_PLAIN = frozenset(
+    ir.DataType[name]
+    for name in (
+        *("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "BOOL"),
+        *("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"),
+    )
+)
 
 
 def to_bytes(model: ir.Model, *, external_above: int) -> tuple[bytes, dict[str, ir.TensorProtocol]]:
@@ -80,8 +87,8 @@ def _bytes_up_to(values: Iterable[ir.Value], threshold: int) -> int:
 
 
 def _can_leave_out(tensor: ir.TensorProtocol) -> bool:
-    """Whole bytes per element only: packed and string tensors stay in the message."""
-    return tensor.dtype != ir.DataType.STRING and tensor.dtype.bitwidth % 8 == 0
+    """Plain number types only: packed, 8-bit float and string tensors stay in the message."""
+    return tensor.dtype in _PLAIN
 
 
 def _inlined(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:

@@ -21,6 +21,7 @@ from onnxprune.model import fold
 log = logging.getLogger(__name__)
 
 Dims = tuple[int | None, ...]
+Inferred = tuple[Dims | None, ir.DataType | None]
 Hook = Callable[[ir.Node, dict[ir.Value, Dims], dict[ir.Value, np.ndarray]], None]
 """Called before each node of a walk; may edit the node and must keep the two dicts up to date."""
 MAX_DATA = 4096
@@ -68,7 +69,7 @@ def infer_shapes(model: ir.Model, bindings: Mapping[str, int] | None = None) -> 
     Parameters
     ----------
     model
-        A model in topological order; not mutated.
+        A model in topological order. Values without an element type get the inferred one; nothing else changes.
     bindings
         Sizes of symbolic dims by name. A batch dim that is not named is 1, another gets a guess.
 
@@ -174,7 +175,7 @@ class _Engine:
         self._model = model
         self._opsets = dict(model.opset_imports)
         self._proto_opsets = [onnx.helper.make_opsetid(d, v) for d, v in self._opsets.items()]
-        self._cache: dict[object, tuple[Dims | None, ...]] = {}
+        self._cache: dict[object, tuple[Inferred, ...]] = {}
         self._attributes: dict[ir.Node, object] = {}
 
     def walk(
@@ -214,8 +215,10 @@ class _Engine:
             (output,) = node.outputs
             data[output] = result
             dims[output] = result.shape
+            _fill_type(output, ir.DataType.from_numpy(result.dtype))
             return
-        for output, shape in zip(node.outputs, self._infer(node, dims, data), strict=True):
+        for output, (shape, dtype) in zip(node.outputs, self._infer(node, dims, data), strict=True):
+            _fill_type(output, dtype)
             declared = _declared(output, sizes)
             if shape is None:
                 shape = declared
@@ -226,8 +229,8 @@ class _Engine:
 
     def _infer(
         self, node: ir.Node, dims: Mapping[ir.Value, Dims], data: Mapping[ir.Value, np.ndarray]
-    ) -> tuple[Dims | None, ...]:
-        unknown: tuple[Dims | None, ...] = (None,) * len(node.outputs)
+    ) -> tuple[Inferred, ...]:
+        unknown: tuple[Inferred, ...] = ((None, None),) * len(node.outputs)
         version = self._opsets.get(node.domain)
         if version is None or any(a.type in _GRAPHS for a in node.attributes.values()):
             return unknown
@@ -261,8 +264,8 @@ class _Engine:
         version: int,
         dims: Mapping[ir.Value, Dims],
         data: Mapping[ir.Value, np.ndarray],
-    ) -> tuple[Dims | None, ...]:
-        unknown: tuple[Dims | None, ...] = (None,) * len(node.outputs)
+    ) -> tuple[Inferred, ...]:
+        unknown: tuple[Inferred, ...] = ((None, None),) * len(node.outputs)
         try:
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         except onnx.defs.SchemaError:
@@ -283,10 +286,10 @@ class _Engine:
             inferred = onnx.shape_inference.infer_node_outputs(
                 schema, proto, types, values, opset_imports=self._proto_opsets
             )
-        except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
             log.debug("no shape for %s (%s): %s", node.name, node.op_type, error)
             return unknown
-        return tuple(_dims(inferred.get(f"o{index}")) for index in range(len(node.outputs)))
+        return tuple(_inferred(inferred.get(f"o{index}")) for index in range(len(node.outputs)))
 
 
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -303,12 +306,19 @@ def _type(value: ir.Value, extents: Dims) -> onnx.TypeProto:
     return onnx.helper.make_tensor_type_proto(dtype.value, extents)
 
 
-def _dims(proto: onnx.TypeProto | None) -> Dims | None:
-    if proto is None or not proto.HasField("tensor_type") or not proto.tensor_type.HasField("shape"):
-        return None
-    return tuple(
-        int(dim.dim_value) if dim.HasField("dim_value") else None for dim in proto.tensor_type.shape.dim
-    )
+def _inferred(proto: onnx.TypeProto | None) -> Inferred:
+    if proto is None or not proto.HasField("tensor_type"):
+        return None, None
+    dtype = ir.DataType(proto.tensor_type.elem_type) if proto.tensor_type.elem_type else None
+    if not proto.tensor_type.HasField("shape"):
+        return None, dtype
+    dims = proto.tensor_type.shape.dim
+    return tuple(int(dim.dim_value) if dim.HasField("dim_value") else None for dim in dims), dtype
+
+
+def _fill_type(value: ir.Value, dtype: ir.DataType | None) -> None:
+    if value.type is None and dtype is not None:
+        value.type = ir.TensorType(dtype)
 
 
 def _declared(value: ir.Value, sizes: Mapping[str, int]) -> Dims | None:

@@ -1,0 +1,1 @@
+"""Scores of units from the arrays of their weights."""
