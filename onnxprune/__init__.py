@@ -1,1 +1,80 @@
-"""onnxprune."""
+"""onnxprune: smaller, faster ONNX models without retraining.
+
+>>> import onnxprune
+>>> onnxprune.__version__
+'0.1.0'
+
+The functions carry the names of the command line: `load`, `analyze`, `plan`, `apply`, `prune`, `validate`,
+`explain`. Everything is imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "onnxprune.api",
+    "analyze": "onnxprune.api",
+    "plan": "onnxprune.api",
+    "apply": "onnxprune.api",
+    "prune": "onnxprune.api",
+    "validate": "onnxprune.api",
+    "explain": "onnxprune.api",
+    "Analysis": "onnxprune.analysis",
+    "Explanation": "onnxprune.explanation",
+    "LoadedModel": "onnxprune.model.io",
+    "Plan": "onnxprune.plan",
+    "Pruned": "onnxprune.pruning",
+    "Report": "onnxprune.report.report",
+    "Validation": "onnxprune.api",
+    "Criterion": "onnxprune.criteria",
+    "CriterionTable": "onnxprune.criteria",
+    "default_criteria": "onnxprune.criteria",
+    "Rule": "onnxprune.rules",
+    "RuleTable": "onnxprune.rules",
+    "default_rules": "onnxprune.rules",
+    "OnnxPruneError": "onnxprune.errors",
+    "Reason": "onnxprune.errors",
+    "read_plan": "onnxprune.plan",
+}
+
+__all__ = [*sorted(_HOMES), "__version__"]
+
+if TYPE_CHECKING:
+    from onnxprune.analysis import Analysis as Analysis
+    from onnxprune.api import Validation as Validation
+    from onnxprune.api import analyze as analyze
+    from onnxprune.api import apply as apply
+    from onnxprune.api import explain as explain
+    from onnxprune.api import load as load
+    from onnxprune.api import plan as plan
+    from onnxprune.api import prune as prune
+    from onnxprune.api import validate as validate
+    from onnxprune.criteria import Criterion as Criterion
+    from onnxprune.criteria import CriterionTable as CriterionTable
+    from onnxprune.criteria import default_criteria as default_criteria
+    from onnxprune.errors import OnnxPruneError as OnnxPruneError
+    from onnxprune.errors import Reason as Reason
+    from onnxprune.explanation import Explanation as Explanation
+    from onnxprune.model.io import LoadedModel as LoadedModel
+    from onnxprune.plan import Plan as Plan
+    from onnxprune.plan import read_plan as read_plan
+    from onnxprune.pruning import Pruned as Pruned
+    from onnxprune.report.report import Report as Report
+    from onnxprune.rules import Rule as Rule
+    from onnxprune.rules import RuleTable as RuleTable
+    from onnxprune.rules import default_rules as default_rules
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

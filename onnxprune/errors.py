@@ -98,6 +98,8 @@ class Reason(enum.Enum):
     NOT_SELECTED = "it matches no --only pattern"
     FIRST_CONV = "the preset leaves the first convolution whole"
     DOWNSAMPLE_CONV = "the preset leaves strided convolutions whole"
+    NO_SCORE = "the criterion reads a kind of parameter that this group does not have"
+    TOO_NARROW = "it has no more channels than --round-to and the minimum keep"
     UNSOUND = "the check found masked != removed with this group, so it is kept whole"
     ALTERNATIVE = "another way of cutting the same axes is used (whole heads or head dimensions)"
 

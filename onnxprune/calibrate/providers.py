@@ -105,7 +105,9 @@ def why_unusable(name: str) -> str:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(_probe(), options, providers=[name, CPU], enable_fallback=0)
+        session = onnxruntime.InferenceSession(
+            _probe(), options, providers=list(dict.fromkeys([name, CPU])), enable_fallback=0
+        )
     except Exception as error:  # noqa: BLE001 - whatever it raises is the answer
         return (str(error).splitlines() or [type(error).__name__])[0]
     return (

@@ -81,7 +81,9 @@ def open_session(
         message, left_out = to_bytes(model, external_above=EXTERNAL_ABOVE)
         weights = {name: _to_ort_value(tensor.numpy()) for name, tensor in left_out.items()}
     except OSError as error:
-        raise ModelError(f"the model's weights cannot be read: {error}", "Keep its data file in place.") from error
+        raise ModelError(
+            f"the model's weights cannot be read: {error}", "Keep its data file in place."
+        ) from error
     if weights:
         options.add_external_initializers(list(weights), list(weights.values()))
     try:

@@ -218,7 +218,7 @@ def _cosines(a: Floats, b: Floats) -> float:
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     both_zero = ~a.any(axis=1) & ~b.any(axis=1)
     cosines = np.where(both_zero, 1.0, np.divide(dot, norms, out=np.zeros_like(dot), where=norms > 0))
-    return float(np.sum(np.where(broken, 0.0, cosines)))
+    return float(np.sum(np.where(broken, 0.0, np.clip(cosines, -1.0, 1.0))))
 
 
 def _safe(values: Floats) -> Floats:

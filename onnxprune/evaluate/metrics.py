@@ -137,7 +137,7 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
     --------
     >>> low, high = wilson(776, 846)
     >>> round(low, 4), round(high, 4)
-    (0.8968, 0.9341)
+    (0.8968, 0.934)
     """
     if total == 0:
         return 0.0, 1.0

@@ -1,0 +1,133 @@
+"""MACs and parameters as functions of what is kept.
+
+Every cost is a sum of terms, each a factor times a product of extents. Units that go make extents smaller, so a
+cost is evaluated for any choice of kept units without touching the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxprune.graph.axes import Axis
+from onnxprune.graph.build import AxisGraph
+from onnxprune.graph.groups import Group, Partition
+from onnxprune.rules.rule import Term
+
+Index = np.ndarray[Any, np.dtype[np.int64]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """MACs (one multiply-add counts 1) of one sample, and elements of float initializers."""
+
+    macs: int
+    params: int
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.macs - other.macs, self.params - other.params)
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """Terms over classes of axes, flattened: `factor[i] * prod(extent[classes[start[i]:start[i+1]]])`."""
+
+    factor: np.ndarray[Any, np.dtype[np.float64]]
+    classes: Index
+    start: Index
+
+    def total(self, extent: np.ndarray[Any, np.dtype[np.float64]]) -> int:
+        return round(float(self.each(extent).sum()))
+
+    def each(self, extent: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        if not len(self.factor):
+            return np.zeros(0)
+        return np.asarray(self.factor * np.multiply.reduceat(extent[self.classes], self.start))
+
+
+class CostModel:
+    """Evaluates the cost of a model for any choice of kept units.
+
+    Parameters
+    ----------
+    axis_graph, partition
+        Of the model.
+
+    Attributes
+    ----------
+    full
+        Cost of the whole model.
+    """
+
+    def __init__(self, axis_graph: AxisGraph, partition: Partition) -> None:
+        layout = partition.layout
+        self._layout = layout
+        self._axis_graph = axis_graph
+        # class 0 is the constant 1; class k+1 is class k of the layout
+        self._base = np.concatenate([[1.0], layout.extent.astype(np.float64)])
+        self.node_terms: list[tuple[int, Term]] = []
+        for number, op in enumerate(axis_graph.ops):
+            rule = axis_graph.rules.get(("" if op.node.domain == "ai.onnx" else op.node.domain, op.node.op_type))
+            if rule is not None and all(v is None or op.dims(v) is not None for v in op.node.inputs):
+                self.node_terms.extend((number, term) for term in rule.macs(op))
+        self._macs = self._terms([term for _, term in self.node_terms])
+        self._params = self._terms([self._size(value) for value in axis_graph.parameters])
+        self._uses = {group.id: self._unit_counts(group) for group in partition.groups}
+        self.full = self.cost({})
+
+    def cost(self, keep: Mapping[str, Bools]) -> Cost:
+        """Cost when each group keeps the flagged units; groups that are not named keep all."""
+        extent = self._extents(keep)
+        return Cost(self._macs.total(extent), self._params.total(extent))
+
+    def term_macs(self) -> list[float]:
+        """MACs of the whole model per entry of `node_terms`."""
+        return [float(macs) for macs in self._macs.each(self._base)]
+
+    def node_macs(self) -> dict[int, float]:
+        """MACs of the whole model per node number."""
+        found: dict[int, float] = {}
+        for (number, _), macs in zip(self.node_terms, self.term_macs(), strict=True):
+            found[number] = found.get(number, 0.0) + macs
+        return found
+
+    def _extents(self, keep: Mapping[str, Bools]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        extent = self._base.copy()
+        for name, flags in keep.items():
+            classes, counts = self._uses[name]
+            extent[classes] -= counts[:, ~flags].sum(axis=1)
+        return extent
+
+    def _unit_counts(self, group: Group) -> tuple[Index, Index]:
+        """Classes of axes that a group touches, and how many positions each unit has there."""
+        seen: dict[int, Index] = {}
+        for use in group.axes:
+            k = int(self._layout.klass[self._layout.number[use.axis]]) + 1
+            if k not in seen:
+                seen[k] = np.bincount(use.unit[use.unit >= 0], minlength=group.units)
+        return np.array(list(seen), np.int64), np.array(list(seen.values()))
+
+    def _size(self, value: Any) -> Term:
+        dims = [int(d) for d in value.const_value.shape]
+        return Term(1.0, tuple(Axis(value, dim) for dim in range(len(dims))))
+
+    def _terms(self, terms: Sequence[Term]) -> _Terms:
+        factors, classes, start = [], [], []
+        for term in terms:
+            factor = term.factor
+            start.append(len(classes))
+            classes.append(0)
+            for axis in term.axes:
+                number = self._layout.number.get(axis)
+                if number is None:
+                    factor *= self._axis_graph.shapes.dims[axis.value][axis.dim] or 0
+                else:
+                    blocked = self._axis_graph.blocked.get(axis)
+                    factor /= 1 if blocked is None else blocked.blocks
+                    classes.append(int(self._layout.klass[number]) + 1)
+            factors.append(factor)
+        return _Terms(np.array(factors, float), np.array(classes, np.int64), np.array(start, np.int64))

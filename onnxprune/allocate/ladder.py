@@ -1,0 +1,95 @@
+"""How far and in which order each group can be cut.
+
+A ladder lists a group's units in the order in which they go, in rungs that keep it valid: with blocks, one unit
+of every block at a time. Rounding and minima say on which rungs one may stop.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxprune.graph.groups import Group
+
+Index = np.ndarray[Any, np.dtype[np.int64]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Scores = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The order in which the units of a group go.
+
+    Attributes
+    ----------
+    group
+        The group.
+    rungs
+        Shape (rungs, units per rung): the units that go together, least important first.
+    scores
+        Shape (rungs,), ascending: the summed score of each rung.
+    step
+        Kept rungs are a multiple of this.
+    floor
+        At least this many rungs stay.
+    """
+
+    group: Group
+    rungs: Index
+    scores: Scores
+    step: int
+    floor: int
+
+    @property
+    def height(self) -> int:
+        """Number of rungs."""
+        return len(self.rungs)
+
+    def settle(self, dropped: int) -> int:
+        """The largest number of rungs up to `dropped` that rounding and the minimum allow."""
+        kept = self.height - dropped
+        kept = max(math.ceil(kept / self.step) * self.step, self.floor)
+        return max(self.height - kept, 0)
+
+    @property
+    def most(self) -> int:
+        """Rungs that can go at all."""
+        return self.settle(self.height)
+
+    def keep(self, dropped: int) -> Bools:
+        """One flag per unit: what stays when the first `dropped` rungs go."""
+        flags = np.ones(self.group.units, bool)
+        flags[self.rungs[:dropped].ravel()] = False
+        return flags
+
+
+def build_ladder(
+    group: Group, scores: Scores, *, round_to: int, min_channels: int, max_ratio: float = 1.0
+) -> Ladder:
+    """Order a group's units by score; equal scores by index.
+
+    Parameters
+    ----------
+    scores
+        Shape (units,), higher = keep.
+    round_to
+        Channels that stay are a multiple of this (a head counts its dimensions).
+    min_channels
+        At least this many channels stay, and never fewer than `round_to`.
+    max_ratio
+        At most this share of the units goes.
+    """
+    if group.blocks is None:
+        rungs = np.argsort(scores, kind="stable")[:, None]
+    else:
+        members = [np.flatnonzero(group.blocks == block) for block in range(group.block_count)]
+        rungs = np.stack([units[np.argsort(scores[units], kind="stable")] for units in members], axis=1)
+    channels = group.width * rungs.shape[1]
+    step = round_to // math.gcd(round_to, channels)
+    floor = max(1, math.ceil(max(min_channels, round_to) / channels))
+    floor = max(floor, len(rungs) - math.floor(len(rungs) * max_ratio + 1e-9))
+    floor = math.ceil(floor / step) * step
+    return Ladder(group, rungs, scores[rungs].sum(axis=1), step, min(floor, len(rungs)))

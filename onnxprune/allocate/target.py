@@ -1,0 +1,58 @@
+"""Targets that users mean, and whether a choice of units meets them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from onnxprune.allocate.cost import Cost
+from onnxprune.errors import UsageError
+
+Kind = Literal["macs", "params", "ratio"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to reach.
+
+    Parameters
+    ----------
+    kind
+        "macs" or "params": keep at most this share of them. "ratio": drop this share of the units.
+    value
+        In (0, 1].
+    """
+
+    kind: Kind
+    value: float
+
+    def __post_init__(self) -> None:
+        """Reject values outside (0, 1]."""
+        if not 0 < self.value <= 1:
+            raise UsageError(
+                f"the target --{self.kind} {self.value:g} is not in (0, 1]",
+                f"--{self.kind} takes a share: 0.6 means {_MEANING[self.kind]}.",
+            )
+
+    def achieved(self, full: Cost, now: Cost, units: int, dropped: int) -> float:
+        """The share that was reached: kept MACs or parameters, or dropped units."""
+        if self.kind == "ratio":
+            return dropped / units if units else 0.0
+        before = getattr(full, self.kind)
+        return getattr(now, self.kind) / before if before else 1.0
+
+    @property
+    def sentence(self) -> str:
+        """The target in words."""
+        share = f"{self.value:.1%}"
+        if self.kind == "ratio":
+            return f"drop {share} of the units"
+        return f"keep at most {share} of the {_UNIT[self.kind]}"
+
+
+_UNIT = {"macs": "MACs", "params": "parameters"}
+_MEANING = {
+    "macs": "keep at most 60 % of the MACs",
+    "params": "keep at most 60 % of the parameters",
+    "ratio": "drop 60 % of the units",
+}

@@ -1,0 +1,369 @@
+"""The public functions, with the words of the command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onnxprune.allocate.target import Target
+from onnxprune.analysis import Analysis, analyze
+from onnxprune.calibrate.data import read_dataset
+from onnxprune.calibrate.dataset import input_specs
+from onnxprune.criteria import CriterionTable
+from onnxprune.errors import UsageError
+from onnxprune.evaluate.fidelity import Fidelity
+from onnxprune.evaluate.metrics import Score
+from onnxprune.evaluate.validate import compare, measure
+from onnxprune.explanation import Explanation, explain
+from onnxprune.model.io import LoadedModel, load
+from onnxprune.plan import Plan, read_plan
+from onnxprune.planning import Choices, allocate, check_reached, score_groups
+from onnxprune.pruning import Job, Progress, Pruned, apply_plan, prune_model
+from onnxprune.rules import RuleTable
+
+__all__ = ["analyze", "apply", "explain", "load", "plan", "prune", "validate"]
+
+Source = str | os.PathLike[str] | LoadedModel
+
+
+def target_of(macs: float | None, params: float | None, ratio: float | None) -> Target:
+    """The one target that was given; by default keep at most 70 % of the MACs.
+
+    Raises
+    ------
+    UsageError
+        More than one was given, or its value is outside (0, 1].
+    """
+    given = [(k, v) for k, v in (("macs", macs), ("params", params), ("ratio", ratio)) if v is not None]
+    if len(given) > 1:
+        names = " and ".join(f"--{kind}" for kind, _ in given)
+        raise UsageError(f"{names} contradict each other", "Give one target.")
+    if not given:
+        return Target("macs", 0.7)
+    kind, value = given[0]
+    return Target(kind, value)  # type: ignore[arg-type]
+
+
+def plan(
+    analysis: Analysis,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    ratio: float | None = None,
+    criterion: str = "l2",
+    scope: str | None = None,
+    round_to: int = 8,
+    ignore: Sequence[str] = (),
+    only: Sequence[str] = (),
+    preset: str | None = None,
+    seed: int = 0,
+    best_effort: bool = False,
+    criteria: CriterionTable | None = None,
+) -> Plan:
+    """Choose the units that go. Nothing is proven or written here: `apply` does that.
+
+    Parameters
+    ----------
+    analysis
+        From `analyze`.
+    macs, params, ratio
+        One target: keep at most this share of the MACs or parameters, or drop this share of the units. By default
+        at most 70 % of the MACs are kept.
+    criterion
+        "l1", "l2", "geometric-median", "bn-scale", "random" or a registered one.
+    scope
+        "global" (one ranking over all groups; the default) or "uniform" (one level for every group).
+    round_to
+        Channels that stay are a multiple of this.
+    ignore, only
+        Globs on node or initializer names, or `re:` and a regular expression.
+    preset
+        "nncf": first and strided convolutions stay whole, uniform scope.
+    seed
+        For the random criterion.
+    best_effort
+        Return what is reachable where the target is not.
+
+    Raises
+    ------
+    UsageError
+        Contradicting or meaningless options, patterns that match nothing.
+    TargetError
+        The target is out of reach.
+    """
+    choices = make_choices(
+        target_of(macs, params, ratio), criterion, scope, round_to, tuple(ignore), tuple(only), preset, seed
+    )
+    scored = score_groups(analysis, choices, criteria=criteria)
+    allocation = allocate(analysis, scored, choices)
+    if not best_effort:
+        check_reached(analysis, scored, allocation, choices.target)
+    return Plan.of(analysis, allocation.keep)
+
+
+def make_choices(
+    target: Target,
+    criterion: str,
+    scope: str | None,
+    round_to: int,
+    ignore: tuple[str, ...],
+    only: tuple[str, ...],
+    preset: str | None,
+    seed: int,
+) -> Choices:
+    """`Choices` in which a preset decides what was left open."""
+    if scope is None:
+        scope = "uniform" if preset == "nncf" else "global"
+    return Choices(
+        target=target,
+        criterion=criterion,
+        scope=scope,
+        round_to=round_to,
+        ignore=ignore,
+        only=only,
+        preset=preset,
+        seed=seed,
+    )
+
+
+def prune(
+    model: Source,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    macs: float | None = None,
+    params: float | None = None,
+    ratio: float | None = None,
+    criterion: str = "l2",
+    scope: str | None = None,
+    round_to: int = 8,
+    ignore: Sequence[str] = (),
+    only: Sequence[str] = (),
+    preset: str | None = None,
+    mode: str = "remove",
+    data: Any = None,
+    samples: int | None = None,
+    preprocess: Any = None,
+    bindings: Mapping[str, int] | None = None,
+    provider: str = "auto",
+    metric: str = "top1",
+    seed: int = 0,
+    force: bool = False,
+    best_effort: bool = False,
+    rules: RuleTable | None = None,
+    criteria: CriterionTable | None = None,
+    progress: Progress | None = None,
+) -> Pruned:
+    """Prune a model: choose units, prove that removing them is sound, write the result, measure it.
+
+    Parameters
+    ----------
+    model
+        Path of an .onnx file, or what `load` returned. Never modified.
+    output
+        Where to write the pruned model; nothing is written where it is None.
+    macs, params, ratio, criterion, scope, round_to, ignore, only, preset, best_effort
+        As in `plan`.
+    mode
+        "remove" cuts channels out; "mask" zeroes them and keeps all shapes.
+    data, samples, preprocess
+        Samples for the proof, the metric and the fidelity: a path, `module:name`, a `CalibrationDataReader` or an
+        iterable of feeds. Without data the proof runs on generated inputs and no accuracy is measured.
+    bindings
+        Sizes of symbolic dims, for counting MACs and generating inputs.
+    provider
+        "auto", "cpu", "cuda" or another of onnxruntime's.
+    metric
+        For labelled data.
+    seed
+        For the random criterion and for generated inputs.
+    force
+        Replace an existing output.
+    rules, criteria
+        Tables to use instead of the default ones.
+    progress
+        Called with (stage, done, total).
+
+    Returns
+    -------
+    Pruned
+        The model, its plan and the report.
+
+    Raises
+    ------
+    OnnxPruneError
+        See `onnxprune.errors`; nothing is written then.
+    """
+    choices = make_choices(
+        target_of(macs, params, ratio), criterion, scope, round_to, tuple(ignore), tuple(only), preset, seed
+    )
+    job = Job(
+        mode=mode,
+        data=data,
+        samples=samples,
+        preprocess=preprocess,
+        bindings=dict(bindings or {}),
+        provider=provider,
+        metric=metric,
+        best_effort=best_effort,
+        seed=seed,
+        rules=rules,
+        criteria=criteria,
+        **({"progress": progress} if progress else {}),
+    )
+    return prune_model(model, choices, job, output=output, force=force)
+
+
+def apply(
+    model: Source,
+    plan: Plan | str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    mode: str = "remove",
+    data: Any = None,
+    samples: int | None = None,
+    preprocess: Any = None,
+    bindings: Mapping[str, int] | None = None,
+    provider: str = "auto",
+    force: bool = False,
+    rules: RuleTable | None = None,
+    progress: Progress | None = None,
+) -> Pruned:
+    """Replay a plan on the model that it was made for; proven like everything else.
+
+    Parameters
+    ----------
+    model
+        Path of an .onnx file, or what `load` returned.
+    plan
+        A `Plan`, or the path of one.
+    output, mode, data, samples, preprocess, bindings, provider, force, rules, progress
+        As in `prune`.
+
+    Raises
+    ------
+    UsageError
+        The plan does not fit the model.
+    SoundnessError
+        masked != removed.
+    """
+    job = Job(
+        mode=mode,
+        data=data,
+        samples=samples,
+        preprocess=preprocess,
+        bindings=dict(bindings or {}),
+        provider=provider,
+        rules=rules,
+        **({"progress": progress} if progress else {}),
+    )
+
+    def make(analysis: Analysis) -> Plan:
+        if not isinstance(plan, Plan):
+            return read_plan(plan, analysis)
+        if plan.model_sha256 != analysis.source.sha256:
+            raise UsageError("the plan was made for another model", "Make a new plan for this one.")
+        return plan
+
+    return apply_plan(model, make, job, output=output, force=force)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What `validate` found.
+
+    Attributes
+    ----------
+    score
+        Metric of the model; None without labels.
+    reference
+        Metric of the model it was compared with.
+    fidelity
+        Label-free distance from the other model.
+    samples
+        How many samples were looked at.
+    """
+
+    score: Score | None
+    reference: Score | None
+    fidelity: Fidelity | None
+    samples: int
+    notes: tuple[str, ...] = ()
+
+
+def validate(
+    model: Source,
+    data: Any,
+    *,
+    against: Source | None = None,
+    metric: str | None = None,
+    samples: int | None = None,
+    preprocess: Any = None,
+    provider: str = "auto",
+    output: str | None = None,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Validation:
+    """Measure a model on labelled data, and its distance from another model on any data.
+
+    Parameters
+    ----------
+    model
+        Path of an .onnx file, or what `load` returned.
+    data, samples, preprocess
+        As in `prune`.
+    against
+        The original to compare with.
+    metric
+        "top1", "top5", ...; by default top1 where the data has labels.
+    provider
+        As in `prune`.
+    output
+        Name of the graph output that carries the logits; the first by default.
+    batch_size
+        Samples per run.
+
+    Raises
+    ------
+    DataError
+        The data does not fit, or a metric was asked for and there are no labels.
+    UsageError
+        Neither labels nor `against`: there would be nothing to measure.
+    """
+    subject = model if isinstance(model, LoadedModel) else load(model)
+    original = against if isinstance(against, LoadedModel) or against is None else load(against)
+    dataset = read_dataset(data, input_specs(subject.ir), samples=samples, preprocess=preprocess)
+    if dataset.labels is None and original is None and metric is None:
+        raise UsageError(
+            f"{dataset.source} has no labels, and there is no model to compare with",
+            "Add labels to the data, or give the original with --against.",
+        )
+    wanted = metric or ("top1" if dataset.labels is not None else None)
+    tick = (lambda stage: lambda done, total: progress(stage, done, total)) if progress else lambda stage: None
+    score = reference = fidelity = None
+    if wanted is not None:
+        score = measure(
+            subject.ir, dataset, wanted, provider, batch_size, output=output, progress=tick(f"measuring {wanted}")
+        )
+        if original is not None:
+            reference = measure(
+                original.ir,
+                dataset,
+                wanted,
+                provider,
+                batch_size,
+                output=output,
+                progress=tick(f"measuring {wanted} of the original"),
+            )
+    if original is not None:
+        fidelity = compare(
+            original.ir,
+            subject.ir,
+            dataset,
+            provider,
+            batch_size,
+            output=output,
+            progress=tick("comparing outputs"),
+        )
+    return Validation(score, reference, fidelity, len(dataset), dataset.notes)

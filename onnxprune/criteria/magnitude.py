@@ -1,0 +1,64 @@
+"""Criteria that look at weights alone.
+
+l1, l2
+    `sum |W_i|` and `||W_i||_2` of unit i's weights (Li et al. 2017, https://arxiv.org/abs/1608.08710;
+    NNCF `filter_importance`).
+geometric-median
+    `sum_j ||W_i - W_j||_2`: a unit that is close to all others is redundant (He et al. 2019,
+    https://arxiv.org/abs/1811.00250).
+bn-scale
+    `|gamma_i|` of the BatchNormalization after the layer (Liu et al. 2017, https://arxiv.org/abs/1708.06519).
+random
+    Uniform, from the seed: the baseline that every other criterion should beat.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune.criteria.criterion import Array, Criterion
+
+
+def l1(values: Array, _: np.random.Generator) -> Array:
+    """Sum of magnitudes per unit; `values` has shape (units, features).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> l1(np.array([[1.0, -2.0], [0.0, 0.5]]), np.random.default_rng(0)).tolist()
+    [3.0, 0.5]
+    """
+    return np.asarray(np.abs(values).sum(axis=1))
+
+
+def l2(values: Array, _: np.random.Generator) -> Array:
+    """Euclidean norm per unit; `values` has shape (units, features)."""
+    return np.asarray(np.sqrt(np.square(values).sum(axis=1)))
+
+
+def geometric_median(values: Array, _: np.random.Generator) -> Array:
+    """Sum of distances to all units of the same parameter; `values` has shape (units, features)."""
+    squares = np.square(values).sum(axis=1)
+    total = np.zeros(len(values))
+    step = max(1, 16_000_000 // max(len(values), 1))
+    for start in range(0, len(values), step):
+        part = values[start : start + step]
+        distance = squares[start : start + step, None] + squares[None] - 2 * (part @ values.T)
+        np.maximum(distance, 0, out=distance)
+        distance[np.arange(len(part)), np.arange(start, start + len(part))] = 0
+        total[start : start + step] = np.sqrt(distance).sum(axis=1)
+    return total
+
+
+def random(values: Array, rng: np.random.Generator) -> Array:
+    """Uniform numbers in [0, 1), one per unit."""
+    return np.asarray(rng.random(len(values)))
+
+
+CRITERIA: dict[str, Criterion] = {
+    "l1": Criterion("l1", l1, source="arXiv:1608.08710"),
+    "l2": Criterion("l2", l2, source="arXiv:1608.08710"),
+    "geometric-median": Criterion("geometric-median", geometric_median, source="arXiv:1811.00250"),
+    "bn-scale": Criterion("bn-scale", l1, frozenset({"bn-scale"}), source="arXiv:1708.06519"),
+    "random": Criterion("random", random),
+}

@@ -1,0 +1,36 @@
+"""onnx's own checker, on a model in memory."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+
+from onnxprune.errors import ModelError
+from onnxprune.model.serialize import INLINE_LIMIT
+
+
+def check(model: ir.Model) -> None:
+    """Run `onnx.checker` with full checks: structure, attributes, and inferred against declared shapes.
+
+    Parameters
+    ----------
+    model
+        Not mutated; its weights have to fit into one protobuf message (2 GiB).
+
+    Raises
+    ------
+    ModelError
+        The checker refuses the model, or it is too large for it.
+    """
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if size > INLINE_LIMIT:
+        raise ModelError(
+            f"the model's weights ({size:,} bytes) do not fit into one message",
+            "Save it with external data and check the file.",
+        )
+    try:
+        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(
+            f"onnx.checker refuses the model: {error}", "The graph is not valid ONNX: export it again."
+        ) from error

@@ -1,0 +1,73 @@
+"""A model without the operators that onnxruntime cannot run, for proofs about the rest.
+
+The outputs of a custom operator become graph inputs, its inputs graph outputs. The operator is a barrier, so
+its tensors have the same shapes in every variant of the model, and everything around it can still be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from onnxprune.model.shapes import Dims
+
+KNOWN_DOMAINS = frozenset(
+    {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
+)
+
+
+def foreign_nodes(model: ir.Model) -> list[ir.Node]:
+    """Nodes of domains that onnxruntime knows nothing about, outside subgraphs."""
+    return [node for node in model.graph if node.domain not in KNOWN_DOMAINS]
+
+
+def detach_foreign(model: ir.Model, dims: Mapping[str, Dims]) -> ir.Model:
+    """A copy of `model` in which every foreign node is cut out.
+
+    Parameters
+    ----------
+    model
+        Not mutated.
+    dims
+        Extents by value name. Outputs of foreign nodes whose extents are unknown are left out together with
+        all that depends on them.
+    """
+    model = model.clone()
+    graph = model.graph
+    lost: set[ir.Value] = set()
+    for node in tuple(graph):
+        foreign = node.domain not in KNOWN_DOMAINS
+        if not foreign and not any(value in lost for value in node.inputs if value is not None):
+            continue
+        for value in node.inputs:
+            if foreign and value is not None and value not in lost and value.producer() is not None:
+                _add_output(graph, value)
+        for value in node.outputs:
+            extents = dims.get(value.name or "")
+            if foreign and extents is not None and None not in extents and value.dtype is not None:
+                _become_input(graph, value, tuple(d or 0 for d in extents))
+            else:
+                lost.add(value)
+    graph.outputs[:] = [v for v in graph.outputs if v not in lost and not _is_foreign(v)]
+    for node in reversed(tuple(graph)):
+        if node.domain not in KNOWN_DOMAINS or any(v in lost for v in node.inputs if v is not None):
+            graph.remove(node, safe=False)
+    return model
+
+
+def _is_foreign(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and node.domain not in KNOWN_DOMAINS
+
+
+def _add_output(graph: ir.Graph, value: ir.Value) -> None:
+    if value not in graph.outputs:
+        graph.outputs.append(value)
+
+
+def _become_input(graph: ir.Graph, value: ir.Value, extents: tuple[int, ...]) -> None:
+    twin = ir.Value(name=f"{value.name}/detached", type=value.type, shape=ir.Shape(extents))
+    for user, slot in tuple(value.uses()):
+        user.replace_input_with(slot, twin)
+    graph.inputs.append(twin)

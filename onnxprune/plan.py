@@ -1,0 +1,166 @@
+"""The plan: which units stay, and for every initializer the kept indices. Reviewable JSON, replayable."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune.analysis import Analysis
+from onnxprune.apply.keep import Kept, kept_positions
+from onnxprune.errors import UsageError
+from onnxprune.model.io import write_text
+
+SCHEMA = "onnxprune-plan/1"
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Kept_indices = Mapping[str, Mapping[int, list[Any]]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kept units of every group that is cut.
+
+    Attributes
+    ----------
+    model_sha256
+        Hash of the .onnx file that the plan was made for.
+    units
+        Number of units per group id.
+    keep
+        Kept units per group id, one flag per unit.
+    initializers
+        For every initializer that gets smaller: kept indices per axis. On an axis that is divided into blocks with
+        private columns (grouped convolutions) one list per block.
+    """
+
+    model_sha256: str
+    units: Mapping[str, int]
+    keep: Mapping[str, Bools] = field(repr=False)
+    initializers: Kept_indices = field(repr=False)
+
+    @classmethod
+    def of(cls, analysis: Analysis, keep: Mapping[str, Bools]) -> Plan:
+        """The plan that keeps the flagged units."""
+        cut = {name: flags for name, flags in keep.items() if not flags.all()}
+        return cls(
+            analysis.source.sha256,
+            {name: analysis.groups[name].units for name in cut},
+            cut,
+            _indices(analysis, kept_positions(analysis.groups, cut)),
+        )
+
+    @property
+    def dropped(self) -> int:
+        """Units that go."""
+        return sum(int((~flags).sum()) for flags in self.keep.values())
+
+    def to_json(self) -> str:
+        """The plan as JSON text; the same plan gives the same bytes."""
+        groups = {
+            name: {"units": self.units[name], "keep": np.flatnonzero(flags).tolist()}
+            for name, flags in self.keep.items()
+        }
+        initializers = {
+            name: {str(axis): kept for axis, kept in axes.items()} for name, axes in self.initializers.items()
+        }
+        body = {
+            "schema": SCHEMA,
+            "model_sha256": self.model_sha256,
+            "groups": groups,
+            "initializers": initializers,
+        }
+        return json.dumps(body, indent=1) + "\n"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan whole or not at all."""
+        write_text(path, self.to_json())
+
+    def __repr__(self) -> str:
+        total = sum(self.units.values())
+        return f"Plan(drops {self.dropped} of {total} units in {len(self.units)} groups)"
+
+
+def read_plan(path: str | os.PathLike[str], analysis: Analysis) -> Plan:
+    """Read a plan and check that it fits the model.
+
+    Raises
+    ------
+    UsageError
+        The file is missing or no plan, was made for another model, or names groups, units or indices that do not
+        fit.
+    """
+    try:
+        body = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"the plan {path} cannot be read: {error.strerror}", "Check the path.") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no JSON: {error}", "Give a file that --plan wrote.") from None
+    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
+        raise UsageError(f"{path} is no plan of schema {SCHEMA!r}", "Give a file that --plan wrote.")
+    if body.get("model_sha256") != analysis.source.sha256:
+        raise UsageError(
+            f"the plan {path} was made for another model (sha256 {str(body.get('model_sha256'))[:12]}..., this is "
+            f"{analysis.source.sha256[:12]}...)",
+            "Apply it to the file that it was made for, or make a new plan.",
+        )
+    keep = _read_groups(path, body.get("groups"), analysis)
+    plan = Plan.of(analysis, keep)
+    claimed = body.get("initializers")
+    ours = {name: {str(axis): kept for axis, kept in axes.items()} for name, axes in plan.initializers.items()}
+    if claimed != ours:
+        raise UsageError(
+            f"the plan {path} contradicts itself: its groups and its initializers keep different indices",
+            "Edit `groups` only and leave `initializers` to the tool: make the plan again with --plan.",
+        )
+    return plan
+
+
+def _read_groups(path: str | os.PathLike[str], groups: Any, analysis: Analysis) -> dict[str, Bools]:
+    if not isinstance(groups, dict):
+        raise UsageError(f"the plan {path} has no groups", "Give a file that --plan wrote.")
+    keep: dict[str, Bools] = {}
+    for name, entry in groups.items():
+        group = analysis.groups.get(name)
+        if group is None or not isinstance(entry, dict) or entry.get("units") != group.units:
+            raise UsageError(
+                f"the plan {path} names group {name!r}, which this model does not have in that form",
+                "Make the plan again with this version of onnxprune.",
+            )
+        kept = entry.get("keep")
+        if (
+            not isinstance(kept, list)
+            or not kept
+            or not all(isinstance(i, int) and 0 <= i < group.units for i in kept)
+        ):
+            raise UsageError(
+                f"the plan {path}: group {name!r} must keep at least one of its units 0..{group.units - 1}",
+                "List the kept units as integers.",
+            )
+        flags = np.zeros(group.units, bool)
+        flags[kept] = True
+        if group.blocks is not None and len(set(np.bincount(group.blocks[flags], minlength=group.block_count))) > 1:
+            raise UsageError(
+                f"the plan {path}: group {name!r} must keep the same number of units in each of its "
+                f"{group.block_count} blocks",
+                "Balance the kept units over the blocks.",
+            )
+        keep[name] = flags
+    return keep
+
+
+def _indices(analysis: Analysis, kept: Kept) -> dict[str, dict[int, list[Any]]]:
+    graph = analysis.axis_graph
+    found: dict[str, dict[int, list[Any]]] = {}
+    for axis, flags in kept.items():
+        if axis.value not in graph.parameters:
+            continue
+        blocked = graph.blocked.get(axis)
+        rows = [flags] if blocked is None else list(flags.reshape(blocked.blocks, -1))
+        lists = [np.flatnonzero(row).tolist() for row in rows]
+        found.setdefault(str(axis.value.name), {})[axis.dim] = lists[0] if blocked is None else lists
+    return {name: dict(sorted(axes.items())) for name, axes in sorted(found.items())}

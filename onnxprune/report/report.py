@@ -1,0 +1,129 @@
+"""What happened to a model, as values: everything a reporter prints, nothing that it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from onnxprune.evaluate.fidelity import Fidelity
+from onnxprune.evaluate.metrics import Score
+from onnxprune.evaluate.soundness import Soundness
+
+SCHEMA = "onnxprune-report/1"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a model.
+
+    Attributes
+    ----------
+    params
+        Elements of float initializers.
+    macs
+        Multiply-adds per sample, with symbolic dims bound as `Report.bindings` says.
+    bytes
+        Of the file, external data included.
+    nodes
+        Of the main graph.
+    """
+
+    params: int
+    macs: int
+    bytes: int
+    nodes: int
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """What was asked for and what came out; `kind` as in `onnxprune.allocate.Target`."""
+
+    kind: str
+    requested: float
+    achieved: float
+    met: bool
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """A group of units and how many stay.
+
+    Attributes
+    ----------
+    axes
+        Number of axes that the group touches.
+    sources, sinks
+        `initializer[axis]` that produce and consume the units.
+    reason
+        Why it was left whole on request or by rule; empty where it was free to be cut.
+    """
+
+    id: str
+    name: str
+    units: int
+    kept: int
+    axes: int
+    sources: tuple[str, ...]
+    sinks: tuple[str, ...]
+    blocks: int
+    reason: str = ""
+    explanation: str = ""
+
+
+@dataclass(frozen=True)
+class BarrierResult:
+    """Layers whose output channels all stay. Reason, place and the cost of those layers."""
+
+    reason: str
+    explanation: str
+    where: str
+    layers: tuple[str, ...]
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric of the original and of the result, on the same samples."""
+
+    before: Score
+    after: Score
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that `prune` did to one model."""
+
+    path: str
+    sha256: str
+    output: str
+    mode: str
+    target: TargetResult
+    criterion: str
+    scope: str
+    round_to: int
+    seed: int
+    before: Size
+    after: Size
+    groups: tuple[GroupResult, ...]
+    barriers: tuple[BarrierResult, ...]
+    coverage: Mapping[str, float]
+    soundness: Soundness
+    calibration: Mapping[str, Any]
+    bindings: Mapping[str, int]
+    metric: Measured | None
+    fidelity: Fidelity | None
+    warnings: tuple[str, ...]
+
+    @property
+    def dropped(self) -> int:
+        """Units that went."""
+        return sum(group.units - group.kept for group in self.groups)
+
+    def __repr__(self) -> str:
+        return (
+            f"Report({self.path!r}: {self.before.macs:,} -> {self.after.macs:,} MACs, "
+            f"{self.before.params:,} -> {self.after.params:,} params, "
+            f"{self.target.kind} {self.target.requested:g} requested, {self.target.achieved:.4g} achieved)"
+        )

@@ -1,0 +1,137 @@
+"""Which groups may be cut: --ignore and --only patterns, presets, criteria without a score."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import onnx_ir as ir
+
+from onnxprune.errors import Reason, UsageError
+from onnxprune.graph.build import AxisGraph
+from onnxprune.graph.groups import Group
+
+PRESETS = ("nncf",)
+"""Names of presets: `nncf` leaves the first convolution and strided convolutions whole, as NNCF does."""
+
+_CONVS = ("Conv", "ConvTranspose")
+
+
+def excluded_groups(
+    axis_graph: AxisGraph,
+    groups: Mapping[str, Group],
+    *,
+    ignore: Sequence[str] = (),
+    only: Sequence[str] = (),
+    preset: str | None = None,
+) -> dict[str, Reason]:
+    """Groups that are kept whole on request, each with the reason.
+
+    Parameters
+    ----------
+    ignore, only
+        Globs on node or initializer names, or regular expressions after `re:`. A group matches with every layer
+        that makes its channels, and with every node that passes them on.
+    preset
+        One of `PRESETS`.
+
+    Raises
+    ------
+    UsageError
+        A pattern matches no name of the model, or is no valid regular expression.
+    """
+    names = {group_id: _names(axis_graph, group) for group_id, group in groups.items()}
+    known = _all_names(axis_graph)
+    excluded: dict[str, Reason] = {}
+    if preset is not None:
+        excluded.update(_nncf(axis_graph, groups))
+    if only:
+        tests = [_matcher(pattern, "--only", known) for pattern in only]
+        for group_id, mine in names.items():
+            if not any(test(name) for test in tests for name in mine):
+                excluded[group_id] = Reason.NOT_SELECTED
+    for pattern in ignore:
+        test = _matcher(pattern, "--ignore", known)
+        for group_id, mine in names.items():
+            if any(test(name) for name in mine):
+                excluded[group_id] = Reason.IGNORED
+    return excluded
+
+
+def _matcher(pattern: str, option: str, known: Iterable[str]) -> Callable[[str], bool]:
+    if pattern.startswith("re:"):
+        try:
+            expression = re.compile(pattern[3:])
+        except re.error as error:
+            raise UsageError(
+                f"{option} {pattern!r} is no regular expression: {error}", "Python's syntax is used after re:."
+            ) from None
+    else:
+        expression = re.compile(fnmatch.translate(pattern))
+
+    def test(name: str) -> bool:
+        return (expression.search if pattern.startswith("re:") else expression.match)(name) is not None
+
+    known = list(known)
+    if not any(test(name) for name in known):
+        near = difflib.get_close_matches(pattern.strip("*"), known, n=3, cutoff=0.3)
+        raise UsageError(
+            f"{option} {pattern!r} matches no node or initializer of the model",
+            f"Nearest names: {', '.join(near)}." if near else "`onnxprune analyze` lists the names.",
+        )
+    return test
+
+
+def _all_names(axis_graph: AxisGraph) -> set[str]:
+    graph = axis_graph.model.graph
+    return {node.name for node in graph if node.name} | {str(name) for name in graph.initializers}
+
+
+def _names(axis_graph: AxisGraph, group: Group) -> set[str]:
+    """Initializers that produce the group's units, and nodes that output them."""
+    found: set[str] = set()
+    sinks = {use.axis for use in group.sinks}
+    for use in group.axes:
+        value = use.axis.value
+        node = value.producer()
+        if node is not None:
+            found.add(node.name or "")
+        elif value in axis_graph.parameters and use.axis not in sinks:
+            found.add(str(value.name))
+    return found
+
+
+def _nncf(axis_graph: AxisGraph, groups: Mapping[str, Group]) -> dict[str, Reason]:
+    first = _first_convs(axis_graph.model.graph)
+    excluded: dict[str, Reason] = {}
+    for group_id, group in groups.items():
+        for use in group.sources:
+            node = axis_graph.parameters[use.axis.value].op.node
+            if node.op_type not in _CONVS:
+                continue
+            strides = node.attributes.get("strides")
+            if node in first:
+                excluded[group_id] = Reason.FIRST_CONV
+            elif strides is not None and any(s != 1 for s in strides.as_ints()):
+                excluded.setdefault(group_id, Reason.DOWNSAMPLE_CONV)
+    return excluded
+
+
+def _first_convs(graph: ir.Graph) -> set[ir.Node]:
+    """Convolutions that some graph input reaches without passing another convolution."""
+    found: set[ir.Node] = set()
+    seen: set[ir.Value] = {v for v in graph.inputs if v.const_value is None}
+    queue = deque(seen)
+    while queue:
+        for node in queue.popleft().consumers():
+            if node.op_type in _CONVS:
+                found.add(node)
+                continue
+            for output in node.outputs:
+                if output not in seen:
+                    seen.add(output)
+                    queue.append(output)
+    return found

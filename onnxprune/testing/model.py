@@ -1,0 +1,344 @@
+"""`check_model`: masked == removed on a whole model, for every group alone and all together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.apply.keep import Kept, kept_positions
+from onnxprune.apply.mask import mask
+from onnxprune.apply.remove import RefitError, remove
+from onnxprune.errors import ModelError, Reason
+from onnxprune.graph.axes import Axis
+from onnxprune.graph.build import AxisGraph, build_axis_graph
+from onnxprune.graph.explain import nearest_barriers
+from onnxprune.graph.groups import Group, Partition, partition
+from onnxprune.model.check import check
+from onnxprune.model.normalize import normalize
+from onnxprune.model.serialize import to_bytes
+from onnxprune.model.shapes import infer_shapes
+from onnxprune.rules import RuleTable, default_rules
+from onnxprune.testing.feeds import Array, execute, make_feeds
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+TOLERANCE = 1e-4
+"""Largest difference between masked and removed in fp32, as a share of the largest output."""
+
+_INLINE = 1 << 40
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was checked, for further assertions.
+
+    Attributes
+    ----------
+    axis_graph, partition
+        Of the normalised model.
+    """
+
+    axis_graph: AxisGraph
+    partition: Partition
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups in use."""
+        return self.partition.groups
+
+    def prunable(self) -> set[str]:
+        """Names `value[dim]` of all axes that can lose positions, in whichever alternative."""
+        return {
+            use.axis.name
+            for group in (*self.partition.groups, *self.partition.alternatives)
+            for use in group.axes
+        }
+
+    def reason(self, name: str) -> Reason | None:
+        """Why the axis `value[dim]` is blocked: the reason of the nearest barrier, or None."""
+        axes = {axis.name: axis for axis in self.axis_graph.graph if isinstance(axis, Axis)}
+        if name not in axes:
+            raise AssertionError(f"the axis graph has no axis {name}: it has {', '.join(sorted(axes))}")
+        barrier = nearest_barriers(self.axis_graph.graph).get(axes[name])
+        return None if barrier is None else barrier.reason
+
+
+def check_model(
+    model: ir.Model,
+    *,
+    bindings: Mapping[str, int] | None = None,
+    rules: RuleTable | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    highs: Mapping[str, int] | None = None,
+    feeds: Mapping[str, Array] | None = None,
+) -> Checked:
+    """Check the rules on a whole model: every group alone and all together, in several draws.
+
+    Parameters
+    ----------
+    model
+        Small; not mutated.
+    bindings
+        Sizes of symbolic dims by name.
+    rules
+        The table; `default_rules()` by default.
+    seeds
+        Of the draws of units to drop.
+    highs
+        For integer inputs by name: the number of values, counted from 0 (2 where nothing is said).
+    feeds
+        Inputs by name, where drawn ones would not do.
+
+    Returns
+    -------
+    Checked
+        The axis graph and the groups.
+
+    Raises
+    ------
+    AssertionError
+        Something is wrong; the message says what, where and for which units.
+    """
+    _accepted(model, "the model itself")
+    normal = normalize(model)
+    table = default_rules() if rules is None else rules
+    axis_graph = build_axis_graph(normal, infer_shapes(normal, bindings), table)
+    checked = Checked(axis_graph, partition(axis_graph))
+    feed = {**make_feeds(normal, highs or {}, axis_graph.shapes.bindings), **(feeds or {})}
+    _check_nothing(checked)
+    base = execute(normal, feed)
+    _check_alive(base)
+    moved = [_check_plan(checked, plan, feed, base) for plan in _plans(checked, seeds)]
+    contracted = {sink.axis for sink in axis_graph.sinks}
+    reach = {use.axis for group in checked.groups for use in group.axes}
+    if reach & contracted and not any(moved):
+        raise AssertionError("masking changes no output: equality of masked and removed would prove nothing")
+    for seed in seeds:
+        _check_order(checked, table, bindings, feed, seed)
+    return checked
+
+
+# --- plans -----------------------------------------------------------------------------------------------
+
+
+def _plans(checked: Checked, seeds: Sequence[int]) -> Iterator[dict[str, Bools]]:
+    """All groups in use at several levels, each group alone, and each alternative."""
+    groups = checked.groups
+    for seed in seeds if groups else ():
+        rng = np.random.default_rng(seed)
+        yield {group.id: draw_keep(group, rng) for group in groups}
+    rng = np.random.default_rng(0)
+    yield {group.id: draw_keep(group, rng, least=True) for group in groups}
+    for group in groups if len(groups) > 1 else ():
+        yield {group.id: draw_keep(group, rng)}
+    for cut in sorted({group.cut for group in checked.partition.alternatives}):
+        rivals = [group for group in checked.partition.alternatives if group.cut == cut]
+        yield {group.id: draw_keep(group, rng) for group in rivals}
+
+
+def draw_keep(group: Group, rng: np.random.Generator, *, least: bool = False) -> Bools:
+    """Draw which units of a group stay: at least one, not all, equally many in each block.
+
+    Parameters
+    ----------
+    group
+        A group.
+    rng
+        Source of randomness.
+    least
+        Keep a single unit per block.
+    """
+    blocks = np.zeros(group.units, np.int64) if group.blocks is None else group.blocks
+    size = int((blocks == 0).sum())
+    count = 1 if least else int(rng.integers(1, size))
+    keep = np.zeros(group.units, bool)
+    for block in range(int(blocks.max()) + 1):
+        keep[rng.permutation(np.flatnonzero(blocks == block))[:count]] = True
+    return keep
+
+
+def _kept(checked: Checked, plan: Mapping[str, Bools]) -> Kept:
+    every = {group.id: group for group in (*checked.partition.groups, *checked.partition.alternatives)}
+    return kept_positions(every, plan)
+
+
+def _tell(plan: Mapping[str, Bools]) -> str:
+    return ", ".join(f"{name} keeps {np.flatnonzero(flags).tolist()}" for name, flags in plan.items())
+
+
+# --- assertions ------------------------------------------------------------------------------------------
+
+
+def _check_nothing(checked: Checked) -> None:
+    model = checked.axis_graph.model
+    whole = {group.id: np.ones(group.units, bool) for group in checked.groups}
+    before = to_bytes(model, external_above=_INLINE)[0]
+    for act in (mask, remove):
+        if to_bytes(act(checked.axis_graph, _kept(checked, whole)), external_above=_INLINE)[0] != before:
+            raise AssertionError(f"{act.__name__} of nothing changes the model")
+
+
+def _check_plan(
+    checked: Checked, plan: Mapping[str, Bools], feed: Mapping[str, Array], base: Mapping[str, Array]
+) -> bool:
+    """Masked == removed; returns whether masking changes the output."""
+    axis_graph, kept = checked.axis_graph, _kept(checked, plan)
+    before = to_bytes(axis_graph.model, external_above=_INLINE)[0]
+    masked = mask(axis_graph, kept)
+    try:
+        removed = remove(axis_graph, kept)
+    except RefitError as error:
+        raise AssertionError(f"removal fails at {error} ({_tell(plan)})") from error
+    if to_bytes(axis_graph.model, external_above=_INLINE)[0] != before:
+        raise AssertionError(f"masking or removing changes the model that it was given ({_tell(plan)})")
+    _accepted(masked, f"the masked model ({_tell(plan)})")
+    _accepted(removed, f"the removed model ({_tell(plan)})")
+    expected = execute(masked, feed)
+    _same(expected, execute(removed, feed), f"masked and removed differ ({_tell(plan)})")
+    _check_shapes(removed, feed, axis_graph.shapes.bindings)
+    return any(_distance(array, base[name]) > TOLERANCE for name, array in expected.items())
+
+
+def _check_shapes(removed: ir.Model, feed: Mapping[str, Array], bindings: Mapping[str, int]) -> None:
+    """All inferred extents, and all declared ones, are those that onnxruntime makes."""
+    model = removed.clone()
+    shapes = infer_shapes(model, bindings)
+    outputs = set(model.graph.outputs)
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name and value.type is not None and value not in outputs:
+                model.graph.outputs.append(value)
+    found = execute(model, feed)
+    for value in model.graph.outputs:
+        real = found[str(value.name)].shape
+        inferred = shapes.dims.get(value)
+        declared = None if value.shape is None else tuple(value.shape)
+        for what, extents in (("inferred", inferred), ("declared", declared)):
+            if extents is not None and (
+                len(extents) != len(real)
+                or any(isinstance(e, int) and e != r for e, r in zip(extents, real, strict=True))
+            ):
+                raise AssertionError(f"{value.name!r} is {what} as {extents}, onnxruntime makes {real}")
+
+
+def _check_order(
+    checked: Checked,
+    table: RuleTable,
+    bindings: Mapping[str, int] | None,
+    feed: Mapping[str, Array],
+    seed: int,
+) -> None:
+    """Another topological order gives the same groups and the same cut model."""
+    other = _shuffled(checked.axis_graph.model, np.random.default_rng(seed))
+    axis_graph = build_axis_graph(other, infer_shapes(other, bindings), table)
+    again = Checked(axis_graph, partition(axis_graph))
+    for mine, theirs, what in (
+        (checked.partition.groups, again.partition.groups, "groups"),
+        (checked.partition.alternatives, again.partition.alternatives, "alternatives"),
+    ):
+        ours = {_signature(group)[0]: group for group in mine}
+        found = {_signature(group)[0]: group for group in theirs}
+        if ours.keys() != found.keys():
+            raise AssertionError(f"another order of the nodes gives other {what}: {mine} and {theirs}")
+        rng = np.random.default_rng(seed)
+        for key in sorted(ours) if what == "groups" else ():
+            flags = draw_keep(ours[key], rng)
+            plan = {ours[key].id: flags}
+            twin = np.zeros_like(flags)
+            twin[_signature(found[key])[1]] = flags[_signature(ours[key])[1]]
+            first = remove(checked.axis_graph, _kept(checked, plan))
+            second = remove(again.axis_graph, _kept(again, {found[key].id: twin}))
+            _same(
+                execute(first, feed),
+                execute(second, feed),
+                f"another order of the nodes differs ({_tell(plan)})",
+            )
+
+
+def _signature(group: Group) -> tuple[str, Array]:
+    """A text that is the same for the same group of any order of nodes, and the order of units it uses."""
+    uses = sorted(group.axes, key=lambda use: use.axis.name)
+    seen = np.concatenate([use.unit[use.unit >= 0] for use in uses])
+    _, first = np.unique(seen, return_index=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    lines = [f"{use.axis.name} {np.where(use.unit < 0, -1, rank[use.unit]).tolist()}" for use in uses]
+    if group.blocks is not None:
+        lines.append(f"blocks {_partition_of(group.blocks[order])}")
+    return "\n".join(lines), order
+
+
+def _partition_of(labels: Array) -> list[int]:
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return [int(first[i]) for i in inverse]
+
+
+def _shuffled(model: ir.Model, rng: np.random.Generator) -> ir.Model:
+    """A copy with its nodes and initializers in another valid order."""
+    model = model.clone()
+    graph = model.graph
+    waiting = list(graph)
+    graph.remove(waiting)
+    done: set[ir.Node] = set()
+    inside = set(waiting)
+    while waiting:
+        ready = [node for node in waiting if all(p not in inside or p in done for p in _producers(node))]
+        node = ready[int(rng.integers(len(ready)))]
+        waiting.remove(node)
+        done.add(node)
+        graph.append(node)
+    return model
+
+
+def _producers(node: ir.Node) -> Iterator[ir.Node]:
+    used = [value for value in node.inputs if value is not None]
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            used.extend(
+                v for inner in attribute.as_graph().all_nodes() for v in inner.inputs if v is not None
+            )
+    for value in used:
+        producer = value.producer()
+        if producer is not None:
+            yield producer
+
+
+def _check_alive(outputs: Mapping[str, Array]) -> None:
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise AssertionError(f"output {name!r} of the model is not finite: {array}")
+        if not np.any(array):
+            raise AssertionError(f"output {name!r} of the model is all zero, so nothing can be compared")
+
+
+def _same(expected: Mapping[str, Array], got: Mapping[str, Array], what: str) -> None:
+    for name, array in expected.items():
+        other = got[name]
+        if array.shape != other.shape or array.dtype != other.dtype:
+            raise AssertionError(
+                f"{what}: {name!r} is {other.dtype}{other.shape} instead of {array.dtype}{array.shape}"
+            )
+        if (distance := _distance(array, other)) > TOLERANCE:
+            raise AssertionError(f"{what}: {name!r} by {distance:.3g} of its largest value")
+
+
+def _distance(a: Array, b: Array) -> float:
+    """Largest difference as a share of the largest value; infinite where one is not finite."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    largest = float(np.abs(a).max(initial=0.0))
+    difference = float(np.abs(a - b).max(initial=0.0))
+    if not np.isfinite(difference):
+        return float("inf")
+    return difference / largest if largest else float(difference > 0)
+
+
+def _accepted(model: ir.Model, what: str) -> None:
+    try:
+        check(model)
+    except ModelError as error:
+        raise AssertionError(f"{what} is not valid: {error}") from error

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from onnxprune.calibrate import InputSpec, synthetic_dataset
+from onnxprune.errors import UsageError
+
+
+def spec(name, dtype, *shape):
+    return InputSpec(name, np.dtype(dtype), shape)
+
+
+INPUTS = [
+    spec("x", np.float32, "n", 3, "seq"),
+    spec("ids", np.int64, "n", "seq"),
+    spec("mask", np.bool_, "n", None),
+]
+BINDINGS = {"n": 9, "seq": 50, "mask.1": 4}
+
+
+def test_shapes_dtypes_and_ranges():
+    found = synthetic_dataset(INPUTS, BINDINGS, samples=20, seed=1, int_ranges={"ids": 7})
+    assert (len(found), found.tier, found.labels, found.batchable) == (20, "synthetic", None, True)
+    (batch,) = found.batches(32)
+    assert {name: (array.dtype.name, array.shape) for name, array in batch.items()} == {
+        "x": ("float32", (20, 3, 50)),
+        "ids": ("int64", (20, 50)),
+        "mask": ("bool", (20, 4)),
+    }
+    assert abs(batch["x"].mean()) < 0.1 and abs(batch["x"].std() - 1) < 0.1
+    assert sorted(np.unique(batch["ids"])) == list(range(7))
+    assert sorted(np.unique(batch["mask"])) == [False, True]
+
+
+def test_the_seed_decides_and_samples_differ():
+    first, again, other = (
+        synthetic_dataset(INPUTS, BINDINGS, samples=count, seed=seed)
+        for count, seed in [(3, 1), (5, 1), (3, 2)]
+    )
+    for index in range(3):
+        assert all(
+            np.array_equal(first.feeds[index][name], again.feeds[index][name])
+            for name in ("x", "ids", "mask")
+        )
+    assert not np.array_equal(first.feeds[0]["x"], first.feeds[1]["x"])
+    assert not np.array_equal(first.feeds[0]["x"], other.feeds[0]["x"])
+
+
+def test_integers_are_0_and_1_where_nothing_is_said():
+    (batch,) = synthetic_dataset([spec("i", np.uint8, "n", 100)], {}, samples=1, seed=0).batches(1)
+    assert sorted(np.unique(batch["i"])) == [0, 1]
+
+
+def test_fixed_and_bound_leading_axes():
+    inputs = [
+        spec("x", np.float32, "batch", 4),
+        spec("state", np.float16, 2, "batch", 8),
+        spec("rate", np.int64),
+    ]
+    (one, _) = synthetic_dataset(inputs, {}, samples=2, seed=0).batches(4)
+    assert [array.shape for array in one.values()] == [(1, 4), (2, 1, 8), ()]
+    assert isinstance(one["rate"], np.ndarray) and one["rate"].dtype == np.int64
+    (one,) = synthetic_dataset(inputs, {"batch": 3}, samples=1, seed=0).batches(1)
+    assert [array.shape for array in one.values()] == [(3, 4), (2, 3, 8), ()]
+
+
+def test_bf16():
+    found = synthetic_dataset([spec("x", ml_dtypes.bfloat16, "n", 4)], {}, samples=1, seed=0)
+    assert found.feeds[0]["x"].dtype == ml_dtypes.bfloat16
+
+
+def test_positions_out_of_range_end_an_iteration():
+    feeds = synthetic_dataset([spec("x", np.float32, "n")], {}, samples=2, seed=0).feeds
+    assert len(list(feeds)) == 2
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        ([spec("x", np.float32, "n", "seq")], {}, r"axis 1 of input 'x' .* has no size"),
+        ([spec("x", np.float32, "n", None)], {}, r"has no size\nGive one with --bind x\.1=N"),
+        ([spec("s", object, "n")], {}, "no values can be generated for input 's'"),
+        ([spec("c", np.complex64, "n")], {}, "no values can be generated"),
+        ([spec("i", np.uint8, "n")], {"int_ranges": {"i": 257}}, "cannot take integers from 0 to 256"),
+        ([spec("i", np.int64, "n")], {"int_ranges": {"i": 0}}, "cannot take integers"),
+        ([spec("x", np.float32, "n")], {"samples": 0}, "0 samples"),
+        ([spec("x", np.float32, "n")], {"seed": -1}, "seed -1"),
+    ],
+)
+def test_what_cannot_be_drawn(inputs, options, message):
+    with pytest.raises(UsageError, match=message):
+        synthetic_dataset(inputs, {}, **({"samples": 1, "seed": 0} | options))
