@@ -84,6 +84,12 @@ class CostModel:
         extent = self._extents(keep)
         return Cost(self._macs.total(extent), self._params.total(extent))
 
+    def per_unit(self, group: Group) -> Cost:
+        """What the first unit of a group costs while everything else is whole."""
+        flags = np.ones(group.units, bool)
+        flags[0] = False
+        return self.full - self.cost({group.id: flags})
+
     def term_macs(self) -> list[float]:
         """MACs of the whole model per entry of `node_terms`."""
         return [float(macs) for macs in self._macs.each(self._base)]

@@ -68,7 +68,7 @@ def remove(axis_graph: AxisGraph, kept: Kept) -> ir.Model:
 def _slice_initializers(axis_graph: AxisGraph, clone: Clone, kept: Kept) -> None:
     by_value: dict[ir.Value, dict[int, Bools]] = defaultdict(dict)
     for axis, flags in kept.items():
-        if axis.value in axis_graph.parameters:
+        if axis.value.const_value is not None:  # masks and tables of integers, too
             by_value[axis.value][axis.dim] = flags
     for value, dims in by_value.items():
         blocked = {dim: axis_graph.blocked[Axis(value, dim)] for dim in dims if Axis(value, dim) in axis_graph.blocked}

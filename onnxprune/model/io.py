@@ -1,25 +1,35 @@
-"""Loading a model file with every check that a clear error needs, and saving one whole or not at all."""
+"""Loading a model file: every check that a clear error needs, and weights left where they are."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
+import logging
 import os
-import tempfile
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from onnxprune.errors import ModelError, UnsupportedError, UsageError
+from onnxprune.errors import ModelError, OnnxPruneError, UnsupportedError, UsageError
+from onnxprune.model.external import bind_external, locate_external
+from onnxprune.model.sparse import densify
+from onnxprune.model.structure import check_structure
+from onnxprune.model.tensors import all_tensors, check_tensor
+from onnxprune.model.write import check_writable, save, write_text
 
-EXTERNAL_ABOVE = 1_800_000_000
-"""Bytes of weights above which a model is written with external data (protobuf stops at 2 GiB)."""
+__all__ = ["LoadedModel", "check_writable", "load", "save", "write_text"]
+
+log = logging.getLogger(__name__)
+
+MESSAGE_LIMIT = 2**31 - 1
+"""Bytes that a protobuf message can have."""
+
+_EXPORT_AGAIN = "The graph is not valid ONNX: export it again. onnx.checker may say more."
 
 
 @dataclass(frozen=True)
@@ -64,315 +74,135 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
         The path does not exist or is no readable file.
     ModelError
         The file is empty, truncated or no ONNX model; external data is missing, too short or outside the
-        model's folder; the graph has a cycle or uses a value that nothing defines; the opset is unknown.
+        model's folder; a tensor's data does not fit its shape; the graph has a cycle or uses a value that
+        nothing defines; the opset is unknown.
+    UnsupportedError
+        The model is valid, but uses something that onnxprune cannot read (map types, sparse attributes).
     """
     path = Path(path)
     raw = _read(path)
-    proto = _parse(path, raw)
-    _check_opsets(path, proto)
-    files = _check_external(path, proto)
-    _densify(proto.graph)
-    _check_wiring(path, proto.graph, set())
-    try:
+    size, digest = len(raw), hashlib.sha256(raw).hexdigest()
+    with _located(path):
+        proto = _parse(raw)
+        del raw
+        check_structure(proto)
+        for tensor in all_tensors(proto):
+            check_tensor(tensor)
+        files = locate_external(proto, path)
+        densify(proto)
+        if proto.training_info:
+            log.warning("%s: its training_info is left out", path)
         model = ir.serde.deserialize_model(proto)
-    except (ValueError, TypeError, KeyError, RuntimeError, ir.serde.SerdeError) as error:
-        raise ModelError(
-            f"{path}: the graph could not be read: {_root(error)}", "Run onnx.checker on the file to see more."
-        ) from error
-    for graph in (model.graph, *model.graph.subgraphs()):
-        ir.external_data.set_base_dir(graph, str(path.resolve().parent))
-    _sort(path, model)
-    size = len(raw) + sum(file.stat().st_size for file in files)
-    return LoadedModel(path, hashlib.sha256(raw).hexdigest(), model, size, tuple(sorted(files)))
+        bind_external(model, path)
+        _sort(model)
+    size += sum(file.stat().st_size for file in files)
+    return LoadedModel(path, digest, model, size, files)
+
+
+@contextlib.contextmanager
+def _located(path: Path) -> Iterator[None]:
+    """Name the file in every error, and turn whatever a parser raises on a damaged model into a `ModelError`."""
+    try:
+        yield
+    except OnnxPruneError as error:
+        raise type(error)(f"{path}: {error.what}", error.hint) from None
+    except Exception as error:
+        root = _root(error)
+        text = (str(root).splitlines() or [""])[0] or type(root).__name__
+        if isinstance(root, NotImplementedError):
+            raise UnsupportedError(
+                f"{path}: the model uses something that onnxprune cannot read: {text}",
+                "Take it out of the model, or export the part that is to be pruned alone.",
+            ) from error
+        raise ModelError(f"{path}: the model could not be read: {text}", _EXPORT_AGAIN) from error
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _read(path: Path) -> bytes:
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder, not an ONNX file", "Give the path of the .onnx file itself.")
     try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UsageError(
+                f"{path} is a folder, not an ONNX file", "Give the path of the .onnx file itself."
+            )
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError(f"{path} is no regular file", "Give the path of an .onnx file.")
+        if status.st_size > MESSAGE_LIMIT:
+            raise ModelError(
+                f"{path} is not an ONNX model: it has {status.st_size:,} bytes, and protobuf ends at 2 GiB",
+                "Larger models keep their weights in external data: give the path of the .onnx file itself.",
+            )
         raw = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{path} does not exist", "Check the path of the model.") from None
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", "Check the file's permissions.") from error
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror or error}", "Check the path and its permissions."
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"{str(path)!r} is no path: {error}", "Check the path of the model.") from None
     if not raw:
         raise ModelError(f"{path} is empty", "Export or copy the model again.")
     return raw
 
 
-def _parse(path: Path, raw: bytes) -> onnx.ModelProto:
+def _parse(raw: bytes) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(raw)
     except DecodeError:
-        kind = "looks like text" if _is_text(raw) else "may be truncated"
+        kind = "looks like text" if _is_text(raw) else "is damaged, truncated or of another format"
         raise ModelError(
-            f"{path} is not an ONNX model: it cannot be decoded as protobuf and {kind}",
+            f"this is not an ONNX model: it cannot be decoded as protobuf and {kind}",
             "Export or copy the model again.",
         ) from None
-    if not proto.ir_version or not proto.HasField("graph") or not proto.graph.output:
-        raise ModelError(
-            f"{path} is valid protobuf but no ONNX model (no IR version, graph or graph outputs)",
-            "Give the exported model itself, not a tensor, a checkpoint or a graph without outputs.",
-        )
     return proto
 
 
 def _is_text(raw: bytes) -> bool:
     try:
-        return raw[:4096].decode("utf-8").isprintable() or b"\n" in raw[:4096]
-    except UnicodeDecodeError:
-        return False
+        head = raw[:4096].decode("utf-8")
+    except UnicodeDecodeError as error:
+        head = raw[: error.start].decode("utf-8") if error.start > 4000 else "\0"
+    return all(char.isprintable() or char.isspace() for char in head)
 
 
-def _check_opsets(path: Path, proto: onnx.ModelProto) -> None:
-    versions = {entry.domain: entry.version for entry in proto.opset_import}
-    default = versions.get("", versions.get("ai.onnx"))
-    newest = onnx.defs.onnx_opset_version()
-    if default is None and not versions:
-        raise ModelError(f"{path} imports no operator set", "Export the model again.")
-    if default is not None and not 1 <= default <= newest:
-        raise ModelError(
-            f"{path} uses opset {default}, which the installed onnx {onnx.__version__} does not know "
-            f"(newest: {newest})",
-            "Upgrade onnx, or convert the model with onnx.version_converter.",
-        )
-
-
-def _check_external(path: Path, proto: onnx.ModelProto) -> set[Path]:
-    """Check location, size and containment of all external tensors; return their files."""
-    folder = path.resolve().parent
-    files: set[Path] = set()
-    for tensor in _tensors(proto.graph):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
-        file = (folder / location).resolve()
-        if not location or Path(location).is_absolute() or folder not in file.parents:
-            raise ModelError(
-                f"{path}: tensor {tensor.name!r} points to external data {location!r} outside the model's folder",
-                "Put the data file beside the model and save the model with a relative location.",
-            )
-        if not file.is_file():
-            raise ModelError(
-                f"{path}: the external data file {location!r} (tensor {tensor.name!r}) is missing",
-                f"Put it into {path.parent}.",
-            )
-        _check_extent(path, tensor, entries, file)
-        files.add(file)
-    return files
-
-
-def _check_extent(path: Path, tensor: onnx.TensorProto, entries: dict[str, str], file: Path) -> None:
-    offset = int(entries.get("offset", 0))
-    bits = ir.DataType(tensor.data_type).bitwidth
-    needed = math.ceil(math.prod(tensor.dims) * bits / 8)
-    length = int(entries.get("length", needed))
-    if length < needed or offset + needed > file.stat().st_size:
-        raise ModelError(
-            f"{path}: tensor {tensor.name!r} needs {needed} bytes at offset {offset} of {file.name!r}, which "
-            f"has {file.stat().st_size} bytes (declared length {length})",
-            "The data file is truncated or belongs to another model: copy it again.",
-        )
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attr in node.attribute:
-            if attr.HasField("t"):
-                yield attr.t
-            if attr.HasField("g"):
-                yield from _tensors(attr.g)
-            for sub in attr.graphs:
-                yield from _tensors(sub)
-
-
-def _densify(graph: onnx.GraphProto) -> None:
-    """Turn `sparse_initializer` entries into dense ones: onnx-ir drops them silently."""
-    for sparse in graph.sparse_initializer:
-        values = onnx.numpy_helper.to_array(sparse.values)
-        indices = onnx.numpy_helper.to_array(sparse.indices)
-        dense = np.zeros(math.prod(sparse.dims), values.dtype)
-        flat = (
-            np.ravel_multi_index(tuple(indices.T), tuple(sparse.dims)) if indices.ndim == 2 else indices
-        )
-        dense[flat] = values
-        graph.initializer.append(
-            onnx.numpy_helper.from_array(dense.reshape(tuple(sparse.dims)), sparse.values.name)
-        )
-    del graph.sparse_initializer[:]
-
-
-def _check_wiring(path: Path, graph: onnx.GraphProto, outer: set[str]) -> None:
-    """Every name that is used must be defined somewhere, once."""
-    defined = outer | {v.name for v in graph.input} | {t.name for t in graph.initializer}
-    produced: set[str] = set()
-    for node in graph.node:
-        for name in node.output:
-            if name and name in produced:
-                raise ModelError(
-                    f"{path}: value {name!r} is produced by two nodes (second: {node.op_type} {node.name!r})",
-                    "The graph is not valid ONNX: export it again.",
-                )
-            produced.add(name)
-    defined |= produced
-    for node in graph.node:
-        for name in node.input:
-            if name and name not in defined:
-                raise ModelError(
-                    f"{path}: node {node.name!r} ({node.op_type}) uses {name!r}, which nothing defines",
-                    "The graph is not valid ONNX: export it again.",
-                )
-        for attr in node.attribute:
-            for sub in (*([attr.g] if attr.HasField("g") else []), *attr.graphs):
-                _check_wiring(path, sub, defined)
-    for value in graph.output:
-        if value.name not in defined:
-            raise ModelError(
-                f"{path}: the graph output {value.name!r} is produced by no node",
-                "The graph is not valid ONNX: export it again.",
-            )
-
-
-def _sort(path: Path, model: ir.Model) -> None:
+def _sort(model: ir.Model) -> None:
     """Put nodes into topological order where they are not; a graph with a cycle is an error."""
-    seen: set[ir.Value] = set()
-    ordered = True
-    for node in model.graph:
-        for value in node.inputs:
-            producer = None if value is None else value.producer()
-            if producer is not None and producer.graph is model.graph and value not in seen:
-                ordered = False
-        seen.update(node.outputs)
-    if ordered:
-        return
-    try:
-        model.graph.sort()
-    except ValueError:
-        raise ModelError(
-            f"{path}: the graph has a cycle, so it cannot be evaluated", "Export the model again."
-        ) from None
-
-
-def _root(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def save(
-    model: ir.Model,
-    path: str | os.PathLike[str],
-    *,
-    external: bool = False,
-    force: bool = False,
-    sources: tuple[str | os.PathLike[str], ...] = (),
-) -> int:
-    """Write a model whole or not at all: into a temporary file beside `path`, then an atomic replace.
-
-    Parameters
-    ----------
-    model
-        Not mutated.
-    path
-        The .onnx file to write; external data goes to `path` + ".data".
-    external
-        Write weights to a file of their own even where one file would hold them.
-    force
-        Replace an existing output.
-    sources
-        Files that must not be written over (the input model).
-
-    Returns
-    -------
-    int
-        Bytes written, external data included.
-
-    Raises
-    ------
-    UsageError
-        The output exists (without `force`), is one of `sources`, or its folder cannot be written.
-    """
-    path = Path(path)
-    check_writable(path, force=force, sources=sources)
-    total = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    external = external or total > EXTERNAL_ABOVE
-    data = path.with_name(path.name + ".data")
-    with _reported(path), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        file = Path(scratch) / path.name
-        if external:
-            ir.save(model, file, external_data=data.name)
-        else:
-            file.write_bytes(_serialize(model))
-        size = file.stat().st_size
-        written = Path(scratch) / data.name
-        if written.exists():
-            size += written.stat().st_size
-            os.replace(written, data)
-        os.replace(file, path)
-    return size
-
-
-def _serialize(model: ir.Model) -> bytes:
-    proto = ir.to_proto(model)
-    for tensor in _tensors(proto.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise UnsupportedError(
-                f"tensor {tensor.name!r} is external, but the model is written as one file",
-                "Write it with external data.",
-            )
-    return bytes(proto.SerializeToString(deterministic=True))
-
-
-def check_writable(
-    path: str | os.PathLike[str], *, force: bool, sources: tuple[str | os.PathLike[str], ...] = ()
-) -> None:
-    """Raise UsageError where `path` must not or cannot be written; called before any work is done."""
-    path = Path(path)
-    for target in (path, path.with_name(path.name + ".data")):
-        for source in sources:
-            if target.exists() and Path(source).exists() and target.samefile(source):
-                raise UsageError(
-                    f"the output {target} is a file of the input model itself",
-                    "Choose another -o; the input is never modified.",
-                )
-    if path.is_dir():
-        raise UsageError(f"the output {path} is a folder", "Give a file name to -o.")
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists already", "Add --force to replace it, or choose another -o.")
-    folder = path.parent
-    if not folder.is_dir():
-        raise UsageError(f"the folder {folder} does not exist", "Create it first.")
-    with _reported(path), tempfile.TemporaryFile(dir=folder):
-        pass
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file (plan, report) whole or not at all."""
-    path = Path(path)
-    with _reported(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    for body in (model.graph, *model.functions.values()):
+        if _is_sorted(body, set(body.inputs)):
+            continue
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                out.write(text)
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
+            body.sort()
+        except ValueError:
+            raise ModelError(
+                "the graph has a cycle, so it cannot be evaluated", "Export the model again."
+            ) from None
 
 
-@contextlib.contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be written: {error.strerror or error}",
-            "Check the folder's permissions and free space; nothing was written.",
-        ) from error
+def _is_sorted(graph: ir.Graph | ir.Function, seen: set[ir.Value]) -> bool:
+    """Whether every value is made before it is used, subgraphs included."""
+    if isinstance(graph, ir.Graph):
+        seen |= {*graph.inputs, *graph.initializers.values()}
+    for node in graph:
+        if any(value is not None and value not in seen for value in node.inputs):
+            return False
+        for attribute in node.attributes.values():
+            for subgraph in _subgraphs(attribute):
+                if not _is_sorted(subgraph, seen):
+                    return False
+        seen.update(node.outputs)
+    return True
+
+
+def _subgraphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
+    if attribute.is_ref():
+        return ()
+    if attribute.type == ir.AttributeType.GRAPH:
+        return (attribute.as_graph(),)
+    return tuple(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else ()

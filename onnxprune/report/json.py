@@ -1,0 +1,55 @@
+"""The report as JSON, for programs. The schema's name carries its version."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+from onnxprune.report.report import SCHEMA, Report
+
+
+def to_dict(report: Report) -> dict[str, Any]:
+    """The report as plain values, in the layout of schema `onnxprune-report/1`.
+
+    Infinite and undefined figures become null: JSON has no spelling for them.
+    """
+    body: dict[str, Any] = {
+        "schema": SCHEMA,
+        "model": {"path": report.path, "sha256": report.sha256},
+        "output": report.output,
+        "mode": report.mode,
+        "criterion": report.criterion,
+        "scope": report.scope,
+        "round_to": report.round_to,
+        "seed": report.seed,
+        "bindings": dict(report.bindings),
+        "target": asdict(report.target),
+        "before": asdict(report.before),
+        "after": asdict(report.after),
+        "groups": [asdict(group) for group in report.groups],
+        "barriers": [asdict(barrier) for barrier in report.barriers],
+        "coverage": dict(report.coverage),
+        "soundness": asdict(report.soundness),
+        "calibration": dict(report.calibration),
+        "metric": None if report.metric is None else asdict(report.metric),
+        "fidelity": None if report.fidelity is None else asdict(report.fidelity),
+        "warnings": list(report.warnings),
+    }
+    return _finite(body)  # type: ignore[no-any-return]
+
+
+def render(report: Report) -> str:
+    """The report as JSON text."""
+    return json.dumps(to_dict(report), indent=2, ensure_ascii=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

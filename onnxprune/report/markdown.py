@@ -1,0 +1,69 @@
+"""The report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxprune.report.report import Report
+from onnxprune.report.tables import number, share, size_rows, soundness_line, target_line
+
+
+def render(report: Report) -> str:
+    """The whole report as one Markdown page."""
+    parts = [
+        f"# onnxprune: `{report.path}`",
+        f"{target_line(report)}. Mode `{report.mode}`, criterion `{report.criterion}`, scope `{report.scope}`, "
+        f"widths rounded to {report.round_to}, seed {report.seed}.",
+        _table(["", "before", "after", "kept"], size_rows(report)),
+        f"**Soundness.** {soundness_line(report)}.",
+    ]
+    if report.metric is not None:
+        parts.append(f"**Accuracy.** Before: {report.metric.before}. After: {report.metric.after}.")
+    if report.fidelity is not None:
+        parts.append("**Fidelity.** " + "; ".join(str(o) for o in report.fidelity.outputs) + ".")
+    if report.bindings:
+        sizes = ", ".join(f"`{name}` = {size}" for name, size in report.bindings.items())
+        parts.append(f"MACs are counted with {sizes}.")
+    parts += ["## Groups", _groups(report), "## Blocked", _barriers(report)]
+    if report.warnings:
+        parts += ["## Notes", "\n".join(f"- {warning}" for warning in report.warnings)]
+    parts.append(f"Input sha256 `{report.sha256}`" + (f", output `{report.output}`." if report.output else "."))
+    return "\n\n".join(parts) + "\n"
+
+
+def _groups(report: Report) -> str:
+    if not report.groups:
+        return "No group of channels can be cut."
+    rows = [
+        [g.id, f"`{g.name}`", number(g.units), number(g.kept), str(g.blocks), str(g.axes), g.explanation]
+        for g in report.groups
+    ]
+    return _table(["group", "layer", "units", "kept", "blocks", "axes", "left whole because"], rows)
+
+
+def _barriers(report: Report) -> str:
+    coverage = report.coverage
+    head = (
+        f"{coverage['macs']:.1%} of the MACs and {coverage['params']:.1%} of the parameters lie in layers that some "
+        "group can make smaller."
+    )
+    if not report.barriers:
+        return head
+    rows = [
+        [
+            ", ".join(f"`{name}`" for name in barrier.layers[:3])
+            + (f" and {len(barrier.layers) - 3} more" if len(barrier.layers) > 3 else ""),
+            f"{barrier.explanation} ({barrier.where})",
+            f"{number(barrier.macs)} ({share(barrier.macs, report.before.macs)})",
+            f"{number(barrier.params)} ({share(barrier.params, report.before.params)})",
+        ]
+        for barrier in report.barriers
+    ]
+    table = _table(["layers whose output channels all stay", "because", "MACs", "parameters"], rows)
+    return f"{head}\n\n{table}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
