@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from onnxprune.allocate.cost import Cost, CostModel
+from onnxprune.allocate.cost import Cost, CostModel, inner_weights
 from onnxprune.errors import ModelError, Reason, UsageError
 from onnxprune.graph.axes import Axis
 from onnxprune.graph.build import AxisGraph, build_axis_graph
@@ -132,6 +132,9 @@ class Analysis:
                 (label, value.const_value.size, macs.get(number_of[node], 0.0))
             )
         blocked = [
+            Blocked(Reason.SUBGRAPH, where, (where,), size, 0) for where, size in inner_weights(graph).items()
+        ]
+        blocked += [
             Blocked(
                 reason,
                 where,

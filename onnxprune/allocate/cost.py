@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxprune.graph.axes import Axis
 from onnxprune.graph.build import AxisGraph
@@ -60,7 +61,9 @@ class CostModel:
     Attributes
     ----------
     full
-        Cost of the whole model.
+        Cost of the whole model. MACs inside the bodies of If, Loop and Scan are not counted; parameters are.
+    inner_params
+        Elements of float initializers that only such bodies use.
     """
 
     def __init__(self, axis_graph: AxisGraph, partition: Partition) -> None:
@@ -76,13 +79,14 @@ class CostModel:
                 self.node_terms.extend((number, term) for term in rule.macs(op))
         self._macs = self._terms([term for _, term in self.node_terms])
         self._params = self._terms([self._size(value) for value in axis_graph.parameters])
+        self.inner_params = sum(inner_weights(axis_graph).values())
         self._uses = {group.id: self._unit_counts(group) for group in partition.groups}
         self.full = self.cost({})
 
     def cost(self, keep: Mapping[str, Bools]) -> Cost:
         """Cost when each group keeps the flagged units; groups that are not named keep all."""
         extent = self._extents(keep)
-        return Cost(self._macs.total(extent), self._params.total(extent))
+        return Cost(self._macs.total(extent), self._params.total(extent) + self.inner_params)
 
     def per_unit(self, group: Group) -> Cost:
         """What the first unit of a group costs while everything else is whole."""
@@ -137,3 +141,25 @@ class CostModel:
                     classes.append(int(self._layout.klass[number]) + 1)
             factors.append(factor)
         return _Terms(np.array(factors, float), np.array(classes, np.int64), np.array(start, np.int64))
+
+
+def inner_weights(axis_graph: AxisGraph) -> dict[str, int]:
+    """Elements of float weights that only the bodies of If, Loop and Scan use, per node that has the bodies."""
+    counted: set[ir.Value] = set(axis_graph.parameters)
+    sizes: dict[str, int] = {}
+    for op in axis_graph.ops:
+        graphs = [g for attr in op.node.attributes.values() for g in _graphs(attr)]
+        for graph in graphs:
+            used = {v for node in graph.all_nodes() for v in node.inputs if v is not None}
+            for value in (used | set(graph.initializers.values())) - counted:
+                data = value.const_value
+                if data is not None and data.dtype.is_floating_point():
+                    counted.add(value)
+                    sizes[op.label] = sizes.get(op.label, 0) + data.size
+    return sizes
+
+
+def _graphs(attr: ir.Attr) -> list[ir.Graph]:
+    if attr.type == ir.AttributeType.GRAPH:
+        return [attr.as_graph()]
+    return list(attr.as_graphs()) if attr.type == ir.AttributeType.GRAPHS else []

@@ -1,26 +1,28 @@
 """The proof that masked == removed, and the search for the groups that break it.
 
-Both models run in onnxruntime on the same inputs. Weights of any float type are widened (or narrowed) to float32
+Both models run in onnxruntime on the same inputs. Compared are all graph outputs, and the result of every
+contraction that lost terms (cut to its kept positions), so that a dead or saturated output proves nothing. Weights of any float type are widened (or narrowed) to float32
 for the proof, so that one tolerance serves all: max |a - b| <= 1e-4 max |a|.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.apply.keep import kept_positions
+from onnxprune.apply.keep import Kept, kept_positions
 from onnxprune.apply.mask import mask
 from onnxprune.apply.remove import RefitError, remove
-from onnxprune.calibrate.dataset import Dataset, input_specs
+from onnxprune.calibrate.dataset import Dataset, InputSpec, input_specs
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
+from onnxprune.graph.axes import Axis
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
 from onnxprune.model.convert import to_float32
@@ -136,35 +138,75 @@ class Prover:
     def _compare(self, keep: Mapping[str, Bools]) -> _Figures:
         self.progress(f"comparing masked and removed ({len(keep)} groups)")
         kept = kept_positions(self.groups, keep)
-        masked = mask(self.axis_graph, kept)
+        probes = self._probes(kept)
         try:
             removed = remove(self.axis_graph, kept)
         except RefitError as error:
             return _Figures(False, 0.0, 0.0, str(error))
-        expected = self._outputs(masked)
+        expected = self._session(mask(self.axis_graph, kept), probes)
+        worst = _Figures(True, 0.0, 0.0)
         try:
-            got = self._outputs(removed)
+            got = self._session(removed, probes)
+            for feed in self._feeds(expected.extra):
+                cut = {name: cut_array(a, probes.get(name, {})) for name, a in expected.run(feed).items()}
+                result = compare_outputs([cut], [got.run(feed)], inner=probes.keys() - self._outputs())
+                if not result.sound:
+                    return result
+                worst = worst.joined(result)
         except ModelError as error:
             return _Figures(False, 0.0, 0.0, str(error))
-        return compare_outputs(expected, got)
+        return worst
 
-    def _outputs(self, model: ir.Model) -> list[dict[str, np.ndarray[Any, Any]]]:
-        shapes = self.axis_graph.shapes
-        dims = {value.name or "": extents for value, extents in shapes.dims.items()}
+    def _outputs(self) -> set[str]:
+        return {str(value.name) for value in self.axis_graph.model.graph.outputs}
+
+    def _probes(self, kept: Kept) -> dict[str, dict[int, Bools]]:
+        """What is compared besides the graph's outputs: the result of every contraction that lost terms.
+
+        An output that happens to be zero or saturated on the inputs at hand would prove nothing.
+        """
+        probes: dict[str, dict[int, Bools]] = {}
+        for sink in self.axis_graph.sinks:
+            value = sink.where.output()
+            if sink.axis in kept and value.type is not None:
+                rank = sink.where.rank(value)
+                probes[str(value.name)] = {
+                    dim: kept[Axis(value, dim)] for dim in range(rank) if Axis(value, dim) in kept
+                }
+        return probes
+
+    def _session(self, model: ir.Model, probes: Mapping[str, object]) -> _Running:
+        dims = {value.name or "": extents for value, extents in self.axis_graph.shapes.dims.items()}
         model = to_float32(model)
         listed = {value.name for value in model.graph.inputs}
         if foreign_nodes(model):
             model = detach_foreign(model, dims)
-        extra = [spec for spec in input_specs(model) if spec.name not in listed]
-        session = open_session(model, self.provider)
-        results = []
+        shown = {value.name for value in model.graph.outputs}
+        for node in model.graph:
+            for value in node.outputs:
+                if value.name in probes and value.name not in shown:
+                    model.graph.outputs.append(value)
+        extra = tuple(spec for spec in input_specs(model) if spec.name not in listed)
+        return _Running(open_session(model, self.provider), extra)
+
+    def _feeds(self, extra: Sequence[InputSpec]) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
         made = synthetic_dataset(extra, {}, samples=len(self.data), seed=0) if extra else None
         for number in range(len(self.data)):
             feed = dict(self.data.feeds[number])
             if made is not None:
                 feed.update(made.feeds[number])
-            results.append(run(session, {name: _as_float32(array) for name, array in feed.items()}))
-        return results
+            yield {name: _as_float32(array) for name, array in feed.items()}
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A session, and the inputs that detached operators have left open."""
+
+    session: Any
+    extra: tuple[InputSpec, ...]
+
+    def run(self, feed: Feed) -> dict[str, np.ndarray[Any, Any]]:
+        return run(self.session, feed)
 
 
 @dataclass(frozen=True)
@@ -174,31 +216,63 @@ class _Figures:
     max_abs_output: float
     why: str = ""
 
+    def joined(self, other: _Figures) -> _Figures:
+        return _Figures(
+            self.sound and other.sound,
+            max(self.max_abs_diff, other.max_abs_diff),
+            max(self.max_abs_output, other.max_abs_output),
+            self.why or other.why,
+        )
+
+
+def cut_array(array: np.ndarray[Any, Any], kept: Mapping[int, Bools]) -> np.ndarray[Any, Any]:
+    """The kept positions of a tensor of the masked model, to be compared with the removed one's."""
+    for dim, flags in kept.items():
+        array = np.compress(flags, array, axis=dim)
+    return array
+
 
 def compare_outputs(
-    expected: Sequence[Feed], got: Sequence[Feed], tolerance: float = TOLERANCE
+    expected: Sequence[Feed],
+    got: Sequence[Feed],
+    tolerance: float = TOLERANCE,
+    inner: Collection[str] = (),
 ) -> _Figures:
-    """Compare outputs of the masked and the removed model, sample by sample and output by output."""
-    worst, largest = 0.0, 0.0
+    """Compare tensors of the masked and the removed model, sample by sample.
+
+    Parameters
+    ----------
+    inner
+        Names that are no graph outputs: they must agree too, but do not enter the figures.
+    """
+    figures = _Figures(True, 0.0, 0.0)
     for left, right in zip(expected, got, strict=True):
         for name, a in left.items():
-            b = right[name]
-            if a.shape != b.shape:
-                return _Figures(False, 0.0, 0.0, f"output {name!r} has shape {b.shape} instead of {a.shape}")
-            if a.dtype.kind not in "fiub":
-                if not np.array_equal(a, b):
-                    return _Figures(False, 0.0, 0.0, f"output {name!r} differs")
-                continue
-            x, y = a.astype(np.float64), b.astype(np.float64)
-            finite = np.isfinite(x)
-            if not np.array_equal(finite, np.isfinite(y)):
-                return _Figures(False, 0.0, 0.0, f"output {name!r} is not finite in the same places")
-            top = float(np.abs(x[finite]).max(initial=0.0))
-            diff = float(np.abs(x[finite] - y[finite]).max(initial=0.0))
-            if diff > tolerance * top:
-                return _Figures(False, diff, top, f"output {name!r} differs by {diff:.3g} (largest {top:.3g})")
-            worst, largest = max(worst, diff), max(largest, top)
-    return _Figures(True, worst, largest)
+            result = _compare_tensor(name, a, right[name], tolerance)
+            if not result.sound:
+                return result
+            if name not in inner:
+                figures = figures.joined(result)
+    return figures
+
+
+def _compare_tensor(
+    name: str, a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], tolerance: float
+) -> _Figures:
+    if a.shape != b.shape:
+        return _Figures(False, 0.0, 0.0, f"{name!r} has shape {b.shape} instead of {a.shape}")
+    if a.dtype.kind not in "fiub":
+        same = bool(np.array_equal(a, b))
+        return _Figures(same, 0.0, 0.0, "" if same else f"{name!r} differs")
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    finite = np.isfinite(x)
+    if not np.array_equal(finite, np.isfinite(y)):
+        return _Figures(False, 0.0, 0.0, f"{name!r} is not finite in the same places")
+    top = float(np.abs(x[finite]).max(initial=0.0))
+    diff = float(np.abs(x[finite] - y[finite]).max(initial=0.0))
+    if diff > tolerance * top:
+        return _Figures(False, diff, top, f"{name!r} differs by {diff:.3g} (largest {top:.3g})")
+    return _Figures(True, diff, top)
 
 
 def _as_float32(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

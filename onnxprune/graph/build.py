@@ -90,7 +90,7 @@ def build_axis_graph(model: ir.Model, shapes: Shapes, rules: RuleTable) -> AxisG
         relations.enter(op)
         if rule is None:
             relations.leave(Reason.NO_RULE)
-        elif any(value is not None and op.dims(value) is None for value in (*node.inputs, *node.outputs)):
+        elif any(op.dims(value) is None for value in (*node.inputs, *op.outputs) if value is not None):
             relations.leave(Reason.UNKNOWN_SHAPE)
         else:
             rule.relate(op, relations)
@@ -102,7 +102,7 @@ def build_axis_graph(model: ir.Model, shapes: Shapes, rules: RuleTable) -> AxisG
                 parameters[value] = Parameter(value, kind, op, slot)
     relations.finish()
     _pin_interface(model, shapes, relations.graph)
-    _pin_subgraph_uses(model, relations.graph)
+    _pin_subgraph_uses(model, shapes, relations.graph)
     _pin_dynamic(shapes, relations.graph)
     return AxisGraph(
         model,
@@ -140,7 +140,7 @@ def _pin_interface(model: ir.Model, shapes: Shapes, graph: nx.MultiGraph[Any]) -
                     graph.add_edge(axis, Barrier(reason, f"{what} {value.name!r}"))
 
 
-def _pin_subgraph_uses(model: ir.Model, graph: nx.MultiGraph[Any]) -> None:
+def _pin_subgraph_uses(model: ir.Model, shapes: Shapes, graph: nx.MultiGraph[Any]) -> None:
     """Values that the bodies of If, Loop and Scan see from outside keep their shape."""
     for node in model.graph.all_nodes():
         if node.graph is model.graph:
@@ -148,7 +148,7 @@ def _pin_subgraph_uses(model: ir.Model, graph: nx.MultiGraph[Any]) -> None:
         for value in node.inputs:
             if value is None or value.graph is not model.graph:
                 continue
-            for dim in range(len(value.shape or ())):
+            for dim in range(len(shapes.dims.get(value, ()))):
                 if (axis := Axis(value, dim)) in graph:
                     graph.add_edge(axis, Barrier(Reason.SUBGRAPH, f"{node.op_type} {node.name!r}"))
 

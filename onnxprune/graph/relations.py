@@ -11,6 +11,7 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+import onnx_ir as ir
 
 from onnxprune.errors import Reason
 from onnxprune.graph.axes import Axis, Barrier, Blocked
@@ -141,6 +142,11 @@ class Relations:
         self._mention(axis)
         if self._extent(axis) not in (0, 1):
             self.graph.add_node(axis)
+
+    def auxiliary(self, value: ir.Value) -> None:
+        """`value` carries sizes, scales or positions, not data: nothing of it is cut, REFIT adapts it."""
+        for axis in self._where.axes(value):
+            self.pin(axis, Reason.AUXILIARY)
 
     def balance(self, axis: Axis, blocks: int) -> None:
         """`axis` is divided into `blocks` runs that must keep equal numbers of positions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,18 +11,31 @@ import onnx_ir as ir
 
 Array = np.ndarray[Any, Any]
 
+_NAMES = "onnxprune.names"
 
-def tensor(array: Array, dtype: ir.DataType, name: str | None = None) -> ir.Tensor:
-    """An `ir.Tensor` of exactly `dtype` (numpy has no native bfloat16 or 4-bit types)."""
-    return ir.Tensor(np.ascontiguousarray(array), dtype=dtype, shape=ir.Shape(array.shape), name=name)
+
+def tensor(array: Array, dtype: ir.DataType, name: str | None = None) -> ir.Tensor | ir.StringTensor:
+    """A tensor of exactly `dtype` (numpy has no bfloat16, no 8-bit floats and no 4-bit types of its own).
+
+    Parameters
+    ----------
+    array
+        Of the type that `dtype.numpy()` names, from ml_dtypes where numpy has none; anything else is cast.
+        Packed types have one element per entry here, too. A 0-d array stays one.
+    dtype, name
+        Of the tensor.
+    """
+    array = np.asarray(array, order="C")
+    if dtype == ir.DataType.STRING:
+        return ir.StringTensor(array, shape=ir.Shape(array.shape), name=name)
+    return ir.Tensor(
+        array.astype(dtype.numpy(), copy=False), dtype=dtype, shape=ir.Shape(array.shape), name=name
+    )
 
 
 def set_array(value: ir.Value, array: Array) -> None:
     """Replace an initializer's data; shape, type and data never disagree afterwards."""
-    dtype = value.const_value.dtype if value.const_value is not None else value.dtype
-    if dtype is None:
-        raise ValueError(f"initializer {value.name!r} has no element type")
-    set_tensor(value, tensor(array, dtype, value.name))
+    set_tensor(value, tensor(array, _dtype(value), value.name))
 
 
 def set_tensor(value: ir.Value, data: ir.TensorProtocol) -> None:
@@ -32,36 +46,59 @@ def set_tensor(value: ir.Value, data: ir.TensorProtocol) -> None:
 
 
 def set_lazy(value: ir.Value, shape: tuple[int, ...], make: Callable[[], Array]) -> None:
-    """Replace an initializer by a computation that runs when the data is written or used."""
+    """Replace an initializer by a computation that runs each time the data is written or used.
+
+    Parameters
+    ----------
+    value
+        Keeps its name and element type.
+    shape
+        Of the array that `make` returns; checked when it runs.
+    make
+        Must not depend on anything that changes.
+    """
+    dtype, name = _dtype(value), value.name
+
+    def run() -> ir.Tensor | ir.StringTensor:
+        array = make()
+        if array.shape != shape:
+            raise ValueError(f"initializer {name!r} was announced as {shape}, but is {array.shape}")
+        return tensor(array, dtype, name)
+
+    set_tensor(value, ir.LazyTensor(run, dtype=dtype, shape=ir.Shape(shape), name=name))
+
+
+def _dtype(value: ir.Value) -> ir.DataType:
     dtype = value.const_value.dtype if value.const_value is not None else value.dtype
     if dtype is None:
         raise ValueError(f"initializer {value.name!r} has no element type")
-    name = value.name
-    set_tensor(
-        value, ir.LazyTensor(lambda: tensor(make(), dtype), dtype=dtype, shape=ir.Shape(shape), name=name)
-    )
+    return dtype
 
 
 def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType) -> ir.Value:
     """Register a new initializer under a name that is free, derived from `name`."""
-    data = tensor(array, dtype)
-    value = ir.Value(name=fresh(graph, name), type=ir.TensorType(dtype), shape=ir.Shape(array.shape))
-    data.name = value.name
-    value.const_value = data
+    data = tensor(array, dtype, fresh(graph, name))
+    value = ir.Value(
+        name=data.name, type=ir.TensorType(dtype), shape=ir.Shape(data.shape.numpy()), const_value=data
+    )
     graph.register_initializer(value)
     return value
 
 
 def fresh(graph: ir.Graph, name: str) -> str:
-    """`name`, or `name_1`, `name_2`, ... whichever no value or node of the graph bears yet."""
-    taken = graph.meta.get("onnxprune.names")
-    if taken is None:
-        taken = graph.meta["onnxprune.names"] = {
-            *(v.name for v in graph.inputs),
-            *graph.initializers,
-            *(node.name for node in graph.all_nodes()),
-            *(out.name for node in graph.all_nodes() for out in node.outputs),
-        }
+    """`name`, or `name_1`, `name_2`, ... whichever no value or node of the graph bears yet.
+
+    Parameters
+    ----------
+    graph
+        The main graph; names of its subgraphs are taken, too.
+    name
+        The name wanted.
+    """
+    owner, taken = graph.meta.get(_NAMES, (None, None))
+    if owner is None or owner() is not graph:  # a clone takes over its original's entry
+        taken = used_names(graph)
+        graph.meta[_NAMES] = (weakref.ref(graph), taken)
     candidate, n = name, 0
     while candidate in taken:
         n += 1
@@ -70,7 +107,21 @@ def fresh(graph: ir.Graph, name: str) -> str:
     return candidate
 
 
-def insert_before(node: ir.Node, slot: int, op_type: str, others: list[ir.Value], *, first: bool = True) -> None:
+def used_names(graph: ir.Graph) -> set[str | None]:
+    """Names of all values and nodes of a graph and its subgraphs."""
+    names: set[str | None] = set()
+    for part in (graph, *graph.subgraphs()):
+        names.update(value.name for value in part.inputs)
+        names.update(part.initializers)
+    for node in graph.all_nodes():
+        names.add(node.name)
+        names.update(out.name for out in node.outputs)
+    return names
+
+
+def insert_before(
+    node: ir.Node, slot: int, op_type: str, others: list[ir.Value], *, first: bool = True
+) -> None:
     """Put `op_type(input, *others)` (or `op_type(*others, input)`) between `node` and its input `slot`."""
     graph, value = node.graph, node.inputs[slot]
     if not isinstance(graph, ir.Graph) or value is None:
@@ -80,3 +131,23 @@ def insert_before(node: ir.Node, slot: int, op_type: str, others: list[ir.Value]
     inputs = [value, *others] if first else [*others, value]
     node.prepend(ir.Node("", op_type, inputs, outputs=[out], name=fresh(graph, f"{name}_node")))
     node.replace_input_with(slot, out)
+
+
+def drop_unused(graph: ir.Graph, keep: frozenset[str] = frozenset()) -> None:
+    """Remove nodes whose outputs nothing uses, then initializers that nothing uses.
+
+    Parameters
+    ----------
+    graph
+        Subgraphs are left as they are.
+    keep
+        Names of initializers that stay even so.
+    """
+    for node in reversed(graph):
+        if node.outputs and not any(out.uses() or out.is_graph_output() for out in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in tuple(graph.initializers.items()):
+        if not (value.uses() or value.is_graph_output() or name in keep):
+            if value.is_graph_input():
+                graph.inputs.remove(value)
+            del graph.initializers[name]

@@ -43,7 +43,7 @@ def locate_external(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
         A data file may not be read.
     """
     folders = tuple(dict.fromkeys((path.absolute().parent.resolve(), path.resolve().parent)))
-    files: dict[tuple[str, str], tuple[Path, int]] = {}
+    files: dict[str, tuple[Path, int]] = {}
     for tensor in all_tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
@@ -51,10 +51,9 @@ def locate_external(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
             raise ModelError(f"tensor {tensor.name!r} has external data, but holds strings", _BESIDE)
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
-        key = (location, "")
-        if key not in files:
-            files[key] = _find(tensor.name, location, folders)
-        file, size = files[key]
+        if location not in files:
+            files[location] = _find(tensor.name, location, folders)
+        file, size = files[location]
         _check_extent(tensor, entries, file, size)
         if file != (folders[0] / location).resolve():
             for entry in tensor.external_data:
@@ -66,7 +65,9 @@ def locate_external(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
 def _find(name: str, location: str, folders: tuple[Path, ...]) -> tuple[Path, int]:
     """The data file and its size."""
     if not location or "\0" in location:
-        raise ModelError(f"tensor {name!r} has external data without a usable location ({location!r})", _BESIDE)
+        raise ModelError(
+            f"tensor {name!r} has external data without a usable location ({location!r})", _BESIDE
+        )
     outside = ModelError(
         f"tensor {name!r} points to external data {location!r} outside the model's folder", _BESIDE
     )

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from onnxprune.errors import ModelError, OnnxPruneError, UnsupportedError, UsageError
 from onnxprune.model.external import bind_external, locate_external
+from onnxprune.model.serialize import MESSAGE_LIMIT
 from onnxprune.model.sparse import densify
 from onnxprune.model.structure import check_structure
 from onnxprune.model.tensors import all_tensors, check_tensor
@@ -25,9 +26,6 @@ from onnxprune.model.write import check_writable, save, write_text
 __all__ = ["LoadedModel", "check_writable", "load", "save", "write_text"]
 
 log = logging.getLogger(__name__)
-
-MESSAGE_LIMIT = 2**31 - 1
-"""Bytes that a protobuf message can have."""
 
 _EXPORT_AGAIN = "The graph is not valid ONNX: export it again. onnx.checker may say more."
 

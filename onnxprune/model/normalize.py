@@ -1,78 +1,144 @@
 """The form in which a graph is analysed: functions inlined, constants lifted, small shared constants split.
 
-Names of inputs, outputs, nodes and weights stay, BatchNormalization nodes stay, opset imports stay.
+Names of inputs, outputs, nodes and weights stay, BatchNormalization nodes stay, opset imports stay. Subgraphs
+(If, Loop, Scan) are left as they are. `onnxprune.model.finalize` takes the model back to the form of its file.
 """
 
 from __future__ import annotations
 
-import logging
+from collections import defaultdict
+from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 
-log = logging.getLogger(__name__)
-
-LISTED_INPUTS = "onnxprune.initializer_inputs"
-"""Key in a graph's `meta`: names of initializers that the file also lists as graph inputs."""
+from onnxprune.model.edit import drop_unused, used_names
+from onnxprune.model.inline import inline_functions
+from onnxprune.model.origin import note_twins, remember, twins
 
 
 def normalize(model: ir.Model) -> ir.Model:
     """A copy of `model` in the form that the rules expect.
 
     Inlines model-local functions, turns Constant nodes into initializers, takes initializers out of the graph's
-    inputs (see `restore_inputs`), and gives every use of a shared bias, scale or shape constant its own
-    initializer, so that sharing alone ties nothing. Shared weights stay shared: their uses are tied.
+    inputs (`finalize` lists them again), reads through `Identity(initializer)`, drops what nothing uses, and
+    gives every use of a shared bias, scale or shape constant its own initializer, so that sharing alone ties
+    nothing. Shared weights stay shared: their uses are tied.
+
+    Parameters
+    ----------
+    model
+        Not mutated. Tensors are shared with the copy.
     """
     model = model.clone()
-    if model.functions:
-        passes.InlinePass()(model)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     graph = model.graph
-    graph.meta[LISTED_INPUTS] = [v.name for v in graph.inputs if v.is_initializer()]
-    passes.RemoveInitializersFromInputsPass()(model)
+    origin = remember(graph)
+    if "ai.onnx" in graph.opset_imports:  # another name of the default domain
+        graph.opset_imports.setdefault("", graph.opset_imports["ai.onnx"])
+    inline_functions(model)
+    _lift_constants(graph)
+    for value in [value for value in graph.inputs if value.is_initializer()]:
+        graph.inputs.remove(value)
     _alias_identities(graph)
-    passes.RemoveUnusedNodesPass()(model)
+    drop_unused(graph, keep=origin.idle)
     _split_shared(graph)
     return model
 
 
+def _lift_constants(graph: ir.Graph) -> None:
+    """Turn Constant nodes into initializers of the same name; strings, which no rule reads, stay nodes."""
+    for node in tuple(graph):
+        if node.op_type != "Constant" or node.domain or len(node.outputs) != 1:
+            continue
+        output = node.outputs[0]
+        tensor = _constant(node)
+        if tensor is None or output.is_graph_output() or not output.name or output.name in graph.initializers:
+            continue
+        value = ir.Value(
+            name=output.name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(tensor.shape.numpy()),
+            doc_string=output.doc_string,
+            const_value=tensor,
+            metadata_props=dict(output.metadata_props) or None,
+        )
+        value.meta.update(output.meta)
+        graph.register_initializer(value)
+        output.replace_all_uses_with(value)
+        graph.remove(node, safe=True)
+
+
+def _constant(node: ir.Node) -> ir.TensorProtocol | None:
+    """The tensor that a Constant node makes, whichever attribute it has; None where it is no plain tensor."""
+    if len(node.attributes) != 1:
+        return None
+    (attribute,) = node.attributes.values()
+    if attribute.is_ref():
+        return None
+    kinds = {
+        "value_int": (ir.AttributeType.INT, np.int64),
+        "value_ints": (ir.AttributeType.INTS, np.int64),
+        "value_float": (ir.AttributeType.FLOAT, np.float32),
+        "value_floats": (ir.AttributeType.FLOATS, np.float32),
+    }
+    if attribute.name == "value" and attribute.type == ir.AttributeType.TENSOR:
+        return attribute.as_tensor()
+    kind, dtype = kinds.get(attribute.name, (None, None))
+    if kind is None or attribute.type != kind:
+        return None
+    return ir.Tensor(np.array(attribute.value, dtype))
+
+
 def _alias_identities(graph: ir.Graph) -> None:
     """Read through `Identity(initializer)`, which exporters write where they deduplicated a parameter."""
-    for node in tuple(graph):
-        if node.op_type != "Identity" or node.domain not in ("", "ai.onnx"):
+    for node in graph:
+        if node.op_type != "Identity" or node.domain or len(node.inputs) != 1:
             continue
         source, output = node.inputs[0], node.outputs[0]
-        if source is not None and source.const_value is not None and not output.is_graph_output():
-            for user, slot in tuple(output.uses()):
-                user.replace_input_with(slot, source)
+        if source is not None and source.is_initializer() and not output.is_graph_output():
+            output.replace_all_uses_with(source)
 
 
 def _split_shared(graph: ir.Graph) -> None:
-    """Give each use of a shared vector (at most one axis longer than 1) an initializer of its own."""
-    taken = {v.name for v in graph.inputs} | set(graph.initializers)
-    taken |= {out.name for node in graph.all_nodes() for out in node.outputs}
-    for value in list(graph.initializers.values()):
-        data = value.const_value
-        uses = tuple(value.uses())
-        if data is None or len(uses) < 2 or value.is_graph_output():
+    """Give each use of a shared vector (at most one axis longer than 1) an initializer of its own.
+
+    The original stays with the first use in the order of node names, or with those uses that cannot get
+    another one: in subgraphs and as a graph output.
+    """
+    taken = used_names(graph)
+    order = {node: number for number, node in enumerate(graph)}
+    roots, new = twins(graph), {}
+    numbers: defaultdict[str, int] = defaultdict(int)
+    for value in tuple(graph.initializers.values()):
+        data, name = value.const_value, value.name
+        if data is None or name is None or sum(int(d) > 1 for d in data.shape.numpy()) > 1:
             continue
-        if sum(int(d) > 1 for d in data.shape) > 1 or any(node.graph is not graph for node, _ in uses):
-            continue
-        for node, slot in sorted(uses, key=lambda use: (use[0].name or "", use[1]))[1:]:
-            number = 1
-            while (name := f"{value.name}/shared_{number}") in taken:
-                number += 1
-            taken.add(name)
-            twin = ir.Value(name=name, type=value.type, shape=value.shape, const_value=data)
+        uses = sorted(
+            (use for use in value.uses() if use.node in order),
+            key=lambda use: (use.node.name or "", order[use.node], use.idx),
+        )
+        if len(uses) == len(value.uses()) and not value.is_graph_output():
+            uses = uses[1:]
+        root = roots.get(name, name)
+        for node, slot in uses:
+            twin = _twin(value, data, root, taken, numbers)
             graph.register_initializer(twin)
             node.replace_input_with(slot, twin)
+            new[twin.name or ""] = root
+    note_twins(graph, new)
 
 
-def restore_inputs(model: ir.Model) -> None:
-    """List those initializers among the graph's inputs again that the original file listed. Mutates `model`."""
-    graph = model.graph
-    present = {v.name for v in graph.inputs}
-    for name in graph.meta.get(LISTED_INPUTS, ()):
-        value = graph.initializers.get(name)
-        if value is not None and name not in present:
-            graph.inputs.append(value)
+def _twin(
+    value: ir.Value,
+    data: ir.TensorProtocol,
+    root: str,
+    taken: set[str | None],
+    numbers: defaultdict[str, int],
+) -> ir.Value:
+    while True:
+        numbers[root] += 1
+        name = f"{root}/shared_{numbers[root]}"
+        if name not in taken:
+            break
+    taken.add(name)
+    return ir.Value(name=name, type=value.type, shape=ir.Shape(data.shape.numpy()), const_value=data)

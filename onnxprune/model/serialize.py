@@ -1,20 +1,26 @@
-"""A model as bytes in memory, with its big weights left out and handed over beside them.
+"""A model as a protobuf message with its big weights left out, and those beside it.
 
-Protobuf messages end at 2 GiB, and copying weights into one costs time and memory. An initializer that is
-left out appears in the bytes as external data of the same name, dtype and shape; the runtime gets its
-tensor under that name.
+Protobuf messages end at 2 GiB, and copying weights into one costs time and memory. For a runtime, an
+initializer that is left out appears in the message as external data of the same name, dtype and shape; the
+runtime gets its tensor under that name. For a file, `onnxprune.model.write` puts the tensors back in while it
+writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 
+import numpy as np
+import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import UnsupportedError
 
 LOCATION = "onnxprune-in-memory"
 """Location that the bytes give for the initializers left out; no such file exists."""
+
+MESSAGE_LIMIT = 2**31 - 1
+"""Bytes that a protobuf message can have."""
 
 INLINE_LIMIT = 1_500_000_000
 """Bytes of weights that may stay inside the message."""
@@ -50,38 +56,91 @@ def to_bytes(model: ir.Model, *, external_above: int) -> tuple[bytes, dict[str, 
     UnsupportedError
         If weights inside subgraphs and attributes alone do not fit into one message.
     """
+    fixed = inner_bytes(model)
+    tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
     threshold = external_above
-    copy = model.clone()
-    values = [value for value in copy.graph.initializers.values() if value.const_value is not None]
-    fixed = sum(tensor.nbytes for tensor in _inner_tensors(copy))
-    if fixed + _bytes_up_to(values, threshold) > INLINE_LIMIT:
+    if fixed + _bytes_up_to(tensors, threshold) > INLINE_LIMIT:
         threshold = min(threshold, _SMALL)
-    if fixed + _bytes_up_to(values, threshold) > INLINE_LIMIT:
-        raise UnsupportedError(
-            "the weights inside subgraphs and constants are larger than one protobuf message",
-            "Lift them to initializers of the main graph.",
-        )
-    _inline_inner(copy)
+    if fixed + _bytes_up_to(tensors, threshold) > INLINE_LIMIT:
+        raise too_large()
+    proto, weights = without_weights(model)
     left_out: dict[str, ir.TensorProtocol] = {}
-    for value in values:
-        tensor, name = value.const_value, value.name
-        if tensor is None or name is None:
-            continue
+    for name, tensor in weights.items():
         if _can_leave_out(tensor) and tensor.nbytes > threshold:
             left_out[name] = tensor
-            value.const_value = ir.ExternalTensor(
-                LOCATION, 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
-            )
+            proto.graph.initializer.append(external_entry(tensor, name, LOCATION, 0))
         else:
-            value.const_value = _inlined(tensor, name)
-    return ir.to_proto(copy).SerializeToString(), left_out
+            ir.serde.serialize_tensor_into(proto.graph.initializer.add(), inlined(tensor, name))
+    return proto.SerializeToString(deterministic=True), left_out
 
 
-def _bytes_up_to(values: Iterable[ir.Value], threshold: int) -> int:
-    tensors = (value.const_value for value in values)
+def without_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
+    """The message without initializers in its main graph, and their tensors by name, in order.
+
+    Parameters
+    ----------
+    model
+        Not mutated. External tensors of subgraphs and attributes are read into the message.
+
+    Raises
+    ------
+    UnsupportedError
+        These alone do not fit into one message.
+    """
+    if inner_bytes(model) > MESSAGE_LIMIT:
+        raise too_large()
+    copy = model.clone()
+    _inline_inner(copy)
+    weights: dict[str, ir.TensorProtocol] = {}
+    for name, value in copy.graph.initializers.items():
+        if value.const_value is not None:
+            weights[name] = value.const_value
+            value.const_value = ir.Tensor(np.zeros(0, np.float32), name=name)
+    proto = ir.to_proto(copy)
+    del proto.graph.initializer[:]
+    _drop_repeated_infos(proto.graph, weights)
+    return proto, weights
+
+
+def _drop_repeated_infos(graph: onnx.GraphProto, weights: Mapping[str, object]) -> None:
+    """Leave out what `value_info` says about initializers where that is no more than the initializers say."""
+    kept = [
+        info
+        for info in graph.value_info
+        if info.name not in weights or info.metadata_props or info.doc_string or info.type.denotation
+    ]
+    if len(kept) < len(graph.value_info):
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
+
+
+def external_entry(tensor: ir.TensorProtocol, name: str, location: str, offset: int) -> onnx.TensorProto:
+    """A tensor whose data lies in the file `location`."""
+    entry = ir.ExternalTensor(
+        location,
+        offset,
+        tensor.nbytes,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props) or None,
+    )
+    return ir.serde.serialize_tensor(entry)
+
+
+def too_large() -> UnsupportedError:
+    """The error for models that do not fit into a message whatever is left out."""
+    return UnsupportedError(
+        "the weights inside subgraphs and constants are larger than one protobuf message",
+        "Lift them to initializers of the main graph.",
+    )
+
+
+def _bytes_up_to(tensors: Mapping[str, ir.TensorProtocol | None], threshold: int) -> int:
     return sum(
         tensor.nbytes
-        for tensor in tensors
+        for tensor in tensors.values()
         if tensor is not None and not (_can_leave_out(tensor) and tensor.nbytes > threshold)
     )
 
@@ -91,42 +150,56 @@ def _can_leave_out(tensor: ir.TensorProtocol) -> bool:
     return tensor.dtype in _PLAIN
 
 
-def _inlined(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+def inlined(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
     """Return a tensor that serialises with its data and under `name`, without renaming the model's own."""
-    if tensor.name == name and not isinstance(tensor, ir.ExternalTensor):
+    if tensor.name == name and not isinstance(tensor, ir.ExternalTensor) and not tensor.metadata_props:
         return tensor
+    shape, doc, props = ir.Shape(tensor.shape.numpy()), tensor.doc_string, dict(tensor.metadata_props) or None
     if tensor.dtype == ir.DataType.STRING:
-        return ir.StringTensor(tensor.numpy(), shape=ir.Shape(tensor.shape.numpy()), name=name)
-    return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
+        return ir.StringTensor(tensor.numpy(), shape=shape, name=name, doc_string=doc, metadata_props=props)
+    return ir.LazyTensor(lambda: tensor, tensor.dtype, shape, name=name, doc_string=doc, metadata_props=props)
 
 
-def _inner_tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """Tensors of subgraphs, functions and attributes."""
-    for graph in model.graph.subgraphs():
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                yield value.const_value
-    for _, attribute in _tensor_attributes(model):
-        yield from (
-            attribute.as_tensors() if attribute.type == ir.AttributeType.TENSORS else [attribute.as_tensor()]
-        )
+def inner_bytes(model: ir.Model) -> int:
+    """Bytes of the tensors of subgraphs, functions and attributes, which cannot be left out."""
+    initializers = (v.const_value for graph in inner_graphs(model) for v in graph.initializers.values())
+    attributes = (tensor for _, attribute in tensor_attributes(model) for tensor in tensors_of(attribute))
+    return sum(tensor.nbytes for tensor in (*initializers, *attributes) if tensor is not None)
+
+
+def inner_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """All subgraphs, those inside functions included."""
+    yield from model.graph.subgraphs()
+    for function in model.functions.values():
+        yield from function.subgraphs()
 
 
 def _inline_inner(copy: ir.Model) -> None:
     """Read external tensors of subgraphs and attributes: a runtime without a file could not find them."""
-    for graph in copy.graph.subgraphs():
+    for graph in inner_graphs(copy):
         for value in graph.initializers.values():
             if value.const_value is not None and value.name is not None:
-                value.const_value = _inlined(value.const_value, value.name)
-    for attributes, attribute in list(_tensor_attributes(copy)):
-        if attribute.type != ir.AttributeType.TENSOR:
+                value.const_value = inlined(value.const_value, value.name)
+    for attributes, attribute in list(tensor_attributes(copy)):
+        tensors = tensors_of(attribute)
+        read = [inlined(tensor, tensor.name or "") for tensor in tensors]
+        if all(new is old for new, old in zip(read, tensors, strict=True)):
             continue
-        tensor = attribute.as_tensor()
-        if isinstance(tensor, ir.ExternalTensor):
-            attributes[attribute.name] = ir.AttrTensor(attribute.name, _inlined(tensor, tensor.name or ""))
+        attributes[attribute.name] = (
+            ir.AttrTensors(attribute.name, read)
+            if attribute.type == ir.AttributeType.TENSORS
+            else ir.AttrTensor(attribute.name, read[0])
+        )
 
 
-def _tensor_attributes(model: ir.Model) -> Iterator[tuple[MutableMapping[str, ir.Attr], ir.Attr]]:
+def tensors_of(attribute: ir.Attr) -> tuple[ir.TensorProtocol, ...]:
+    """The tensors of an attribute of type TENSOR or TENSORS."""
+    many = attribute.type == ir.AttributeType.TENSORS
+    return tuple(attribute.as_tensors()) if many else (attribute.as_tensor(),)
+
+
+def tensor_attributes(model: ir.Model) -> Iterator[tuple[MutableMapping[str, ir.Attr], ir.Attr]]:
+    """All attributes that hold tensors, subgraphs and functions included, with the mapping each is in."""
     nodes = [*model.graph.all_nodes()]
     for function in model.functions.values():
         nodes += function.all_nodes()

@@ -39,7 +39,7 @@ def _broadcasting(op: Op, relations: Relations) -> None:
 
 def _cast_like(op: Op, relations: Relations) -> None:
     tie_axes(op, relations, op.input(0), op.output())
-    for axis in op.axes(op.input(1)):
+    for axis in op.axes(op.input(1)):  # only its type is looked at
         relations.free(axis)
 
 

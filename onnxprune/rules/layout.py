@@ -102,8 +102,7 @@ def relate_reshape(op: Op, relations: Relations) -> None:
             left_index, right_index = _pairs(factor, m, n)
             relations.choice(left, right, left_index, right_index, number)
     if op.has(1):
-        for axis in op.axes(op.input(1)):
-            relations.free(axis)
+        relations.auxiliary(op.input(1))
 
 
 def _pairs(factor: Factor, m: int, n: int) -> tuple[Index, Index]:

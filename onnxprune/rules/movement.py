@@ -149,7 +149,7 @@ def _gather(op: Op, relations: Relations) -> None:
     elif width == 1 and op.is_constant(1):
         source: Index = np.asarray(picked, np.int64) % (op.extent(Axis(data, axis)) or 1)
         relations.tie(Axis(data, axis), Axis(y, axis), source, arange(len(source)))
-        relations.free(Axis(indices, 0))
+        relations.auxiliary(indices)
     else:
         relations.pin(Axis(data, axis), Reason.SELECTED)
 
@@ -201,8 +201,7 @@ def _pad(op: Op, relations: Relations) -> None:
             relations.free(b)
             relations.tie(a, b, source[inside], source[inside] + before)
     if op.has(1):
-        for axis in op.axes(op.input(1)):
-            relations.free(axis)
+        relations.auxiliary(op.input(1))
 
 
 def _refit_pad(op: Op, refit: Refit) -> None:
@@ -229,8 +228,7 @@ def _expand(op: Op, relations: Relations) -> None:
     for axis in op.axes(y):
         relations.free(axis)
     tie_broadcast(op, relations, x, y)
-    for axis in op.axes(op.input(1)):
-        relations.free(axis)
+    relations.auxiliary(op.input(1))
 
 
 def _refit_expand(op: Op, refit: Refit) -> None:
@@ -257,8 +255,7 @@ def _tile(op: Op, relations: Relations) -> None:
             relations.free(b)
         else:
             relations.tie(a, b, arange(n) % m, arange(n))
-    for axis in op.axes(op.input(1)):
-        relations.free(axis)
+    relations.auxiliary(op.input(1))
 
 
 def _refit_tile(op: Op, refit: Refit) -> None:

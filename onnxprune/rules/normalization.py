@@ -75,7 +75,7 @@ def _layer(op: Op, relations: Relations) -> None:
     for value in op.node.inputs[1:]:
         if value is not None:
             tie_broadcast(op, relations, value, y)
-    for value in op.node.outputs[1:]:  # Mean and InvStdDev keep the leading axes
+    for value in op.outputs[1:]:  # Mean and InvStdDev keep the leading axes
         for dim in range(start):
             relations.tie(Axis(x, dim), Axis(value, dim))
 

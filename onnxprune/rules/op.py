@@ -54,6 +54,11 @@ class Op:
         """Output `slot`."""
         return self.node.outputs[slot]
 
+    @property
+    def outputs(self) -> list[ir.Value]:
+        """The outputs that the node makes: optional ones that it leaves out have no name."""
+        return [value for value in self.node.outputs if value.name]
+
     def dims(self, value: ir.Value) -> Dims | None:
         """Extents of `value`, or None where its rank is unknown."""
         return self.shapes.dims.get(value)

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 def _pool(op: Op, relations: Relations) -> None:
     x, y = op.input(0), op.output()
-    for value in (x, y):
+    for value in (x, *op.outputs):
         for dim in range(2, op.rank(value)):
             relations.pin(Axis(value, dim), Reason.SPATIAL)
-    relations.tie(Axis(x, 0), Axis(y, 0))
-    relations.tie(Axis(x, 1), Axis(y, 1))
-    if len(op.node.outputs) > 1 and op.node.outputs[1].name:
-        relations.pin(Axis(x, 1), Reason.INDEXED)  # MaxPool's Indices count through all channels
+    for dim in (0, 1):
+        relations.tie(Axis(x, dim), Axis(y, dim))
+    for indices in op.outputs[1:]:  # MaxPool's: they count through all channels and samples
+        for dim in (0, 1):
+            relations.tie(Axis(x, dim), Axis(indices, dim))
+            if indices.uses() or indices.is_graph_output():
+                relations.pin(Axis(indices, dim), Reason.INDEXED)
 
 
 RULES: dict[Key, Rule] = table(

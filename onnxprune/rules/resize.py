@@ -33,8 +33,8 @@ def _relate(op: Op, relations: Relations) -> None:
         else:
             relations.tie(a, b)
     for value in op.node.inputs[1:]:
-        for axis in op.axes(value) if value is not None else ():
-            relations.free(axis)
+        if value is not None:
+            relations.auxiliary(value)
 
 
 def _scaled_dims(op: Op) -> set[int]:

@@ -21,7 +21,8 @@ def _read(op: Op, relations: Relations) -> None:
 
 
 def _make(op: Op, relations: Relations) -> None:
-    for axis in (*op.axes(op.output()), *op.axes(op.input(0))):
+    relations.auxiliary(op.input(0))
+    for axis in op.axes(op.output()):
         relations.free(axis)
 
 

@@ -75,6 +75,7 @@ def check_rule(
     groups: int | None = None,
     pinned: Mapping[str, Reason] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
+    checker: bool = True,
 ) -> Checked:
     """Check the rule of one operator: masked == removed whatever is dropped, and what must be prunable is.
 
@@ -102,6 +103,8 @@ def check_rule(
         Axes that must be blocked, and the reason of the nearest barrier.
     seeds
         Of the draws of units to drop.
+    checker
+        Ask onnx's checker; False for operators that it refuses and onnxruntime runs.
 
     Returns
     -------
@@ -132,7 +135,7 @@ def check_rule(
     node = _Node(op_type, domain, version, opset, tuple(inputs), dict(attributes or {}), outputs)
     model, own = node.build(node.results())
     highs = {f"x{slot}": entry.high for slot, entry in enumerate(inputs) if isinstance(entry, Feed)}
-    checked = check_model(model, rules=rules, seeds=seeds, highs=highs)
+    checked = check_model(model, rules=rules, seeds=seeds, highs=highs, checker=checker)
     found = {name for name in checked.prunable() if name.rpartition("[")[0] in own}
     if expect is not None and found != set(expect):
         reasons = {

@@ -21,6 +21,7 @@ class Case:
     pinned: dict[str, Reason] = field(default_factory=dict)
     outputs: Any = 1
     note: str = ""
+    checker: bool = True
 
     def check(self) -> None:
         check_rule(
@@ -32,6 +33,7 @@ class Case:
             expect=self.expect,
             groups=self.groups,
             pinned=self.pinned,
+            checker=self.checker,
         )
 
 
@@ -44,10 +46,13 @@ def case(
     pinned: dict[str, Reason] | None = None,
     outputs: Any = 1,
     note: str = "",
+    checker: bool = True,
     **attributes: Any,
 ) -> Case:
     """`expect` lists axes as `x0[0,1] y0[1]`: dims 0 and 1 of input 0, dim 1 of output 0."""
-    return Case(op_type, inputs, axes(expect), attributes, opset, groups, pinned or {}, outputs, note)
+    return Case(
+        op_type, inputs, axes(expect), attributes, opset, groups, pinned or {}, outputs, note, checker
+    )
 
 
 def axes(text: str) -> frozenset[str]:

@@ -28,7 +28,9 @@ CASES = [
         dilations=[2, 1],
         note="strided",
     ),
-    case("Conv", (1, 6, 5, 5), W((8, 6, 1, 1)), expect="x0[1] x1[0,1] y0[1]", kernel_shape=[1, 1], note="1x1"),
+    case(
+        "Conv", (1, 6, 5, 5), W((8, 6, 1, 1)), expect="x0[1] x1[0,1] y0[1]", kernel_shape=[1, 1], note="1x1"
+    ),
     case(
         *("Conv", (1, 6, 8), (4, 6, 3)),
         expect="x0[1] x1[0,1] y0[1]",
@@ -45,7 +47,9 @@ CASES = [
         case("Conv", (2, 8, 5, 5), W((6, 4, 3, 3)), W((6,)), expect=CONV, group=2, opset=o, note="grouped")
         for o in (11, 17)
     ),
-    case("Conv", (1, 12, 7), W((12, 4, 3)), expect="x0[1] x1[0,1] y0[1]", groups=2, group=3, note="grouped-1d"),
+    case(
+        "Conv", (1, 12, 7), W((12, 4, 3)), expect="x0[1] x1[0,1] y0[1]", groups=2, group=3, note="grouped-1d"
+    ),
     case(
         *("Conv", (1, 8, 4, 4, 4), W((12, 2, 1, 3, 1))),
         expect="x0[1] x1[0,1] y0[1]",
@@ -55,7 +59,16 @@ CASES = [
     ),
     # a single channel per group on one side: groups go whole
     *(
-        case("Conv", (2, 6, 5, 5), W((6, 1, 3, 3)), W((6,)), expect=DEPTHWISE, group=6, opset=o, note="depthwise")
+        case(
+            "Conv",
+            (2, 6, 5, 5),
+            W((6, 1, 3, 3)),
+            W((6,)),
+            expect=DEPTHWISE,
+            group=6,
+            opset=o,
+            note="depthwise",
+        )
         for o in (11, 17)
     ),
     case("Conv", (1, 5, 9), W((5, 1, 3)), expect="x0[1] x1[0] y0[1]", groups=1, group=5, note="depthwise-1d"),
@@ -99,7 +112,10 @@ CASES = [
         note="grouped-1d",
     ),
     case(
-        *("ConvTranspose", (2, 6, 5, 5), W((6, 1, 3, 3)), W((6,))), expect=DEPTHWISE, group=6, note="depthwise"
+        *("ConvTranspose", (2, 6, 5, 5), W((6, 1, 3, 3)), W((6,))),
+        expect=DEPTHWISE,
+        group=6,
+        note="depthwise",
     ),
     case(
         *("ConvTranspose", (1, 4, 5, 5), W((4, 3, 3, 3)), W((12,))),

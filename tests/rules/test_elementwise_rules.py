@@ -10,7 +10,9 @@ from onnxprune.testing import Activation, Weight
 W, A = Weight, Activation
 SAME = "x0[0,1] y0[0,1]"
 SHAPE = (3, 6)
-SPECIALS = np.array([[1, np.nan, np.inf], [np.inf, 2, np.nan], [-np.inf, np.nan, np.inf]] * 2, np.float32).T.copy()
+SPECIALS = np.array(
+    [[1, np.nan, np.inf], [np.inf, 2, np.nan], [-np.inf, np.nan, np.inf]] * 2, np.float32
+).T.copy()
 
 RANGES = {
     **dict.fromkeys(("Acos", "Asin", "Atanh"), (-0.9, 0.9)),
@@ -18,11 +20,26 @@ RANGES = {
     **dict.fromkeys(("Log", "Sqrt", "Reciprocal"), (0.2, 3.0)),
     "Tan": (-1.0, 1.0),
 }
-SINCE = {"Celu": 12, "ThresholdedRelu": 10, "Gelu": 20, "HardSwish": 14, "Mish": 18, "Swish": 24, "BitwiseNot": 18, "Round": 11}
+SINCE = {
+    "Celu": 12,
+    "ThresholdedRelu": 10,
+    "Gelu": 20,
+    "HardSwish": 14,
+    "Mish": 18,
+    "Swish": 24,
+    "BitwiseNot": 18,
+    "Round": 11,
+}
 TYPES = {"Not": "bool", "BitwiseNot": "int32"}
 SPECIAL = ("Cast", "Clip", "Dropout", "IsInf", "IsNaN", "Shrink")
 TWO = "x0[0,1] x1[0,1] y0[0,1]"
-INTEGERS = {"BitShift": "uint32", "BitwiseAnd": "int32", "BitwiseOr": "int32", "BitwiseXor": "int32", "Mod": "int32"}
+INTEGERS = {
+    "BitShift": "uint32",
+    "BitwiseAnd": "int32",
+    "BitwiseOr": "int32",
+    "BitwiseXor": "int32",
+    "Mod": "int32",
+}
 BOOLEANS = ("And", "Or", "Xor")
 BINARY_SINCE = {"BitwiseAnd": 18, "BitwiseOr": 18, "BitwiseXor": 18, "GreaterOrEqual": 12, "LessOrEqual": 12}
 
@@ -32,7 +49,9 @@ def unary(op_type):
     high = 20.0 if op_type == "BitwiseNot" else high
     since = SINCE.get(op_type, 9)
     for opset in sorted({max(9, since), max(13, since), max(21, since)}):
-        yield case(op_type, A(SHAPE, TYPES.get(op_type, "float32"), low, high), expect=SAME, groups=2, opset=opset)
+        yield case(
+            op_type, A(SHAPE, TYPES.get(op_type, "float32"), low, high), expect=SAME, groups=2, opset=opset
+        )
 
 
 def binary(op_type):
@@ -81,16 +100,37 @@ CASES = [
     *(line for op_type in BINARY if op_type != "Where" for line in binary(op_type)),
     # constants: one per channel, whole, one in all
     *(
-        case(op, A((2, 6, 4), low=0.5), W((6, 1), 0.5, 2.0), expect="x0[0,1,2] x1[0] y0[0,1,2]", note="per-channel")
+        case(
+            op,
+            A((2, 6, 4), low=0.5),
+            W((6, 1), 0.5, 2.0),
+            expect="x0[0,1,2] x1[0] y0[0,1,2]",
+            note="per-channel",
+        )
         for op in FLOATS
     ),
     *(
-        case(op, A((2, 6, 4), low=0.5), W((1, 6, 1), 0.5, 2.0), expect="x0[0,1,2] x1[1] y0[0,1,2]", note="kept-dims")
+        case(
+            op,
+            A((2, 6, 4), low=0.5),
+            W((1, 6, 1), 0.5, 2.0),
+            expect="x0[0,1,2] x1[1] y0[0,1,2]",
+            note="kept-dims",
+        )
         for op in FLOATS
     ),
-    *(case(op, W((6,), 0.5, 2.0), (2, 6), expect="x0[0] x1[0,1] y0[0,1]", note="constant-first") for op in ("Add", "Sub", "Mul", "Div", "Max")),
-    *(case(op, A((2, 6), low=0.5), np.float32(1.5), expect="x0[0,1] y0[0,1]", note="constant") for op in FLOATS),
-    *(case(op, (2, 6), (6,), W((1, 6)), (2, 1), expect="x0[0,1] x1[0] x2[1] x3[0] y0[0,1]", note="four") for op in ("Max", "Min", "Mean", "Sum")),
+    *(
+        case(op, W((6,), 0.5, 2.0), (2, 6), expect="x0[0] x1[0,1] y0[0,1]", note="constant-first")
+        for op in ("Add", "Sub", "Mul", "Div", "Max")
+    ),
+    *(
+        case(op, A((2, 6), low=0.5), np.float32(1.5), expect="x0[0,1] y0[0,1]", note="constant")
+        for op in FLOATS
+    ),
+    *(
+        case(op, (2, 6), (6,), W((1, 6)), (2, 1), expect="x0[0,1] x1[0] x2[1] x3[0] y0[0,1]", note="four")
+        for op in ("Max", "Min", "Mean", "Sum")
+    ),
     case("Max", (2, 6), expect="x0[0,1] y0[0,1]", note="one"),
     case("PRelu", (2, 6, 4), W((6, 1)), expect="x0[0,1,2] x1[0] y0[0,1,2]", note="slope"),
     case("PRelu", (2, 6, 4, 4), W((1,)), expect="x0[0,1,2,3] y0[0,1,2,3]", note="one-slope"),
@@ -100,10 +140,28 @@ CASES = [
     case("Where", A((2, 6), "bool"), (2, 6), (2, 6), expect="x0[0,1] x1[0,1] x2[0,1] y0[0,1]", opset=9),
     case("Where", A((2, 6), "bool"), (2, 6), (2, 6), expect="x0[0,1] x1[0,1] x2[0,1] y0[0,1]", opset=16),
     case("Where", A((6,), "bool"), (2, 1), W((1, 6)), expect="x0[0] x1[0] x2[1] y0[0,1]", note="broadcast"),
-    case("Where", A((3, 1, 6), "bool"), (2, 1), np.float32(-3), expect="x0[0,2] x1[0] y0[0,1,2]", note="masked-fill"),
-    case("Where", np.array([True, False] * 3), (2, 6), np.float32(0.5), expect="x0[0] x1[0,1] y0[0,1]", note="constant-mask"),
+    case(
+        "Where",
+        A((3, 1, 6), "bool"),
+        (2, 1),
+        np.float32(-3),
+        expect="x0[0,2] x1[0] y0[0,1,2]",
+        note="masked-fill",
+    ),
+    case(
+        "Where",
+        np.array([True, False] * 3),
+        (2, 6),
+        np.float32(0.5),
+        expect="x0[0] x1[0,1] y0[0,1]",
+        note="constant-mask",
+    ),
     # the unary ones with attributes or more inputs
-    *(case("Cast", (3, 6), expect=SAME, to=t, opset=o, note=str(t)) for o in (9, 13, 21) for t in (1, 6, 7, 9, 10, 11)),
+    *(
+        case("Cast", (3, 6), expect=SAME, to=t, opset=o, note=str(t))
+        for o in (9, 13, 21)
+        for t in (1, 6, 7, 9, 10, 11)
+    ),
     case("Cast", A((3, 6), "int64", -9, 9), expect=SAME, to=1, note="from-int"),
     case("CastLike", (3, 6), W((2,)), expect="x0[0,1] x1[0] y0[0,1]", opset=15),
     case("CastLike", (3, 6), A((2,), "int32"), expect="x0[0,1] x1[0] y0[0,1]", opset=19, note="activation"),

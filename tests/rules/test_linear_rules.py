@@ -50,7 +50,13 @@ CASES = [
     case("MatMul", W((2, 4, 6)), (6,), expect="x0[0,1,2] x1[0] y0[0,1]", note="weight-first-3x1"),
     # two activations: masked by a 0/1 vector
     case("MatMul", (2, 3, 4, 6), (2, 3, 6, 4), expect="x0[0,1,2,3] x1[0,1,2,3] y0[0,1,2,3]", note="scores"),
-    case("MatMul", (2, 1, 4, 6), (1, 3, 6, 4), expect="x0[0,2,3] x1[1,2,3] y0[0,1,2,3]", note="scores-broadcast"),
+    case(
+        "MatMul",
+        (2, 1, 4, 6),
+        (1, 3, 6, 4),
+        expect="x0[0,2,3] x1[1,2,3] y0[0,1,2,3]",
+        note="scores-broadcast",
+    ),
     case("MatMul", (6,), (6, 4), expect="x0[0] x1[0,1] y0[0]", note="activations-1x2"),
     case(
         *("MatMul", (3, 6), np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)),
