@@ -29,7 +29,7 @@ _HOMES = {
     "Plan": "onnxprune.plan",
     "Pruned": "onnxprune.pruning",
     "Report": "onnxprune.report.report",
-    "Validation": "onnxprune.api",
+    "Validation": "onnxprune.validation",
     "Criterion": "onnxprune.criteria",
     "CriterionTable": "onnxprune.criteria",
     "default_criteria": "onnxprune.criteria",
@@ -45,7 +45,6 @@ __all__ = [*sorted(_HOMES), "__version__"]
 
 if TYPE_CHECKING:
     from onnxprune.analysis import Analysis as Analysis
-    from onnxprune.api import Validation as Validation
     from onnxprune.api import analyze as analyze
     from onnxprune.api import apply as apply
     from onnxprune.api import explain as explain
@@ -67,6 +66,7 @@ if TYPE_CHECKING:
     from onnxprune.rules import Rule as Rule
     from onnxprune.rules import RuleTable as RuleTable
     from onnxprune.rules import default_rules as default_rules
+    from onnxprune.validation import Validation as Validation
 
 
 def __getattr__(name: str) -> Any:

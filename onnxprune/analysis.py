@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from onnxprune.allocate.cost import Cost, CostModel, inner_weights
-from onnxprune.errors import ModelError, Reason, UsageError
+from onnxprune.errors import ModelError, OnnxPruneError, Reason, UsageError
 from onnxprune.graph.axes import Axis
 from onnxprune.graph.build import AxisGraph, build_axis_graph
 from onnxprune.graph.explain import nearest_barriers
 from onnxprune.graph.groups import Group, Partition, partition
+from onnxprune.model.check import check
 from onnxprune.model.io import LoadedModel, load
 from onnxprune.model.normalize import normalize
 from onnxprune.model.shapes import infer_shapes
@@ -67,7 +68,7 @@ class Analysis:
     partition: Partition
     costs: CostModel = field(repr=False)
 
-    @property
+    @cached_property
     def groups(self) -> dict[str, Group]:
         """Prunable groups by id."""
         return {group.id: group for group in self.partition.groups}
@@ -93,7 +94,9 @@ class Analysis:
         """Share of the model in layers that some group can make smaller."""
         inside = {use.axis.value for g in self.partition.groups for use in (*g.sources, *g.sinks)}
         graph = self.axis_graph
-        params = sum(v.const_value.size for v in graph.parameters if v in inside and v.const_value is not None)
+        params = sum(
+            v.const_value.size for v in graph.parameters if v in inside and v.const_value is not None
+        )
         touched = {use.axis for g in self.partition.groups for use in g.axes}
         macs = 0.0
         for (number, term), cost in zip(self.costs.node_terms, self.costs.term_macs(), strict=True):
@@ -149,7 +152,7 @@ class Analysis:
     def __repr__(self) -> str:
         units = sum(group.units for group in self.partition.groups)
         return (
-            f"Analysis({str(self.source.path)!r}: {len(self.partition.groups)} groups of {units} units in all, "
+            f"Analysis({str(self.source.path)!r}: {len(self.partition.groups)} groups, {units} units in all, "
             f"{self.coverage.macs:.0%} of {self.cost.macs:,} MACs and {self.coverage.params:.0%} of "
             f"{self.cost.params:,} params reachable)"
         )
@@ -180,6 +183,23 @@ def analyze(
         A binding names no symbolic dim of the model.
     """
     source = model if isinstance(model, LoadedModel) else load(model)
+    try:
+        return _analyze(source, bindings, rules)
+    except OnnxPruneError:
+        raise
+    except Exception:  # a node without its inputs, an attribute of another type: the checker finds the words
+        _check_valid(source)
+        raise
+
+
+def _check_valid(source: LoadedModel) -> None:
+    try:
+        check(source.ir)
+    except ModelError as error:
+        raise ModelError(f"{source.path}: {error.what}", error.hint) from None
+
+
+def _analyze(source: LoadedModel, bindings: Mapping[str, int] | None, rules: RuleTable | None) -> Analysis:
     graph = normalize(source.ir)
     shapes = infer_shapes(graph, bindings)
     unknown = sorted(set(bindings or {}) - set(shapes.bindings))

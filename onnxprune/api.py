@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from onnxprune.allocate.target import Target
 from onnxprune.analysis import Analysis, analyze
-from onnxprune.calibrate.data import read_dataset
-from onnxprune.calibrate.dataset import input_specs
 from onnxprune.criteria import CriterionTable
 from onnxprune.errors import UsageError
-from onnxprune.evaluate.fidelity import Fidelity
-from onnxprune.evaluate.metrics import Score
-from onnxprune.evaluate.validate import compare, measure
-from onnxprune.explanation import Explanation, explain
+from onnxprune.explanation import explain
+from onnxprune.job import Job, Progress
 from onnxprune.model.io import LoadedModel, load
 from onnxprune.plan import Plan, read_plan
 from onnxprune.planning import Choices, allocate, check_reached, score_groups
-from onnxprune.pruning import Job, Progress, Pruned, apply_plan, prune_model
+from onnxprune.pruning import Pruned, apply_plan, prune_model
 from onnxprune.rules import RuleTable
+from onnxprune.validation import validate
 
 __all__ = ["analyze", "apply", "explain", "load", "plan", "prune", "validate"]
 
@@ -69,8 +65,8 @@ def plan(
     analysis
         From `analyze`.
     macs, params, ratio
-        One target: keep at most this share of the MACs or parameters, or drop this share of the units. By default
-        at most 70 % of the MACs are kept.
+        One target: keep at most this share of the MACs or parameters, or drop this share of the units. By
+        default at most 70 % of the MACs are kept.
     criterion
         "l1", "l2", "geometric-median", "bn-scale", "random" or a registered one.
     scope
@@ -99,7 +95,7 @@ def plan(
     scored = score_groups(analysis, choices, criteria=criteria)
     allocation = allocate(analysis, scored, choices)
     if not best_effort:
-        check_reached(analysis, scored, allocation, choices.target)
+        check_reached(analysis, scored, allocation, choices)
     return Plan.of(analysis, allocation.keep)
 
 
@@ -147,7 +143,7 @@ def prune(
     preprocess: Any = None,
     bindings: Mapping[str, int] | None = None,
     provider: str = "auto",
-    metric: str = "top1",
+    metric: str | None = None,
     seed: int = 0,
     force: bool = False,
     best_effort: bool = False,
@@ -168,14 +164,14 @@ def prune(
     mode
         "remove" cuts channels out; "mask" zeroes them and keeps all shapes.
     data, samples, preprocess
-        Samples for the proof, the metric and the fidelity: a path, `module:name`, a `CalibrationDataReader` or an
-        iterable of feeds. Without data the proof runs on generated inputs and no accuracy is measured.
+        Samples for the proof, the metric and the fidelity: a path, `module:name`, a `CalibrationDataReader`
+        or an iterable of feeds. Without data the proof runs on generated inputs, no accuracy is measured.
     bindings
         Sizes of symbolic dims, for counting MACs and generating inputs.
     provider
         "auto", "cpu", "cuda" or another of onnxruntime's.
     metric
-        For labelled data.
+        For labelled data: "top1" (the default), "top5", ...
     seed
         For the random criterion and for generated inputs.
     force
@@ -210,7 +206,7 @@ def prune(
         seed=seed,
         rules=rules,
         criteria=criteria,
-        **({"progress": progress} if progress else {}),
+        progress=progress,
     )
     return prune_model(model, choices, job, output=output, force=force)
 
@@ -256,7 +252,7 @@ def apply(
         bindings=dict(bindings or {}),
         provider=provider,
         rules=rules,
-        **({"progress": progress} if progress else {}),
+        progress=progress,
     )
 
     def make(analysis: Analysis) -> Plan:
@@ -267,103 +263,3 @@ def apply(
         return plan
 
     return apply_plan(model, make, job, output=output, force=force)
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What `validate` found.
-
-    Attributes
-    ----------
-    score
-        Metric of the model; None without labels.
-    reference
-        Metric of the model it was compared with.
-    fidelity
-        Label-free distance from the other model.
-    samples
-        How many samples were looked at.
-    """
-
-    score: Score | None
-    reference: Score | None
-    fidelity: Fidelity | None
-    samples: int
-    notes: tuple[str, ...] = ()
-
-
-def validate(
-    model: Source,
-    data: Any,
-    *,
-    against: Source | None = None,
-    metric: str | None = None,
-    samples: int | None = None,
-    preprocess: Any = None,
-    provider: str = "auto",
-    output: str | None = None,
-    batch_size: int = 32,
-    progress: Progress | None = None,
-) -> Validation:
-    """Measure a model on labelled data, and its distance from another model on any data.
-
-    Parameters
-    ----------
-    model
-        Path of an .onnx file, or what `load` returned.
-    data, samples, preprocess
-        As in `prune`.
-    against
-        The original to compare with.
-    metric
-        "top1", "top5", ...; by default top1 where the data has labels.
-    provider
-        As in `prune`.
-    output
-        Name of the graph output that carries the logits; the first by default.
-    batch_size
-        Samples per run.
-
-    Raises
-    ------
-    DataError
-        The data does not fit, or a metric was asked for and there are no labels.
-    UsageError
-        Neither labels nor `against`: there would be nothing to measure.
-    """
-    subject = model if isinstance(model, LoadedModel) else load(model)
-    original = against if isinstance(against, LoadedModel) or against is None else load(against)
-    dataset = read_dataset(data, input_specs(subject.ir), samples=samples, preprocess=preprocess)
-    if dataset.labels is None and original is None and metric is None:
-        raise UsageError(
-            f"{dataset.source} has no labels, and there is no model to compare with",
-            "Add labels to the data, or give the original with --against.",
-        )
-    wanted = metric or ("top1" if dataset.labels is not None else None)
-    tick = (lambda stage: lambda done, total: progress(stage, done, total)) if progress else lambda stage: None
-    score = reference = fidelity = None
-    if wanted is not None:
-        score = measure(
-            subject.ir, dataset, wanted, provider, batch_size, output=output, progress=tick(f"measuring {wanted}")
-        )
-        if original is not None:
-            reference = measure(
-                original.ir,
-                dataset,
-                wanted,
-                provider,
-                batch_size,
-                output=output,
-                progress=tick(f"measuring {wanted} of the original"),
-            )
-    if original is not None:
-        fidelity = compare(
-            original.ir,
-            subject.ir,
-            dataset,
-            provider,
-            batch_size,
-            output=output,
-            progress=tick("comparing outputs"),
-        )
-    return Validation(score, reference, fidelity, len(dataset), dataset.notes)

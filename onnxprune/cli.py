@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -55,7 +55,9 @@ def bind_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def verbosity(function: Callable[..., Any]) -> Callable[..., Any]:
     """`-q` and `-v`."""
-    function = click.option("-v", "--verbose", is_flag=True, help="List everything; log what is done.")(function)
+    function = click.option("-v", "--verbose", is_flag=True, help="List everything; log what is done.")(
+        function
+    )
     return click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")(function)
 
 
@@ -82,9 +84,13 @@ def cli() -> None:
     type=click.Choice(["global", "uniform"]),
     help="One ranking over all groups (default), or the same level for every group.",
 )
-@click.option("--preset", type=click.Choice(["nncf"]), help="nncf: first and strided convolutions stay whole.")
+@click.option(
+    "--preset", type=click.Choice(["nncf"]), help="nncf: first and strided convolutions stay whole."
+)
 @click.option("--round-to", type=int, default=8, show_default=True, help="Widths are multiples of this.")
-@click.option("--ignore", multiple=True, metavar="PATTERN", help="Leave matching layers whole (glob or re:...).")
+@click.option(
+    "--ignore", multiple=True, metavar="PATTERN", help="Leave matching layers whole (glob or re:...)."
+)
 @click.option("--only", multiple=True, metavar="PATTERN", help="Cut matching layers only (glob or re:...).")
 @click.option(
     "--mode",
@@ -96,7 +102,7 @@ def cli() -> None:
 @click.option("--plan", "plan_file", type=_MODEL, help="Also write the plan (JSON).")
 @click.option("--report", "reports", type=_MODEL, multiple=True, help="Also write a report: .json or .md.")
 @data_options(required=False)
-@click.option("--metric", default="top1", show_default=True, help="Metric for labelled data.")
+@click.option("--metric", help="Metric for labelled data: top1 (the default), top5.")
 @bind_option
 @_PROVIDER
 @click.option("--seed", type=int, default=0, show_default=True, help="For random numbers.")
@@ -121,7 +127,7 @@ def prune(
     data: str | None,
     samples: int | None,
     preprocess: str | None,
-    metric: str,
+    metric: str | None,
     bind: tuple[str, ...],
     provider: str,
     seed: int,
@@ -137,11 +143,13 @@ def prune(
     from onnxprune import api
 
     _log(quiet, verbose)
+    _check_formats(reports)
+    bindings = parse_bindings(bind)
     output = output or default_output(model)
-    _check_side_files(model, output, plan_file, reports, force)
     with Bar(quiet) as bar:
+        source = _open(model, output, plan_file, reports, force, bar)
         pruned = api.prune(
-            model,
+            source,
             output,
             macs=macs,
             params=params,
@@ -156,7 +164,7 @@ def prune(
             data=data,
             samples=samples,
             preprocess=preprocess,
-            bindings=parse_bindings(bind),
+            bindings=bindings,
             provider=provider,
             metric=metric,
             seed=seed,
@@ -198,18 +206,20 @@ def apply(
     from onnxprune import api
 
     _log(quiet, verbose)
+    _check_formats(reports)
+    bindings = parse_bindings(bind)
     output = output or default_output(model)
-    _check_side_files(model, output, None, reports, force)
     with Bar(quiet) as bar:
+        source = _open(model, output, None, reports, force, bar, plan)
         pruned = api.apply(
-            model,
+            source,
             plan,
             output,
             mode=mode,
             data=data,
             samples=samples,
             preprocess=preprocess,
-            bindings=parse_bindings(bind),
+            bindings=bindings,
             provider=provider,
             force=force,
             progress=bar.update,
@@ -220,21 +230,37 @@ def apply(
 
 @cli.command()
 @click.argument("model", type=_MODEL)
-@click.option("--json", "json_file", type=_MODEL, help="Also write the analysis as JSON.")
+@click.option(
+    "--json", "json_file", type=_MODEL, metavar="FILE", help="Write the analysis as JSON; - prints it."
+)
 @bind_option
+@click.option("--force", is_flag=True, help="Replace an existing JSON file.")
 @verbosity
-def analyze(model: Path, json_file: Path | None, bind: tuple[str, ...], quiet: bool, verbose: bool) -> None:
+def analyze(
+    model: Path, json_file: Path | None, bind: tuple[str, ...], force: bool, quiet: bool, verbose: bool
+) -> None:
     """Show groups, units, what each costs, and what is blocked and why."""
     from onnxprune import api
     from onnxprune.model.io import write_text
     from onnxprune.report import analysis as reporter
 
     _log(quiet, verbose)
-    result = api.analyze(model, bindings=parse_bindings(bind))
-    if json_file is not None:
-        write_text(json_file, json.dumps(reporter.to_dict(result), indent=2) + "\n")
-    if not quiet:
-        click.echo(reporter.render(result, verbose=verbose))
+    bindings = parse_bindings(bind)
+    with Bar(quiet) as bar:
+        to_file = None if json_file == Path("-") else json_file
+        source = _open(model, None, None, () if to_file is None else (to_file,), force, bar)
+        bar.update("analysing", 0, 0)
+        result = api.analyze(source, bindings=bindings)
+        text = reporter.render_json(result) if json_file is not None else ""
+    if to_file is not None:
+        write_text(to_file, text)
+    elif json_file is not None:
+        click.echo(text, nl=False)
+    elif not quiet:
+        click.echo(reporter.render(result, verbose=verbose, width=_width()))
+    if to_file is not None and not quiet:
+        click.echo(reporter.render(result, verbose=verbose, width=_width()))
+        click.echo(f"\nanalysis written to {to_file}")
 
 
 @cli.command()
@@ -245,7 +271,12 @@ def explain(model: Path, name: str, bind: tuple[str, ...]) -> None:
     """Say why tensor, layer, axis (`tensor[dim]`) or group NAME is coupled or blocked."""
     from onnxprune import api
 
-    click.echo(str(api.explain(api.analyze(model, bindings=parse_bindings(bind)), name)))
+    _log(quiet=False, verbose=False)
+    bindings = parse_bindings(bind)
+    with Bar() as bar:
+        bar.update("analysing", 0, 0)
+        explanation = api.explain(api.analyze(model, bindings=bindings), name)
+    click.echo(str(explanation))
 
 
 @cli.command()
@@ -284,17 +315,8 @@ def validate(
             output=output,
             progress=bar.update,
         )
-    if quiet:
-        return
-    if result.reference is not None:
-        click.echo(f"original: {result.reference}")
-    if result.score is not None:
-        click.echo(f"{'model:   ' if result.reference else 'model:'} {result.score}")
-    if result.fidelity is not None:
-        for line in result.fidelity.outputs:
-            click.echo(f"fidelity of {line}")
-    for note in result.notes:
-        click.echo(f"note: {note}")
+    if not quiet:
+        click.echo(str(result))
 
 
 def default_output(model: Path) -> Path:
@@ -321,20 +343,41 @@ def parse_bindings(pairs: tuple[str, ...]) -> dict[str, int]:
     return bindings
 
 
-def _check_side_files(
-    model: Path, output: Path, plan: Path | None, reports: tuple[Path, ...], force: bool
-) -> None:
-    """Refuse, before any work is done, what could not be written after it."""
-    from onnxprune.model.io import check_writable
+def _open(
+    model: Path,
+    output: Path | None,
+    plan: Path | None,
+    reports: tuple[Path, ...],
+    force: bool,
+    bar: Bar,
+    *others: Path,
+) -> Any:
+    """Load the model; refuse, before any work is done, what could not be written after it."""
+    from onnxprune.model import io
+    from onnxprune.model.write import data_path
 
+    files = [file for file in (plan, *reports) if file is not None]
+    taken: set[Path] = set()
+    for file in (output, None if output is None else data_path(output), *files):
+        if file is not None and file.resolve() in taken:
+            raise UsageError(f"{file} would be written twice", "Give every output a name of its own.")
+        taken |= set() if file is None else {file.resolve()}
+    bar.update("loading", 0, 0)
+    for file in (output, *files) if model.exists() else ():
+        if file is not None:
+            io.check_writable(file, force=force, sources=(model, *others))
+    source = io.load(model)
+    for file in files:
+        io.check_writable(file, force=force, sources=(source.path, *source.data_files, *others))
+    return source
+
+
+def _check_formats(reports: tuple[Path, ...]) -> None:
     for report in reports:
         if report.suffix not in (".json", ".md"):
-            raise UsageError(f"--report {report} has no known format", "Use a name that ends in .json or .md.")
-    files = [f for f in (plan, *reports) if f is not None]
-    for number, file in enumerate(files):
-        if file in (output, *files[:number]):
-            raise UsageError(f"{file} is written twice", "Give every output a name of its own.")
-        check_writable(file, force=force, sources=(model,))
+            raise UsageError(
+                f"--report {report} has no known format", "Use a name that ends in .json or .md."
+            )
 
 
 def _write_side_files(pruned: Any, plan: Path | None, reports: tuple[Path, ...]) -> None:
@@ -342,11 +385,16 @@ def _write_side_files(pruned: Any, plan: Path | None, reports: tuple[Path, ...])
     from onnxprune.report import json as as_json
     from onnxprune.report import markdown
 
-    if plan is not None:
-        pruned.plan.save(plan)
-    for report in reports:
-        render = as_json.render if report.suffix == ".json" else markdown.render
-        write_text(report, render(pruned.report))
+    try:
+        if plan is not None:
+            pruned.plan.save(plan)
+        for report in reports:
+            render = as_json.render if report.suffix == ".json" else markdown.render
+            write_text(report, render(pruned.report))
+    except UsageError as error:
+        raise UsageError(
+            error.what, f"The model is complete in {pruned.path}; this file is missing."
+        ) from error
 
 
 def _show(pruned: Any, quiet: bool, verbose: bool, plan: Path | None, reports: tuple[Path, ...]) -> None:
@@ -354,36 +402,59 @@ def _show(pruned: Any, quiet: bool, verbose: bool, plan: Path | None, reports: t
         return
     from onnxprune.report import terminal
 
-    click.echo(terminal.render(pruned.report, verbose=verbose))
+    click.echo(terminal.render(pruned.report, verbose=verbose, width=_width()))
     click.echo()
     for what, file in (("model", pruned.path), ("plan", plan), *(("report", r) for r in reports)):
         if file is not None:
             click.echo(f"{what} written to {file}")
 
 
+def _width() -> int | None:
+    """Columns of the terminal; None where the output is none."""
+    return max(shutil.get_terminal_size().columns, 60) if sys.stdout.isatty() else None
+
+
 def _log(quiet: bool, verbose: bool) -> None:
     if quiet and verbose:
         raise UsageError("-q and -v contradict each other", "Give one.")
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
 
 
-def main() -> None:
-    """Run the command line; errors become one message and an exit code, never a traceback."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; errors become one message and an exit code, never a traceback.
+
+    Parameters
+    ----------
+    arguments
+        By default those of the process.
+    """
     try:
-        cli.main(standalone_mode=False)
+        code = cli.main(arguments, prog_name="onnxprune", standalone_mode=False)
     except OnnxPruneError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except click.exceptions.Abort:
-        click.echo("interrupted; nothing was written", err=True)
-        sys.exit(130)
+        _fail(f"error: {error}", error.exit_code)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _fail("interrupted: no file was left half-written", 130)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("interrupted; nothing was written", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
+        if error.format_message().startswith("Usage:"):  # no command was given
+            _fail(error.format_message(), error.exit_code)
+        context = getattr(error, "ctx", None)
+        path = "onnxprune" if context is None else context.command_path
+        _fail(
+            f"error: {error.format_message()}\n`{path} --help` lists commands and options.", error.exit_code
+        )
+    except MemoryError:
+        _fail("error: out of memory\nUse a machine with more memory, or fewer or smaller samples.", 1)
+    except Exception as error:
+        logging.getLogger(__name__).info("", exc_info=True)
+        _fail(
+            f"error: this should not happen: {type(error).__name__}: {error}\n"
+            "It is a bug of onnxprune. Please report it together with what -v prints.",
+            1,
+        )
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(code)

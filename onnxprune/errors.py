@@ -109,3 +109,7 @@ class Reason(enum.Enum):
     def sentence(self) -> str:
         """The reason as a clause that completes "not pruned: ..."."""
         return self.value
+
+
+BY_REQUEST = frozenset({Reason.IGNORED, Reason.NOT_SELECTED, Reason.FIRST_CONV, Reason.DOWNSAMPLE_CONV})
+"""Reasons for which the user, or a preset, takes a group out: its units count in no ratio."""

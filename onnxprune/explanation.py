@@ -112,7 +112,7 @@ def _find(analysis: Analysis, name: str) -> list[Axis]:
             f"the model has no tensor, node or group named {wanted!r}",
             f"Nearest names: {', '.join(near)}." if near else "`onnxprune analyze` lists the groups.",
         )
-    axes = []
+    axes: list[Axis] = []
     for value in dict.fromkeys(values[wanted]):
         rank = len(graph.shapes.dims.get(value, ()))
         if dim is not None and not -rank <= dim < rank:

@@ -1,4 +1,4 @@
-"""The inputs on which a model is proven and measured: real samples, or generated ones that the model accepts."""
+"""The inputs on which a model is proven and measured: real samples, or generated ones that it accepts."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def choose_inputs(
 ) -> Inputs:
     """Read the given data, or generate samples that the model accepts.
 
-    Symbolic dims take their sizes from `bindings`, else from the first sample, else a guess: 1 for a batch, and
-    for other dims the first size with which onnxruntime runs the model.
+    Symbolic dims take their sizes from `bindings`, else from the first sample, else a guess: 1 for a batch,
+    and for other dims the first size with which onnxruntime runs the model.
 
     Raises
     ------
@@ -82,9 +82,7 @@ def choose_inputs(
                     given.setdefault(symbol(spec, axis), int(first[spec.name].shape[axis]))
         proof = dataset.take(range(min(PROOF_SAMPLES, len(dataset))))
         return Inputs(dataset, proof, given, dataset.notes)
-    if preprocess is not None:
-        raise UsageError("--preprocess says how to read images, but no --data was given", "Add --data FOLDER.")
-    count = min(samples or SYNTHETIC_SAMPLES, SYNTHETIC_SAMPLES)
+    count = SYNTHETIC_SAMPLES
     ranges = _index_ranges(source.ir)
     failure: ModelError | None = None
     for sizes in _candidates(source.ir, given):
@@ -135,7 +133,8 @@ def _index_ranges(model: ir.Model) -> dict[str, int]:
             table = node.inputs[0].const_value
             if table is not None:
                 axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-                rows = int(table.shape[axis]) if len(table.shape) else 1
+                dims = table.shape.numpy()
+                rows = dims[axis] if dims else 1
                 ranges[str(value.name)] = min(rows, ranges.get(str(value.name), rows))
     return ranges
 
@@ -153,5 +152,3 @@ def _notes(sizes: Mapping[str, int], given: Mapping[str, int]) -> tuple[str, ...
     if not guessed:
         return ()
     return (f"sizes of symbolic dims not given with --bind, so assumed: {', '.join(guessed)}",)
-
-

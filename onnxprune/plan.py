@@ -34,8 +34,8 @@ class Plan:
     keep
         Kept units per group id, one flag per unit.
     initializers
-        For every initializer that gets smaller: kept indices per axis. On an axis that is divided into blocks with
-        private columns (grouped convolutions) one list per block.
+        For every initializer that gets smaller: kept indices per axis. On an axis that is divided into blocks
+        with private columns (grouped convolutions) one list per block.
     """
 
     model_sha256: str
@@ -91,8 +91,8 @@ def read_plan(path: str | os.PathLike[str], analysis: Analysis) -> Plan:
     Raises
     ------
     UsageError
-        The file is missing or no plan, was made for another model, or names groups, units or indices that do not
-        fit.
+        The file is missing or no plan, was made for another model, or names groups, units or indices that do
+        not fit.
     """
     try:
         body = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -104,14 +104,16 @@ def read_plan(path: str | os.PathLike[str], analysis: Analysis) -> Plan:
         raise UsageError(f"{path} is no plan of schema {SCHEMA!r}", "Give a file that --plan wrote.")
     if body.get("model_sha256") != analysis.source.sha256:
         raise UsageError(
-            f"the plan {path} was made for another model (sha256 {str(body.get('model_sha256'))[:12]}..., this is "
-            f"{analysis.source.sha256[:12]}...)",
+            f"the plan {path} was made for another model (sha256 {str(body.get('model_sha256'))[:12]}..., "
+            f"this is {analysis.source.sha256[:12]}...)",
             "Apply it to the file that it was made for, or make a new plan.",
         )
     keep = _read_groups(path, body.get("groups"), analysis)
     plan = Plan.of(analysis, keep)
     claimed = body.get("initializers")
-    ours = {name: {str(axis): kept for axis, kept in axes.items()} for name, axes in plan.initializers.items()}
+    ours = {
+        name: {str(axis): kept for axis, kept in axes.items()} for name, axes in plan.initializers.items()
+    }
     if claimed != ours:
         raise UsageError(
             f"the plan {path} contradicts itself: its groups and its initializers keep different indices",
@@ -143,7 +145,10 @@ def _read_groups(path: str | os.PathLike[str], groups: Any, analysis: Analysis) 
             )
         flags = np.zeros(group.units, bool)
         flags[kept] = True
-        if group.blocks is not None and len(set(np.bincount(group.blocks[flags], minlength=group.block_count))) > 1:
+        if (
+            group.blocks is not None
+            and len(set(np.bincount(group.blocks[flags], minlength=group.block_count))) > 1
+        ):
             raise UsageError(
                 f"the plan {path}: group {name!r} must keep the same number of units in each of its "
                 f"{group.block_count} blocks",
@@ -157,7 +162,7 @@ def _indices(analysis: Analysis, kept: Kept) -> dict[str, dict[int, list[Any]]]:
     graph = analysis.axis_graph
     found: dict[str, dict[int, list[Any]]] = {}
     for axis, flags in kept.items():
-        if axis.value not in graph.parameters:
+        if axis.value.const_value is None:
             continue
         blocked = graph.blocked.get(axis)
         rows = [flags] if blocked is None else list(flags.reshape(blocked.blocks, -1))

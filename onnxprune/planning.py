@@ -11,9 +11,12 @@ from onnxprune.allocate.ladder import Ladder, build_ladder
 from onnxprune.allocate.solve import Allocation, solve
 from onnxprune.allocate.target import Target
 from onnxprune.analysis import Analysis
+from onnxprune.calibrate.checks import did_you_mean
 from onnxprune.criteria import Criterion, CriterionTable, default_criteria
 from onnxprune.criteria.gather import unit_weights
 from onnxprune.errors import Reason, TargetError, UsageError
+from onnxprune.report.assemble import barrier_results
+from onnxprune.report.tables import by_reason, plural, share, some
 from onnxprune.select import PRESETS, excluded_groups
 
 SCOPES = ("global", "uniform")
@@ -63,9 +66,13 @@ class Choices:
         if self.round_to < 1:
             raise UsageError(f"--round-to {self.round_to} is not positive", "Use 1 for no rounding.")
         if self.min_channels < 1:
-            raise UsageError(f"min_channels {self.min_channels} is not positive", "At least one channel stays.")
+            raise UsageError(
+                f"min_channels {self.min_channels} is not positive", "At least one channel stays."
+            )
         if self.max_ratio is not None and not 0 < self.max_ratio <= 1:
-            raise UsageError(f"max_ratio {self.max_ratio:g} is not in (0, 1]", "0.9 keeps a tenth of a group.")
+            raise UsageError(
+                f"max_ratio {self.max_ratio:g} is not in (0, 1]", "0.9 keeps a tenth of a group."
+            )
         if self.preset is not None and self.preset not in PRESETS:
             raise UsageError(f"there is no preset {self.preset!r}", f"Known: {', '.join(PRESETS)}.")
 
@@ -80,15 +87,18 @@ class Scored:
         One per group that may be cut, in the order of the groups.
     excluded
         Groups that stay whole, with the reason.
+    units
+        Units of all groups that the user did not exclude: a ratio is a share of these.
     """
 
     ladders: tuple[Ladder, ...] = field(repr=False)
     excluded: Mapping[str, Reason]
+    units: int
 
     def without(self, groups: tuple[str, ...], reason: Reason) -> Scored:
         """The same without some groups."""
         ladders = tuple(ladder for ladder in self.ladders if ladder.group.id not in groups)
-        return Scored(ladders, {**self.excluded, **dict.fromkeys(groups, reason)})
+        return Scored(ladders, {**self.excluded, **dict.fromkeys(groups, reason)}, self.units)
 
 
 def score_groups(
@@ -105,11 +115,11 @@ def score_groups(
     UsageError
         There is no such criterion, it scores none of the groups, or a pattern matches nothing.
     """
-    criterion = find_criterion(choices.criterion, criteria or default_criteria())
+    criterion = find_criterion(choices.criterion, criteria)
     excluded = excluded_groups(
         analysis.axis_graph, analysis.groups, ignore=choices.ignore, only=choices.only, preset=choices.preset
     )
-    share = choices.max_ratio if choices.max_ratio is not None else (0.9 if choices.scope == "global" else 1.0)
+    units = sum(group.units for name, group in analysis.groups.items() if name not in excluded)
     rng = np.random.default_rng(choices.seed)
     ladders: list[Ladder] = []
     for number, (name, group) in enumerate(analysis.groups.items()):
@@ -124,10 +134,10 @@ def score_groups(
             continue
         ladder = build_ladder(
             group,
-            scores,
+            np.asarray(scores, np.float64),
             round_to=choices.round_to,
             min_channels=choices.min_channels,
-            max_ratio=share,
+            max_ratio=_share(choices),
         )
         if ladder.most:
             ladders.append(ladder)
@@ -135,41 +145,82 @@ def score_groups(
             excluded[name] = Reason.TOO_NARROW
     if analysis.groups and all(reason is Reason.NO_SCORE for reason in excluded.values()) and not ladders:
         raise UsageError(
-            f"the criterion {criterion.name} reads {', '.join(sorted(criterion.kinds))} parameters, and no group has any",
+            f"the criterion {criterion.name} reads {', '.join(sorted(criterion.kinds))} parameters, "
+            "and no group has any",
             "Use another criterion, l2 for one; bn-scale needs BatchNormalization nodes that are not folded.",
         )
-    return Scored(tuple(ladders), excluded)
+    return Scored(tuple(ladders), excluded, units)
 
 
-def find_criterion(name: str, criteria: CriterionTable) -> Criterion:
-    """The criterion of that name; UsageError where there is none."""
-    if name not in criteria:
-        raise UsageError(f"there is no criterion {name!r}", f"Known: {', '.join(sorted(criteria))}.")
-    return criteria[name]
+def _share(choices: Choices) -> float:
+    """At most this share of a group goes."""
+    return choices.max_ratio or (0.9 if choices.scope == "global" else 1.0)
+
+
+def find_criterion(name: str, criteria: CriterionTable | None) -> Criterion:
+    """Look a criterion up, in the default table where none is given; UsageError where there is none."""
+    table = default_criteria() if criteria is None else criteria
+    if name not in table:
+        raise UsageError(
+            f"there is no criterion {name!r}{did_you_mean(name, table)}",
+            f"Known: {', '.join(sorted(table))}.",
+        )
+    return table[name]
 
 
 def allocate(analysis: Analysis, scored: Scored, choices: Choices) -> Allocation:
     """Solve for the target with the groups that may be cut."""
-    return solve(scored.ladders, analysis.costs, choices.target, choices.scope)
+    return solve(scored.ladders, analysis.costs, choices.target, choices.scope, scored.units)
 
 
-def check_reached(analysis: Analysis, scored: Scored, allocation: Allocation, target: Target) -> None:
-    """Raise TargetError where the target was not met, with what is reachable and what blocks the rest."""
-    if allocation.met:
+def check_reached(analysis: Analysis, scored: Scored, allocation: Allocation, choices: Choices) -> None:
+    """Raise TargetError where the target was not met, with what is reachable and what blocks the rest.
+
+    A uniform level that is met up to its rounding is not an error, as long as anything is cut at all.
+    """
+    if allocation.met or (allocation.by_rule and allocation.keep):
         return
-    blocks = [
-        f"{b.where}: {b.reason.sentence} ({b.macs:,} MACs, {b.params:,} params)" for b in analysis.blocked[:5]
-    ]
-    blocks += [f"group {name}: {reason.sentence}" for name, reason in list(scored.excluded.items())[:5]]
-    reachable = (
-        f"{allocation.reachable:.1%} of the units can be dropped"
-        if target.kind == "ratio"
-        else f"{allocation.reachable:.1%} of the {'MACs' if target.kind == 'macs' else 'parameters'} is as low as it gets"
+    target = choices.target
+    wanted = f"the target to {target.sentence} is out of reach"
+    lines = _what_blocks(analysis, scored)
+    lines.append(
+        "Choose a weaker target or a smaller --round-to, or take what is reachable with --best-effort."
     )
     if not scored.ladders:
-        reachable = "nothing can be cut"
-    raise TargetError(
-        f"the target to {target.sentence} is out of reach: {reachable}",
-        "\n".join(["What blocks the rest:", *(f"  {line}" for line in blocks)] if blocks else [])
-        + "\nLower the target, change --round-to, --ignore or --only, or take what is reachable with --best-effort.",
-    )
+        raise TargetError(f"{wanted}: nothing can be cut", "\n".join(lines))
+    if allocation.by_rule:
+        raise TargetError(
+            f"nothing is cut at a level of {target.value:g}: it is less than one step of --round-to "
+            f"{choices.round_to} in every group",
+            "Use a higher --ratio or a smaller --round-to.",
+        )
+    raise TargetError(f"{wanted}: {_reachable(allocation, target, choices)}", "\n".join(lines))
+
+
+def _reachable(allocation: Allocation, target: Target, choices: Choices) -> str:
+    limits = f"widths are multiples of {choices.round_to}" if choices.round_to > 1 else ""
+    if choices.scope == "global":
+        limits += f"{', and ' if limits else ''}a group loses at most {_share(choices):.0%} of its units"
+    limits = f" ({limits})" if limits else ""
+    if target.kind == "ratio":
+        return f"at most {allocation.reachable:.1%} of them can be dropped{limits}"
+    unit = "MACs" if target.kind == "macs" else "parameters"
+    return f"{allocation.reachable:.1%} of the {unit} is as low as it gets{limits}"
+
+
+def _what_blocks(analysis: Analysis, scored: Scored) -> list[str]:
+    """The costliest barriers and all groups that stay whole, one line per reason."""
+    cost = analysis.cost
+    lines = [
+        f"  {plural(len(total.layers), 'layer')} ({share(total.macs, cost.macs)} of the MACs, "
+        f"{share(total.params, cost.params)} of the parameters), {some(total.layers, 2)}: {total.explanation}"
+        for total, _ in by_reason(barrier_results(analysis))[:5]
+    ]
+    whole: dict[Reason, list[str]] = {}
+    for name, reason in scored.excluded.items():
+        whole.setdefault(reason, []).append(name)
+    lines += [
+        f"  {plural(len(groups), 'group')}, {some(groups, 4)}: {reason.sentence}"
+        for reason, groups in whole.items()
+    ]
+    return ["What blocks the rest:", *lines] if lines else []

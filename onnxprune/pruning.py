@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +12,23 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.allocate.solve import Allocation
-from onnxprune.allocate.target import Target
-from onnxprune.analysis import Analysis, analyze
+from onnxprune.analysis import Analysis
 from onnxprune.apply.keep import kept_positions
 from onnxprune.apply.mask import mask
 from onnxprune.apply.remove import remove
-from onnxprune.criteria import CriterionTable
-from onnxprune.errors import Reason, TargetError, UsageError
-from onnxprune.evaluate.fidelity import Fidelity
-from onnxprune.evaluate.metrics import Score
-from onnxprune.evaluate.soundness import Prover, Soundness
-from onnxprune.evaluate.validate import compare, measure
-from onnxprune.inputs import Inputs, choose_inputs
+from onnxprune.errors import Reason, SoundnessError
+from onnxprune.evaluate.soundness import Soundness
+from onnxprune.job import Job, Opened, open_model
+from onnxprune.measuring import Measurements, check_metric, measure_both
 from onnxprune.model import io
 from onnxprune.model.finalize import finalize
 from onnxprune.plan import Plan
-from onnxprune.planning import Choices, Scored, allocate, check_reached, score_groups
-from onnxprune.report.report import (
-    BarrierResult,
-    GroupResult,
-    Measured,
-    Report,
-    Size,
-    TargetResult,
-)
-from onnxprune.rules import RuleTable
+from onnxprune.planning import Choices, Scored, allocate, check_reached, find_criterion, score_groups
+from onnxprune.report.assemble import barrier_results, group_results
+from onnxprune.report.report import Report, Size, TargetResult
 
-MODES = ("remove", "mask")
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, steps done, steps in all; 0 where unknown)."""
+Source = str | os.PathLike[str] | io.LoadedModel
 
 
 @dataclass(frozen=True)
@@ -68,98 +55,9 @@ class Pruned:
     def __repr__(self) -> str:
         r = self.report
         return (
-            f"Pruned({r.before.macs:,} -> {r.after.macs:,} MACs, {r.before.params:,} -> {r.after.params:,} params, "
-            f"{self.path or 'not written'})"
+            f"Pruned({r.before.macs:,} -> {r.after.macs:,} MACs, "
+            f"{r.before.params:,} -> {r.after.params:,} params, {self.path or 'not written'})"
         )
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything about a run except the model and the choice of units.
-
-    Parameters
-    ----------
-    mode
-        "remove" cuts channels out, "mask" zeroes them and keeps all shapes.
-    data, samples, preprocess
-        Inputs for the proof and the measurements; generated ones without `data`.
-    bindings
-        Sizes of symbolic dims.
-    provider
-        onnxruntime's provider: "auto", "cpu", "cuda", ...
-    metric
-        Metric for labelled data.
-    best_effort
-        Accept what is reachable where the target is not.
-    seed
-        For generated inputs.
-    rules, criteria
-        Tables to use instead of the default ones.
-    progress
-        Called as the work goes on.
-    """
-
-    mode: str = "remove"
-    data: Any = None
-    samples: int | None = None
-    preprocess: Any = None
-    bindings: Mapping[str, int] = field(default_factory=dict)
-    provider: str = "auto"
-    metric: str = "top1"
-    best_effort: bool = False
-    seed: int = 0
-    rules: RuleTable | None = None
-    criteria: CriterionTable | None = None
-    progress: Progress = lambda stage, done, total: None
-
-    def __post_init__(self) -> None:
-        """Reject unknown modes."""
-        if self.mode not in MODES:
-            raise UsageError(f"there is no mode {self.mode!r}", f"Known: {', '.join(MODES)}.")
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A model that was analysed, together with the inputs on which it is proven."""
-
-    analysis: Analysis
-    inputs: Inputs
-
-
-def open_model(path: str | os.PathLike[str] | io.LoadedModel, job: Job) -> Opened:
-    """Load and analyse a model, and choose inputs for it."""
-    job.progress("loading", 0, 0)
-    source = path if isinstance(path, io.LoadedModel) else io.load(path)
-    _check_bindings(source, job.bindings)
-    job.progress("reading data", 0, 0)
-    inputs = choose_inputs(
-        source,
-        data=job.data,
-        samples=job.samples,
-        preprocess=job.preprocess,
-        bindings=job.bindings,
-        provider=job.provider,
-        seed=job.seed,
-    )
-    job.progress("analysing", 0, 0)
-    bindings = {name: job.bindings.get(name, _per_sample(name, source, inputs)) for name in inputs.bindings}
-    return Opened(analyze(source, bindings=bindings, rules=job.rules), inputs)
-
-
-def _check_bindings(source: io.LoadedModel, bindings: Mapping[str, int]) -> None:
-    from onnxprune.model.shapes import bind_dims
-
-    known, _ = bind_dims(source.ir.graph.inputs, {})
-    for name, size in bindings.items():
-        if name not in known:
-            listed = ", ".join(sorted(known)) or "none"
-            raise UsageError(f"--bind {name}: the model has no symbolic dim of that name", f"It has: {listed}.")
-        if size < 1:
-            raise UsageError(f"--bind {name}={size} is not positive", "Give the size of the dim.")
-
-
-def _per_sample(name: str, source: io.LoadedModel, inputs: Inputs) -> int:
-    return inputs.bindings[name]
 
 
 def choose_units(opened: Opened, choices: Choices, job: Job) -> tuple[Allocation, Scored, Soundness]:
@@ -168,41 +66,20 @@ def choose_units(opened: Opened, choices: Choices, job: Job) -> tuple[Allocation
     Raises
     ------
     TargetError
-        The target is out of reach and `job.best_effort` is off, or nothing at all can be cut.
+        The target is out of reach and `job.best_effort` is off.
     """
     analysis = opened.analysis
-    scored = score_groups(
-        analysis,
-        choices,
-        criteria=job.criteria,
-        progress=lambda done, total: job.progress("scoring", done, total),
-    )
-    rejected: list[str] = []
+    scored = score_groups(analysis, choices, criteria=job.criteria, progress=job.tick("scoring"))
+    rejected: dict[str, str] = {}
     while True:
         allocation = allocate(analysis, scored, choices)
-        if not job.best_effort or not scored.ladders:
-            check_reached(analysis, scored, allocation, choices.target)
-        keep, soundness = _prover(opened, job).prove(allocation.keep)
+        if not job.best_effort:
+            check_reached(analysis, scored, allocation, choices)
+        _, soundness = opened.prover(job).prove(allocation.keep)
         if not soundness.rejected_groups:
-            return allocation, scored, _with_rejected(soundness, rejected)
-        rejected.extend(soundness.rejected_groups)
+            return allocation, scored, replace(soundness, rejected_groups=tuple(rejected), why=rejected)
+        rejected.update(soundness.why)
         scored = scored.without(soundness.rejected_groups, Reason.UNSOUND)
-
-
-def _with_rejected(soundness: Soundness, rejected: list[str]) -> Soundness:
-    from dataclasses import replace
-
-    return replace(soundness, rejected_groups=tuple(rejected))
-
-
-def _prover(opened: Opened, job: Job) -> Prover:
-    return Prover(
-        opened.analysis.axis_graph,
-        opened.analysis.groups,
-        opened.inputs.proof,
-        job.provider,
-        lambda line: job.progress("proving masked == removed", 0, 0),
-    )
 
 
 def build(analysis: Analysis, keep: Mapping[str, Bools], mode: str) -> ir.Model:
@@ -213,7 +90,7 @@ def build(analysis: Analysis, keep: Mapping[str, Bools], mode: str) -> ir.Model:
 
 
 def prune_model(
-    path: str | os.PathLike[str] | io.LoadedModel,
+    path: Source,
     choices: Choices,
     job: Job,
     *,
@@ -221,27 +98,17 @@ def prune_model(
     force: bool = False,
 ) -> Pruned:
     """Prune a model and, where `output` is given, write it. See `onnxprune.prune`."""
-    if output is not None:
-        given = path.path if isinstance(path, io.LoadedModel) else Path(path)
-        if given.exists():
-            io.check_writable(output, force=force, sources=(given,))
-    opened = open_model(path, job)
+    find_criterion(choices.criterion, job.criteria)
+    opened = open_model(path, job, output=output, force=force)
+    check_metric(opened, job)
     allocation, scored, soundness = choose_units(opened, choices, job)
     plan = Plan.of(opened.analysis, allocation.keep)
-    target = TargetResult(
-        choices.target.kind, choices.target.value, allocation.achieved, allocation.met and plan.dropped > 0
-    )
-    if not plan.dropped and not job.best_effort and choices.target.value < 1:
-        raise TargetError(
-            f"nothing was cut: the target to {choices.target.sentence} is smaller than one step of --round-to "
-            f"{choices.round_to}",
-            "Use a smaller --round-to or a stronger target.",
-        )
+    target = TargetResult(choices.target.kind, choices.target.value, allocation.achieved, allocation.met)
     return _finish(opened, plan, job, choices, target, scored.excluded, soundness, output, force)
 
 
 def apply_plan(
-    path: str | os.PathLike[str] | io.LoadedModel,
+    path: Source,
     make_plan: Callable[[Analysis], Plan],
     job: Job,
     *,
@@ -255,22 +122,18 @@ def apply_plan(
     SoundnessError
         masked != removed for the plan. Nothing is written.
     """
-    from onnxprune.errors import SoundnessError
-
-    if output is not None:
-        given = path.path if isinstance(path, io.LoadedModel) else Path(path)
-        if given.exists():
-            io.check_writable(output, force=force, sources=(given,))
-    opened = open_model(path, job)
+    opened = open_model(path, job, output=output, force=force)
+    check_metric(opened, job)
     plan = make_plan(opened.analysis)
-    _, soundness = _prover(opened, job).prove(plan.keep)
+    _, soundness = opened.prover(job).prove(plan.keep)
     if soundness.rejected_groups:
+        why = "; ".join(f"{name}: {text}" for name, text in soundness.why.items())
         raise SoundnessError(
-            f"the plan is unsound: masked != removed with {', '.join(soundness.rejected_groups)}",
+            f"the plan is unsound: masked != removed ({why})",
             "Take these groups out of the plan, or make a new plan with `onnxprune prune --plan`.",
         )
-    cost = opened.analysis.costs.cost(plan.keep)
-    target = TargetResult("plan", 1.0, cost.macs / max(opened.analysis.cost.macs, 1), True)
+    full, cost = opened.analysis.cost, opened.analysis.costs.cost(plan.keep)
+    target = TargetResult("plan", 1.0, cost.macs / full.macs if full.macs else 1.0, True)
     return _finish(opened, plan, job, None, target, {}, soundness, output, force)
 
 
@@ -286,20 +149,16 @@ def _finish(
     force: bool,
 ) -> Pruned:
     analysis, source = opened.analysis, opened.analysis.source
-    job.progress(job.mode, 0, 0)
+    job.say("cutting" if job.mode == "remove" else "masking")
     model = build(analysis, plan.keep, job.mode)
-    metric, fidelity = _measure(opened, model, job)
+    measured = measure_both(opened, model, job)
     size = _bytes(model)
     if output is not None:
-        job.progress("writing", 0, 0)
-        size = io.save(
-            model,
-            output,
-            external=bool(source.data_files),
-            force=force,
-            sources=(source.path, *source.data_files),
-        )
+        job.say("writing")
+        sources = (source.path, *source.data_files)
+        size = io.save(model, output, external=bool(source.data_files), force=force, sources=sources)
     cost = analysis.costs.cost(plan.keep if job.mode == "remove" else {})
+    data = opened.inputs.data
     report = Report(
         path=str(source.path),
         sha256=source.sha256,
@@ -317,96 +176,48 @@ def _finish(
         coverage={"params": analysis.coverage.params, "macs": analysis.coverage.macs},
         soundness=soundness,
         calibration={
-            "tier": opened.inputs.data.tier if job.data is not None else "none",
-            "samples": len(opened.inputs.data) if job.data is not None else 0,
-            "source": opened.inputs.data.source,
+            "tier": data.tier if job.data is not None else "none",
+            "samples": len(data) if job.data is not None else 0,
+            "source": data.source if job.data is not None else "",
         },
         bindings=analysis.bindings,
-        metric=metric,
-        fidelity=fidelity,
-        warnings=_warnings(opened, job, target, soundness, metric),
+        metric=measured.metric,
+        fidelity=measured.fidelity,
+        warnings=_warnings(opened, job, choices, plan, target, soundness, measured),
     )
     return Pruned(model, plan, report, None if output is None else Path(output))
-
-
-def _measure(opened: Opened, model: ir.Model, job: Job) -> tuple[Measured | None, Fidelity | None]:
-    """Metric before and after where labels are there, and label-free fidelity, on real data only."""
-    data = opened.inputs.data
-    if job.data is None:
-        return None, None
-    original = opened.analysis.source.ir
-    batch = 32
-
-    def tick(stage: str) -> Callable[[int, int], None]:
-        return lambda done, total: job.progress(stage, done, total)
-
-    fidelity = compare(original, model, data, job.provider, batch, progress=tick("comparing outputs"))
-    if data.labels is None:
-        return None, fidelity
-    before, after = (
-        measure(m, data, job.metric, job.provider, batch, progress=tick(f"measuring {job.metric}"))
-        for m in (original, model)
-    )
-    return Measured(before, after), fidelity
 
 
 def _bytes(model: ir.Model) -> int:
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
-def group_results(
-    analysis: Analysis, keep: Mapping[str, Bools], excluded: Mapping[str, Reason]
-) -> tuple[GroupResult, ...]:
-    """One entry per group, those that stay whole by choice with the reason."""
-    results = []
-    for name, group in analysis.groups.items():
-        reason = excluded.get(name)
-        results.append(
-            GroupResult(
-                name,
-                group.name,
-                group.units,
-                int(keep[name].sum()) if name in keep else group.units,
-                len(group.axes),
-                tuple(use.axis.name for use in group.sources),
-                tuple(use.axis.name for use in group.sinks),
-                group.block_count,
-                reason.name if reason else "",
-                reason.sentence if reason else "",
-            )
-        )
-    return tuple(results)
-
-
-def barrier_results(analysis: Analysis) -> tuple[BarrierResult, ...]:
-    """What is blocked and why, the costliest first."""
-    return tuple(
-        BarrierResult(b.reason.name, b.reason.sentence, b.where, b.layers, b.params, b.macs)
-        for b in analysis.blocked
-    )
-
-
 def _warnings(
-    opened: Opened, job: Job, target: TargetResult, soundness: Soundness, metric: Measured | None
+    opened: Opened,
+    job: Job,
+    choices: Choices | None,
+    plan: Plan,
+    target: TargetResult,
+    soundness: Soundness,
+    measured: Measurements,
 ) -> tuple[str, ...]:
-    lines = list(opened.inputs.notes)
+    lines = [*opened.inputs.notes, *measured.notes]
     if job.data is None:
         lines.append("no data was given, so no accuracy was measured: the proof ran on generated inputs")
-    elif metric is None:
+    elif opened.inputs.data.labels is None:
         lines.append("the data has no labels, so no accuracy was measured")
     if not target.met:
-        lines.append(f"the target was not met: {target.requested:g} requested, {target.achieved:.4g} achieved")
-    if soundness.rejected_groups:
-        lines.append(f"kept whole because masked != removed: {', '.join(soundness.rejected_groups)}")
+        figures = f"{target.requested:g} requested, {target.achieved:.4g} achieved"
+        by_level = choices is not None and choices.scope == "uniform" and target.kind == "ratio"
+        why = "widths are rounded up, so fewer units went than the level says" if by_level else ""
+        lines.append(f"{why or 'the target was not met'}: {figures}")
+    if not plan.dropped:
+        lines.append("nothing was cut: the output is the same model")
+    lines += [f"{name} is kept whole because masked != removed: {why}" for name, why in soundness.why.items()]
     if soundness.detached:
         lines.append(
-            "onnxruntime cannot run "
-            + ", ".join(soundness.detached)
-            + ": the proof covers everything around it"
+            f"onnxruntime cannot run {', '.join(soundness.detached)}: the proof covers everything around it"
         )
     if job.mode == "mask":
         lines.append("masked channels are zero but still there: the model is neither smaller nor faster")
     return tuple(lines)
-
-
-__all__ = ["Job", "Pruned", "Score", "Target", "apply_plan", "open_model", "prune_model"]

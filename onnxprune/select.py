@@ -33,8 +33,8 @@ def excluded_groups(
     Parameters
     ----------
     ignore, only
-        Globs on node or initializer names, or regular expressions after `re:`. A group matches with every layer
-        that makes its channels, and with every node that passes them on.
+        Globs on node or initializer names, or regular expressions after `re:`. A group matches with every
+        layer that makes its channels, and with every node that passes them on.
     preset
         One of `PRESETS`.
 
@@ -67,7 +67,8 @@ def _matcher(pattern: str, option: str, known: Iterable[str]) -> Callable[[str],
             expression = re.compile(pattern[3:])
         except re.error as error:
             raise UsageError(
-                f"{option} {pattern!r} is no regular expression: {error}", "Python's syntax is used after re:."
+                f"{option} {pattern!r} is no regular expression: {error}",
+                "Python's syntax is used after re:.",
             ) from None
     else:
         expression = re.compile(fnmatch.translate(pattern))

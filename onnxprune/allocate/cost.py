@@ -1,7 +1,7 @@
 """MACs and parameters as functions of what is kept.
 
-Every cost is a sum of terms, each a factor times a product of extents. Units that go make extents smaller, so a
-cost is evaluated for any choice of kept units without touching the model.
+Every cost is a sum of terms, each a factor times a product of extents. Units that go make extents smaller, so
+a cost is evaluated for any choice of kept units without touching the model.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.allocate.twins import TwinVectors
 from onnxprune.graph.axes import Axis
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group, Partition
@@ -74,19 +75,23 @@ class CostModel:
         self._base = np.concatenate([[1.0], layout.extent.astype(np.float64)])
         self.node_terms: list[tuple[int, Term]] = []
         for number, op in enumerate(axis_graph.ops):
-            rule = axis_graph.rules.get(("" if op.node.domain == "ai.onnx" else op.node.domain, op.node.op_type))
+            rule = axis_graph.rules.get(
+                ("" if op.node.domain == "ai.onnx" else op.node.domain, op.node.op_type)
+            )
             if rule is not None and all(v is None or op.dims(v) is not None for v in op.node.inputs):
                 self.node_terms.extend((number, term) for term in rule.macs(op))
         self._macs = self._terms([term for _, term in self.node_terms])
         self._params = self._terms([self._size(value) for value in axis_graph.parameters])
         self.inner_params = sum(inner_weights(axis_graph).values())
+        self._twins = TwinVectors(axis_graph, partition)
         self._uses = {group.id: self._unit_counts(group) for group in partition.groups}
         self.full = self.cost({})
 
     def cost(self, keep: Mapping[str, Bools]) -> Cost:
         """Cost when each group keeps the flagged units; groups that are not named keep all."""
         extent = self._extents(keep)
-        return Cost(self._macs.total(extent), self._params.total(extent) + self.inner_params)
+        params = self._params.total(extent) + self.inner_params - self._twins.surplus(keep)
+        return Cost(self._macs.total(extent), params)
 
     def per_unit(self, group: Group) -> Cost:
         """What the first unit of a group costs while everything else is whole."""
@@ -126,7 +131,9 @@ class CostModel:
         return Term(1.0, tuple(Axis(value, dim) for dim in range(len(dims))))
 
     def _terms(self, terms: Sequence[Term]) -> _Terms:
-        factors, classes, start = [], [], []
+        factors: list[float] = []
+        classes: list[int] = []
+        start: list[int] = []
         for term in terms:
             factor = term.factor
             start.append(len(classes))
@@ -144,7 +151,7 @@ class CostModel:
 
 
 def inner_weights(axis_graph: AxisGraph) -> dict[str, int]:
-    """Elements of float weights that only the bodies of If, Loop and Scan use, per node that has the bodies."""
+    """Elements of float weights that only the bodies of If, Loop and Scan use, per node with such bodies."""
     counted: set[ir.Value] = set(axis_graph.parameters)
     sizes: dict[str, int] = {}
     for op in axis_graph.ops:

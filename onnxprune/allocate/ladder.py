@@ -1,7 +1,7 @@
 """How far and in which order each group can be cut.
 
-A ladder lists a group's units in the order in which they go, in rungs that keep it valid: with blocks, one unit
-of every block at a time. Rounding and minima say on which rungs one may stop.
+A ladder lists a group's units in the order in which they go, in rungs that keep it valid: with blocks, one
+unit of every block at a time. Rounding and minima say on which rungs one may stop.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 uniform
     Every group loses the same share. With `--ratio` this is NNCF's rule: of `n` channels
-    `max(n - ceil(n (1 - level) / 8) 8, 0)` go. With a budget the smallest level that meets it is used.
+    `max(n - ceil(n (1 - level) / 8) 8, 0)` go, which may be fewer than the level says. With a budget the level
+    rises until it is met; at the last level groups go one after the other, so that rounding does not overshoot.
 global
     One ranking over all groups, each weight divided by its own L2 norm before it is scored. Rungs go in that
     order until the target is met, at most `max_ratio` of a group.
@@ -13,9 +14,8 @@ bisection over a finite list, exactly and without a tolerance.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,9 @@ class Allocation:
     met
         Whether the target was reached.
     reachable
-        The share that could be reached at the most, when it was not.
+        The share that can be reached at the most.
+    by_rule
+        Whether the rounding rule of uniform levels decided, which may drop fewer units than the level says.
     """
 
     keep: Mapping[str, Bools]
@@ -50,9 +52,12 @@ class Allocation:
     achieved: float
     met: bool
     reachable: float
+    by_rule: bool = False
 
 
-def solve(ladders: Sequence[Ladder], costs: CostModel, target: Target, scope: str) -> Allocation:
+def solve(
+    ladders: Sequence[Ladder], costs: CostModel, target: Target, scope: str, units: int | None = None
+) -> Allocation:
     """Choose how many rungs of each ladder go.
 
     Parameters
@@ -65,9 +70,12 @@ def solve(ladders: Sequence[Ladder], costs: CostModel, target: Target, scope: st
         What to reach.
     scope
         "uniform" or "global".
+    units
+        Of how many units a ratio is the share; by default of those of all ladders.
     """
-    units = sum(ladder.group.units for ladder in ladders)
-    path = _uniform(ladders) if scope == "uniform" else _global(ladders)
+    if units is None:
+        units = sum(ladder.group.units for ladder in ladders)
+    path = _path(ladders, scope)
 
     def judge(drops: Sequence[int]) -> Allocation:
         keep = {
@@ -82,11 +90,10 @@ def solve(ladders: Sequence[Ladder], costs: CostModel, target: Target, scope: st
 
     last = judge(path.drops(path.length))
     if target.kind == "ratio" and scope == "uniform":
-        chosen = judge(path.drops(path.at_level(target.value)))
-        met = any(chosen.keep) or target.value == 0
-        return Allocation(chosen.keep, chosen.cost, chosen.achieved, met, last.achieved)
+        chosen = judge(path.drops(path.up_to(target.value)))
+        return replace(chosen, reachable=last.achieved, by_rule=True)
     if not last.met:
-        return Allocation(last.keep, last.cost, last.achieved, False, last.achieved)
+        return last
     low, high = 0, path.length
     while low < high:
         middle = (low + high) // 2
@@ -94,8 +101,7 @@ def solve(ladders: Sequence[Ladder], costs: CostModel, target: Target, scope: st
             high = middle
         else:
             low = middle + 1
-    chosen = judge(path.drops(low))
-    return Allocation(chosen.keep, chosen.cost, chosen.achieved, True, last.achieved)
+    return replace(judge(path.drops(low)), reachable=last.achieved)
 
 
 def _meets(target: Target, achieved: float) -> bool:
@@ -104,38 +110,47 @@ def _meets(target: Target, achieved: float) -> bool:
 
 @dataclass(frozen=True)
 class _Path:
-    """A list of ever larger cuts: `drops(i)` gives the rungs that go per ladder at step i."""
+    """Ever larger cuts: at step i the first i rungs of the order are gone.
 
-    length: int
-    drops: Callable[[int], list[int]]
-    levels: Sequence[float] = ()
+    Attributes
+    ----------
+    ladders
+        The ladders whose rungs are ordered.
+    order
+        Shape (steps,): the ladder that loses a rung at each step.
+    keys
+        Shape (steps,), ascending: what the rungs were ordered by.
+    """
 
-    def at_level(self, level: float) -> int:
-        """The last step whose level does not exceed `level`."""
-        return int(np.searchsorted(np.asarray(self.levels), level + 1e-12, side="right")) - 1
+    ladders: Sequence[Ladder]
+    order: np.ndarray[Any, np.dtype[np.int64]]
+    keys: np.ndarray[Any, np.dtype[np.float64]]
+
+    @property
+    def length(self) -> int:
+        """Number of steps."""
+        return len(self.order)
+
+    def drops(self, step: int) -> list[int]:
+        """Rungs that go per ladder at a step, rounded as each ladder allows."""
+        counts = np.bincount(self.order[:step], minlength=len(self.ladders))
+        return [ladder.settle(int(n)) for ladder, n in zip(self.ladders, counts, strict=True)]
+
+    def up_to(self, key: float) -> int:
+        """The step after which no rung with a key of at most `key` is left."""
+        return int(np.searchsorted(self.keys, key + 1e-12, side="right"))
 
 
-def _uniform(ladders: Sequence[Ladder]) -> _Path:
-    """All levels at which some group loses one more rung."""
-    levels = sorted({0.0, *(n / ladder.height for ladder in ladders for n in range(ladder.height + 1))})
+def _path(ladders: Sequence[Ladder], scope: str) -> _Path:
+    """Order all rungs: by the level at which they go (uniform) or by score; equal ones by group and unit."""
+    uniform = scope == "uniform"
+    keys = [_levels(ladder) if uniform else ladder.scores / ladder.rungs.shape[1] for ladder in ladders]
+    owners = [np.full(ladder.height, number, np.int64) for number, ladder in enumerate(ladders)]
+    flat = np.concatenate([*keys, np.zeros(0)])
+    order = np.argsort(flat, kind="stable")
+    return _Path(ladders, np.concatenate([*owners, np.zeros(0, np.int64)])[order], flat[order])
 
-    def drops(step: int) -> list[int]:
-        level = levels[step]
-        return [ladder.settle(math.floor(ladder.height * level + 1e-9)) for ladder in ladders]
 
-    return _Path(len(levels) - 1, drops, levels)
-
-
-def _global(ladders: Sequence[Ladder]) -> _Path:
-    """All prefixes of the ranking of all rungs; equal scores in the order of groups and units."""
-    scores = np.concatenate([ladder.scores / ladder.rungs.shape[1] for ladder in ladders] or [np.zeros(0)])
-    owner = np.concatenate(
-        [np.full(ladder.height, i, np.int64) for i, ladder in enumerate(ladders)] or [np.zeros(0, np.int64)]
-    )
-    order = owner[np.argsort(scores, kind="stable")]
-
-    def drops(step: int) -> list[int]:
-        counts = np.bincount(order[:step], minlength=len(ladders))
-        return [ladder.settle(int(n)) for ladder, n in zip(ladders, counts, strict=True)]
-
-    return _Path(len(order), drops)
+def _levels(ladder: Ladder) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The level from which on each rung is gone: 1/n, 2/n, ..."""
+    return np.arange(1, ladder.height + 1) / ladder.height

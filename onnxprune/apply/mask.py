@@ -59,5 +59,7 @@ def _insert_mask(node: ir.Node, sink: Sink, flags: Bools) -> None:
     graph = node.graph
     if not isinstance(graph, ir.Graph):
         raise ValueError(f"node {node.name!r} belongs to no graph")
-    constant = edit.add_initializer(graph, f"{sink.axis.value.name}/mask", vector.astype(dtype.numpy()), dtype)
+    constant = edit.add_initializer(
+        graph, f"{sink.axis.value.name}/mask", vector.astype(dtype.numpy()), dtype
+    )
     edit.insert_before(node, sink.slot, "Mul", [constant])

@@ -10,8 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.apply.keep import Index, Kept
-from onnxprune.graph.axes import Axis
-from onnxprune.graph.axes import Blocked
+from onnxprune.graph.axes import Axis, Blocked
 from onnxprune.model import edit
 from onnxprune.rules.op import Op
 
@@ -70,21 +69,24 @@ class Refit:
         """Remove an attribute where it is present."""
         self.node.attributes.pop(name, None)
 
-    def entries(self, slot: int, changes: Mapping[int, int]) -> None:
+    def entries(self, slot: int, wanted: Mapping[int, int]) -> None:
         """Demand values for some entries of a 1-D integer input.
 
-        A constant input is replaced at once. A computed one may adapt by itself, so it is looked at later.
+        A constant input is replaced at once, where it differs. A computed one may adapt by itself, so it is
+        looked at when all shapes are known again.
         """
         value = self.node.inputs[slot]
         if value is None:
             raise KeyError(f"{self.op.label} has no input {slot}")
         if value.const_value is None:
-            self.wanted.setdefault(slot, {}).update(changes)
+            self.wanted.setdefault(slot, {}).update(wanted)
             return
-        array = np.array(value.const_value.numpy())
-        for index, wanted in changes.items():
-            array[index] = wanted
-        self.set_input(slot, array)
+        old = value.const_value.numpy()
+        array = np.array(old)
+        for index, entry in wanted.items():
+            array[index] = entry
+        if not np.array_equal(old, array):
+            self.set_input(slot, array)
 
     def set_input(self, slot: int, array: np.ndarray[Any, Any]) -> None:
         """Replace an input by a constant; other users of the old one are left alone."""

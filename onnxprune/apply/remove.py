@@ -71,7 +71,11 @@ def _slice_initializers(axis_graph: AxisGraph, clone: Clone, kept: Kept) -> None
         if axis.value.const_value is not None:  # masks and tables of integers, too
             by_value[axis.value][axis.dim] = flags
     for value, dims in by_value.items():
-        blocked = {dim: axis_graph.blocked[Axis(value, dim)] for dim in dims if Axis(value, dim) in axis_graph.blocked}
+        blocked = {
+            dim: axis_graph.blocked[Axis(value, dim)]
+            for dim in dims
+            if Axis(value, dim) in axis_graph.blocked
+        }
         _slice_one(clone.values[value], dims, blocked)
 
 
@@ -86,11 +90,11 @@ def _slice_one(value: ir.Value, dims: dict[int, Bools], blocked: dict[int, Block
         edit.set_array(value, slice_array(data.numpy(), dims, blocked))
 
 
-def _refit(
-    axis_graph: AxisGraph, clone: Clone, op: Op, kept: Kept, touched: set[ir.Value]
-) -> Refit | None:
+def _refit(axis_graph: AxisGraph, clone: Clone, op: Op, kept: Kept, touched: set[ir.Value]) -> Refit | None:
     node = op.node
-    if not any(value in touched for value in (*node.inputs, *node.outputs) if value is not None):
+    if not _computed(axis_graph, node) and not any(
+        value in touched for value in (*node.inputs, *node.outputs) if value is not None
+    ):
         return None
     rule = axis_graph.rules.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
     if rule is None:
@@ -98,6 +102,12 @@ def _refit(
     refit = Refit(op, clone.nodes[node], kept, axis_graph.blocked)
     rule.refit(op, refit)
     return refit
+
+
+def _computed(axis_graph: AxisGraph, node: ir.Node) -> bool:
+    """Whether the node has an input that is computed from shapes: cutting other tensors may change it."""
+    data = axis_graph.shapes.data
+    return any(value in data and value.const_value is None for value in node.inputs if value is not None)
 
 
 def _declare(clone: Clone, kept: Kept) -> None:
@@ -135,7 +145,9 @@ class _Settling:
         if value is None:
             return
         now = data.get(value)
-        if now is not None and all(int(np.ravel(now)[i]) in (w, -1, 0) for i, w in entries.items()):
+        if now is not None:
+            entries = {i: w for i, w in entries.items() if int(np.ravel(now)[i]) != w}
+        if not entries:
             return
         extents = dims.get(value)
         graph = node.graph
@@ -164,7 +176,13 @@ class _Settling:
         shapes = self.axis_graph.shapes
         before = shapes.data.get(old.outputs[0])
         after = fold.evaluate(node, dims, data)
-        if before is None or after is None or np.array_equal(before, after) or old.outputs[0] in shapes.varying:
+        if (
+            before is None
+            or after is None
+            or before.shape != after.shape  # cut itself
+            or np.array_equal(before, after)
+            or old.outputs[0] in shapes.varying
+        ):
             return
         graph = node.graph
         if isinstance(graph, ir.Graph):
@@ -190,7 +208,9 @@ def _settle(axis_graph: AxisGraph, clone: Clone, kept: Kept, refits: list[Refit]
                 for dim, extent in enumerate(extents)
             )
             got = found.get(clone.values[value])
-            if got is None or len(got) != len(expected) or any(
-                g is not None and e is not None and g != e for g, e in zip(got, expected, strict=True)
+            if (
+                got is None
+                or len(got) != len(expected)
+                or any(g is not None and e is not None and g != e for g, e in zip(got, expected, strict=True))
             ):
                 raise RefitError(f"{old.op_type} {old.name!r}", expected, got)

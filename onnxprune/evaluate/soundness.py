@@ -1,15 +1,16 @@
 """The proof that masked == removed, and the search for the groups that break it.
 
 Both models run in onnxruntime on the same inputs. Compared are all graph outputs, and the result of every
-contraction that lost terms (cut to its kept positions), so that a dead or saturated output proves nothing. Weights of any float type are widened (or narrowed) to float32
-for the proof, so that one tolerance serves all: max |a - b| <= 1e-4 max |a|.
+contraction that lost terms (cut to its kept positions), because an output that happens to be dead or
+saturated would prove nothing. Weights of any float type are widened (or narrowed) to float32, so that one
+tolerance serves all: max |a - b| <= 1e-4 max |a|.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,8 @@ class Soundness:
         Over all outputs and inputs.
     rejected_groups
         Ids of groups that made the models differ and are therefore kept whole.
+    why
+        For each of them, where the models differed.
     detached
         Nodes that onnxruntime cannot run: the proof covers everything around them.
     samples
@@ -63,6 +66,7 @@ class Soundness:
     detached: tuple[str, ...] = ()
     samples: int = 0
     tier: str = "synthetic"
+    why: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,11 @@ class Prover:
             The part of `keep` for which masked == removed, and the figures of its comparison.
         """
         accepted: dict[str, Bools] = {}
-        rejected: list[str] = []
+        rejected: dict[str, str] = {}
         figures = self._compare({})
         if not figures.sound:
             raise ModelError(
-                "the model's own output is not reproducible in onnxruntime, so nothing can be proven about it",
+                "the model's own output differs from run to run, so nothing can be proven about it",
                 "Does it draw random numbers? Remove or seed those operators.",
             )
 
@@ -114,8 +118,8 @@ class Prover:
                 accepted.update({name: keep[name] for name in names})
                 figures = result
             elif len(names) == 1:
-                log.warning("group %s is kept whole: %s", names[0], result.why)
-                rejected.append(names[0])
+                log.info("group %s is kept whole: %s", names[0], result.why)
+                rejected[names[0]] = result.why
             else:
                 middle = len(names) // 2
                 add(names[:middle])
@@ -133,6 +137,7 @@ class Prover:
             detached,
             len(self.data),
             self.data.tier,
+            rejected,
         )
 
     def _compare(self, keep: Mapping[str, Bools]) -> _Figures:

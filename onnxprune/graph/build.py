@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import Reason
 from onnxprune.graph.axes import Axis, Barrier, Blocked
+from onnxprune.graph.dynamic import pin_dynamic
 from onnxprune.graph.relations import Balance, Relations, Sink
 from onnxprune.model.shapes import Shapes
 from onnxprune.rules.op import Op
@@ -103,7 +104,7 @@ def build_axis_graph(model: ir.Model, shapes: Shapes, rules: RuleTable) -> AxisG
     relations.finish()
     _pin_interface(model, shapes, relations.graph)
     _pin_subgraph_uses(model, shapes, relations.graph)
-    _pin_dynamic(shapes, relations.graph)
+    pin_dynamic(shapes, relations)
     return AxisGraph(
         model,
         shapes,
@@ -151,10 +152,3 @@ def _pin_subgraph_uses(model: ir.Model, shapes: Shapes, graph: nx.MultiGraph[Any
             for dim in range(len(shapes.dims.get(value, ()))):
                 if (axis := Axis(value, dim)) in graph:
                     graph.add_edge(axis, Barrier(Reason.SUBGRAPH, f"{node.op_type} {node.name!r}"))
-
-
-def _pin_dynamic(shapes: Shapes, graph: nx.MultiGraph[Any]) -> None:
-    for value, dim in shapes.dynamic:
-        if (axis := Axis(value, dim)) in graph:
-            name = value.name or "?"
-            graph.add_edge(axis, Barrier(Reason.DYNAMIC, f"{name}[{dim}]"))

@@ -111,9 +111,7 @@ def lay_out(axis_graph: AxisGraph) -> Layout:
     for k in sorted({int(klass[i]) for i in pins}):
         pinned_root[label[offset[k] : offset[k] + extents[k]]] = True
     hard = _join(len(roots), [(int(klass[number[e.a]]), int(klass[number[e.b]])) for e in partial])
-    return Layout(
-        axes, klass, offset, extents, label, pinned_root[label], hard, tuple(choices), number
-    )
+    return Layout(axes, klass, offset, extents, label, pinned_root[label], hard, tuple(choices), number)
 
 
 def find_cuts(layout: Layout) -> list[Cut]:

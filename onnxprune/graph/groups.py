@@ -106,14 +106,16 @@ def partition(axis_graph: AxisGraph) -> Partition:
     """Find the units and groups of a model.
 
     Where cuts exclude each other (whole heads, or dimensions of heads), the one that reaches the most weight
-    axes is used and the others are listed as alternatives.
+    axes is used, then the one that meets the fewest products of two activations (heads meet none, dimensions of
+    heads Q.K^T), then the one with the most units. The others are listed as alternatives.
     """
     layout = lay_out(axis_graph)
     cuts = find_cuts(layout)
     finder = _Finder(axis_graph, layout)
     found = [(cut, finder.groups(cut, number)) for number, cut in enumerate(cuts)]
     found = [(cut, groups) for cut, groups in found if groups]
-    order = sorted(range(len(found)), key=lambda i: (-_reach(found[i][1]), i))
+    masked = {sink.axis for sink in axis_graph.sinks if sink.parameter is None}
+    order = sorted(range(len(found)), key=lambda i: _rank(found[i][1], masked))
     taken: dict[int, int] = {}
     used: set[int] = set()
     for i in order:
@@ -123,9 +125,12 @@ def partition(axis_graph: AxisGraph) -> Partition:
     return _number(layout, found, used, tuple(finder.rejected))
 
 
-def _reach(groups: Sequence[Group]) -> int:
-    """How many weight axes a cut reaches (attention heads reach four, their Q and K dimensions two)."""
-    return len({use.axis for group in groups for use in (*group.sources, *group.sinks)})
+def _rank(groups: Sequence[Group], masked: set[Axis]) -> tuple[int, int, int, list[str]]:
+    """Smaller is better; names settle the rest, so that the order of nodes does not matter."""
+    weights = {use.axis for group in groups for use in (*group.sources, *group.sinks)}
+    touched = {use.axis for group in groups for use in group.axes}
+    units = sum(group.units for group in groups)
+    return -len(weights), len(touched & masked), -units, sorted(axis.name for axis in touched)
 
 
 def _number(
@@ -183,11 +188,12 @@ class _Finder:
         if not any(k in self.parameters for k in classes):
             return []
         unit_of, free = self._units(cut, classes)
-        blocks = self._blocks(cut, classes, unit_of, free)
-        member = self._members(classes, unit_of, free, blocks)
+        balances = self._blocks(cut, classes, unit_of, free)
+        member, kinds = self._members(classes, unit_of, free, balances)
         groups = []
         for group in np.unique(member[free]):
-            made = self._group(np.flatnonzero(free & (member == group)), classes, unit_of, blocks, number)
+            units = np.flatnonzero(free & (member == group))
+            made = self._group(units, classes, unit_of, kinds[units], balances, number)
             if made is not None:
                 groups.append(made)
         return groups
@@ -208,12 +214,12 @@ class _Finder:
 
     def _blocks(
         self, cut: Cut, classes: list[int], unit_of: dict[int, Index], free: Bools
-    ) -> list[tuple[int, Index]]:
-        """Balance constraints as (class, block per unit); units that spread evenly have block -1.
+    ) -> list[_Balanced]:
+        """Balance constraints that bind units.
 
         A unit that lies in several blocks but not evenly cannot be dropped: `free` is cleared for it.
         """
-        found: list[tuple[int, Index]] = []
+        found: list[_Balanced] = []
         for component in sorted(cut.components):
             for axis, blocks in self.balances.get(component, ()):
                 k = int(self.layout.klass[self.layout.number[axis]])
@@ -226,39 +232,46 @@ class _Finder:
                 free &= even | single
                 block = np.where(even, -1, counts.argmax(1))
                 if (block[free] >= 0).any():
-                    found.append((k, block))
+                    found.append(_Balanced(block, blocks))
         return found
 
     def _members(
-        self, classes: list[int], unit_of: dict[int, Index], free: Bools, blocks: list[tuple[int, Index]]
-    ) -> np.ndarray[Any, Any]:
-        """Group of each unit: its set of classes, joined with the units of the same balance constraint."""
+        self, classes: list[int], unit_of: dict[int, Index], free: Bools, balances: list[_Balanced]
+    ) -> tuple[Index, Index]:
+        """Group of each unit, and its kind: units of one kind touch the same axes.
+
+        A group is a kind, or all kinds that a balance constraint binds to each other.
+        """
         signature = np.zeros(len(free), np.uint64)
         for k in classes:
             with np.errstate(over="ignore"):
                 signature[np.unique(unit_of[k])] += hashes(np.array([k]))[0]
-        _, member = np.unique(signature, return_inverse=True)
-        for _, block in blocks:
-            bound = free & (block >= 0)
+        _, kind = np.unique(signature, return_inverse=True)
+        member = kind.copy()
+        for balance in balances:
+            bound = free & (balance.block >= 0)
             if bound.any():
                 groups = np.unique(member[bound])
                 member[np.isin(member, groups)] = groups[0]
-        return member
+        return member, kind
 
     def _group(
         self,
         units: Index,
         classes: list[int],
         unit_of: dict[int, Index],
-        blocks: list[tuple[int, Index]],
+        kinds: Index,
+        balances: list[_Balanced],
         cut: int,
     ) -> Group | None:
         if len(units) < 2:
-            return self._reject(Reason.INDIVISIBLE, classes)
+            self._reject(Reason.INDIVISIBLE, classes)
+            return None
         try:
-            cells = _cells(units, blocks)
+            cells = _cells(units, kinds, balances)
         except _Unbalanced as error:
-            return self._reject(error.reason, classes)
+            self._reject(error.reason, classes)
+            return None
         local = np.full(int(max(u.max() for u in unit_of.values())) + 1, -1, np.int64)
         local[units] = np.arange(len(units))
         uses: list[AxisUse] = []
@@ -288,6 +301,14 @@ class _Finder:
         return sources, sinks, "" if first is None else _layer_name(first)
 
 
+@dataclass(frozen=True)
+class _Balanced:
+    """A balance constraint: the block of every unit, -1 for units that lie in all blocks alike or in none."""
+
+    block: Index
+    count: int
+
+
 class _Unbalanced(Exception):
     """The balance constraints of a group cannot all be kept."""
 
@@ -296,19 +317,47 @@ class _Unbalanced(Exception):
         self.reason = reason
 
 
-def _cells(units: Index, blocks: list[tuple[int, Index]]) -> Index | None:
-    """Block of each unit once all constraints hold together; raises where they cannot."""
-    keys = np.array([block[units] for _, block in blocks if (block[units] >= 0).any()])
-    if not len(keys):
+def _cells(units: Index, kinds: Index, balances: list[_Balanced]) -> Index | None:
+    """Divide units into cells so that equal numbers per cell keep all constraints and empty no axis.
+
+    Units of one cell lie in the same block of every constraint and touch the same axes (`kinds`). Cells are
+    divided further until all have the same size; then every block must have the same number of cells.
+
+    Returns
+    -------
+    array or None
+        The cell of each unit; None where no constraint binds them.
+
+    Examples
+    --------
+    Twelve channels in 2 groups of 6 and in 3 groups of 4 at once:
+
+    >>> import numpy as np
+    >>> twelve = np.arange(12)
+    >>> balances = [_Balanced(twelve // 6, 2), _Balanced(twelve // 4, 3)]
+    >>> _cells(twelve, np.zeros(12, int), balances).tolist()
+    [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    """
+    bound = [balance for balance in balances if (balance.block[units] >= 0).any()]
+    if not bound:
         return None
-    if (keys < 0).any():
-        raise _Unbalanced(Reason.INCOMPATIBLE_BLOCKS)
+    keys = np.array([kinds, *(balance.block[units] for balance in bound)])
     _, cell, sizes = np.unique(keys.T, axis=0, return_inverse=True, return_counts=True)
-    if len(set(sizes.tolist())) != 1:
-        raise _Unbalanced(Reason.INCOMPATIBLE_BLOCKS)
-    if sizes[0] < 2:
-        raise _Unbalanced(Reason.INDIVISIBLE)
-    return np.asarray(cell.ravel(), np.int64)
+    cell = cell.ravel()
+    size = int(np.gcd.reduce(sizes))
+    if size < 2:
+        reason = Reason.INDIVISIBLE if len(set(sizes.tolist())) == 1 else Reason.INCOMPATIBLE_BLOCKS
+        raise _Unbalanced(reason)
+    order = np.argsort(cell, kind="stable")
+    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    chunk = np.empty(len(units), np.int64)
+    chunk[order] = np.arange(len(units)) - first[cell[order]]
+    _, fine = np.unique(np.array([cell, chunk // size]).T, axis=0, return_inverse=True)
+    for balance in bound:
+        block = balance.block[units]
+        if len(set(np.bincount(block[block >= 0], minlength=balance.count).tolist())) != 1:
+            raise _Unbalanced(Reason.INCOMPATIBLE_BLOCKS)
+    return np.asarray(fine.ravel(), np.int64)
 
 
 def _layer_name(parameter: Parameter) -> str:

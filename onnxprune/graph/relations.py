@@ -88,6 +88,8 @@ class Relations:
         `networkx.MultiGraph` of `Axis` and `Barrier` nodes; edges between axes carry `edge=Edge`.
     sinks, balances, blocked
         Contractions, rectangular constraints and divided weight axes found on the way.
+    composed
+        Dynamic axes with a static factor.
     """
 
     def __init__(self) -> None:
@@ -95,6 +97,7 @@ class Relations:
         self.sinks: list[Sink] = []
         self.balances: list[Balance] = []
         self.blocked: dict[Axis, Blocked] = {}
+        self.composed: set[Axis] = set()
         self._op: Op | None = None
         self._mentioned: set[Axis] = set()
         self._small: list[tuple[Axis, Barrier]] = []
@@ -147,6 +150,10 @@ class Relations:
         """`value` carries sizes, scales or positions, not data: nothing of it is cut, REFIT adapts it."""
         for axis in self._where.axes(value):
             self.pin(axis, Reason.AUXILIARY)
+
+    def compose(self, axis: Axis) -> None:
+        """Part of the positions' digits of a dynamic `axis` is static and can be cut (see `graph.dynamic`)."""
+        self.composed.add(axis)
 
     def balance(self, axis: Axis, blocks: int) -> None:
         """`axis` is divided into `blocks` runs that must keep equal numbers of positions."""

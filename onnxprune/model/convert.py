@@ -21,9 +21,10 @@ _DOMAINS = frozenset({"", "com.microsoft"})
 def to_float32(model: ir.Model) -> ir.Model:
     """A copy of `model` in which float16, bfloat16 and float64 are float32 everywhere.
 
-    Initializers, graph inputs and outputs, declared types, tensors in attributes, and attributes that name an
-    element type (of Cast, RandomNormal, EyeLike, LayerNormalization and the like), in subgraphs and functions,
-    too. float64 values beyond float32's range become its largest value, so that what is finite stays finite.
+    Initializers, graph inputs and outputs, declared types, tensors in attributes, and attributes that name
+    an element type (of Cast, RandomNormal, EyeLike, LayerNormalization and the like), in subgraphs and
+    functions, too. float64 values beyond float32's range become its largest value, so that what is finite
+    stays finite.
 
     Parameters
     ----------
@@ -90,9 +91,9 @@ def _widen(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     )
 
 
-def _as_float32(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> np.ndarray[
-    tuple[int, ...], np.dtype[np.float32]
-]:
+def _as_float32(
+    array: np.ndarray[tuple[int, ...], np.dtype[np.generic]],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     if array.dtype == np.float64:
         top = np.finfo(np.float32).max
         array = np.where(np.isfinite(array), np.clip(array, -top, top), array)
@@ -109,5 +110,9 @@ def _widen_dtypes(node: ir.Node) -> None:
             node.attributes[name] = ir.AttrTypeProto(
                 name, ir.TypeAndShape(_widen_type(known.type), known.shape)
             )
-        elif name in _DTYPE_ATTRIBUTES and attribute.type == ir.AttributeType.INT and attribute.as_int() in FLOATS:
+        elif (
+            name in _DTYPE_ATTRIBUTES
+            and attribute.type == ir.AttributeType.INT
+            and attribute.as_int() in FLOATS
+        ):
             node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))

@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 _NAMES = "onnxprune.names"
 
 
-def tensor(array: Array, dtype: ir.DataType, name: str | None = None) -> ir.Tensor | ir.StringTensor:
+def tensor(array: Array, dtype: ir.DataType, name: str | None = None) -> ir.TensorProtocol:
     """A tensor of exactly `dtype` (numpy has no bfloat16, no 8-bit floats and no 4-bit types of its own).
 
     Parameters
@@ -41,7 +41,7 @@ def set_array(value: ir.Value, array: Array) -> None:
 def set_tensor(value: ir.Value, data: ir.TensorProtocol) -> None:
     """Replace an initializer's tensor, its shape and its type together."""
     value.const_value = data
-    value.shape = ir.Shape([int(d) for d in data.shape])
+    value.shape = ir.Shape(data.shape.numpy())
     value.type = ir.TensorType(data.dtype)
 
 
@@ -59,10 +59,10 @@ def set_lazy(value: ir.Value, shape: tuple[int, ...], make: Callable[[], Array])
     """
     dtype, name = _dtype(value), value.name
 
-    def run() -> ir.Tensor | ir.StringTensor:
+    def run() -> ir.TensorProtocol:
         array = make()
         if array.shape != shape:
-            raise ValueError(f"initializer {name!r} was announced as {shape}, but is {array.shape}")
+            raise RuntimeError(f"initializer {name!r} was announced as {shape}, but is {array.shape}")
         return tensor(array, dtype, name)
 
     set_tensor(value, ir.LazyTensor(run, dtype=dtype, shape=ir.Shape(shape), name=name))

@@ -55,7 +55,7 @@ def locate_external(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
             files[location] = _find(tensor.name, location, folders)
         file, size = files[location]
         _check_extent(tensor, entries, file, size)
-        if file != (folders[0] / location).resolve():
+        if not file.is_relative_to(folders[0]) or file != (folders[0] / location).resolve():
             for entry in tensor.external_data:
                 if entry.key == "location":
                     entry.value = str(file)
@@ -80,10 +80,10 @@ def _find(name: str, location: str, folders: tuple[Path, ...]) -> tuple[Path, in
                 continue
         except (OSError, RuntimeError, ValueError):
             continue  # a loop of links, or a name that no file can have
-        if not any(root in file.parents for root in folders):
+        if not any(file.is_relative_to(root) for root in folders):
             raise outside
         return file, _checked_size(name, location, file)
-    if not any(root in Path(os.path.normpath(root / location)).parents for root in folders):
+    if not any(Path(os.path.normpath(root / location)).is_relative_to(root) for root in folders):
         raise outside
     raise ModelError(
         f"the external data file {location!r} (tensor {name!r}) is missing", "Put it beside the model."
@@ -91,16 +91,20 @@ def _find(name: str, location: str, folders: tuple[Path, ...]) -> tuple[Path, in
 
 
 def _checked_size(name: str, location: str, file: Path) -> int:
-    status = file.stat()
+    try:
+        with file.open("rb") as data:
+            status = os.fstat(data.fileno())
+    except OSError as error:
+        raise UsageError(
+            f"the external data file {location!r} (tensor {name!r}) cannot be read: "
+            f"{error.strerror or error}",
+            "Check the file's permissions.",
+        ) from error
     if status.st_nlink > 1:
         raise ModelError(
-            f"the external data file {location!r} (tensor {name!r}) has several hard links, which onnx refuses "
-            "because such a link can stand for any file of the disk",
+            f"the external data file {location!r} (tensor {name!r}) has several hard links, which onnx "
+            "refuses, because such a link can stand for any file of the disk",
             "Replace it by a copy.",
-        )
-    if not os.access(file, os.R_OK):
-        raise UsageError(
-            f"the external data file {location!r} cannot be read", "Check the file's permissions."
         )
     return status.st_size
 
@@ -111,8 +115,8 @@ def _check_extent(tensor: onnx.TensorProto, entries: dict[str, str], file: Path,
     length = _number(tensor, entries, "length", needed)
     if length != needed or offset + needed > size:
         raise ModelError(
-            f"tensor {tensor.name!r} needs {needed} bytes at offset {offset} of {file.name!r}, which has {size} "
-            f"bytes (declared length: {length})",
+            f"tensor {tensor.name!r} needs {needed} bytes at offset {offset} of {file.name!r}, which has "
+            f"{size} bytes (declared length: {length})",
             "The data file is truncated or belongs to another model: copy it again.",
         )
 

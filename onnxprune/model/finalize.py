@@ -7,7 +7,7 @@ from collections import defaultdict
 import onnx_ir as ir
 
 from onnxprune.model import edit
-from onnxprune.model.origin import Origin, forget, recall, twins
+from onnxprune.model.origin import Origin, forget, remember, twins
 from onnxprune.model.shapes import bind_dims, walk_shapes
 
 _INPUTS_ARE_LISTED_BELOW = 4
@@ -17,9 +17,9 @@ _INPUTS_ARE_LISTED_BELOW = 4
 def finalize(model: ir.Model) -> ir.Model:
     """A copy of `model` with the interface of the file that it came from.
 
-    Merges the initializers that `normalize` split where they are still identical, drops nodes and initializers
-    that nothing uses, drops declared shapes of intermediate values that no longer hold, and restores the order
-    of the graph's inputs, the initializers listed among them, and the opset imports.
+    Merges the initializers that `normalize` split where they are still identical, drops nodes and
+    initializers that nothing uses, drops declared shapes of intermediate values that no longer hold, and
+    restores the order of the graph's inputs, the initializers listed among them, and the opset imports.
 
     Parameters
     ----------
@@ -28,9 +28,7 @@ def finalize(model: ir.Model) -> ir.Model:
     """
     model = model.clone()
     graph = model.graph
-    origin = recall(graph) or Origin(
-        tuple(v.name or "" for v in graph.inputs), frozenset(), dict(graph.opset_imports)
-    )
+    origin = remember(graph)
     _merge_twins(graph)
     edit.drop_unused(graph, keep=origin.idle)
     _drop_stale_shapes(model)

@@ -1,6 +1,8 @@
-"""Model-local functions inlined where that is possible; a call of any other one stays, as an unknown operator."""
+"""Model-local functions inlined where that is possible; a call of any other stays, as an unknown operator."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -22,9 +24,9 @@ def inline_functions(model: ir.Model) -> None:
     _prepare_calls(model)
     for identifier, function in model.functions.items():
         if identifier not in kept:
-            _separate_outputs(function)
+            _separate_outputs(function, model.opset_imports)
     passes.InlinePass(criteria=lambda function: function.identifier() not in kept)(model)
-    passes.RemoveUnusedFunctionsPass()(model)
+    passes.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     _rename_shadows(model.graph)
 
 
@@ -40,9 +42,9 @@ def _kept(model: ir.Model) -> set[ir.OperatorIdentifier]:
         else:
             imports.update(needed)
     for node in _all_nodes(model):
-        function = model.functions.get(node.op_identifier())
-        if function is not None and (
-            len(node.inputs) > len(function.inputs)
+        called = model.functions.get(node.op_identifier())
+        if called is not None and (
+            len(node.inputs) > len(called.inputs)
             or any(attribute.type in _GRAPHS for attribute in node.attributes.values())
         ):
             kept.add(node.op_identifier())
@@ -57,19 +59,24 @@ def _all_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def _prepare_calls(model: ir.Model) -> None:
-    """Name the outputs that a call leaves out: inlining gives a body's values the names of the call's outputs."""
+    """Give calls all outputs that their functions have, with names: the body's values get these."""
     for node in _all_nodes(model):
-        if node.op_identifier() in model.functions:
-            for output in node.outputs:
-                if not output.name:
-                    output.name = fresh(model.graph, f"{node.name or node.op_type}/unused")
+        function = model.functions.get(node.op_identifier())
+        if function is None:
+            continue
+        if len(node.outputs) < len(function.outputs):
+            node.resize_outputs(len(function.outputs))
+        for output in node.outputs:
+            if not output.name:
+                output.name = fresh(model.graph, f"{node.name or node.op_type}/unused")
 
 
-def _separate_outputs(function: ir.Function) -> None:
-    """Put an Identity before outputs that are inputs or come twice: inlining renames what a function returns."""
+def _separate_outputs(function: ir.Function, imports: Mapping[str, int]) -> None:
+    """Put an Identity before outputs that are inputs or repeated: inlining renames what is returned."""
     seen: set[ir.Value] = set(function.inputs)
     for index, output in enumerate(function.outputs):
         if output in seen:
+            function.opset_imports.setdefault("", imports[""])
             copy = ir.node("Identity", [output], name=f"{output.name}/returned")
             copy.outputs[0].name = f"{output.name}/returned_{index}"
             function.append(copy)
@@ -78,8 +85,8 @@ def _separate_outputs(function: ir.Function) -> None:
 
 
 def _rename_shadows(graph: ir.Graph) -> None:
-    """Give inputs and initializers of inlined subgraphs names of their own: bodies can be there many times."""
-    taken = used_names(graph) if any(True for _ in graph.subgraphs()) else set()
+    """Give inputs and initializers of inlined subgraphs their own names: a body can be there many times."""
+    taken = used_names(graph)
     seen: set[str | None] = {value.name for value in graph.inputs} | set(graph.initializers)
     seen.update(out.name for node in graph.all_nodes() for out in node.outputs)
     for subgraph in graph.subgraphs():

@@ -99,7 +99,7 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
 
 @contextlib.contextmanager
 def _located(path: Path) -> Iterator[None]:
-    """Name the file in every error, and turn whatever a parser raises on a damaged model into a `ModelError`."""
+    """Name the file in every error, and turn what parsers raise on a damaged model into a `ModelError`."""
     try:
         yield
     except OnnxPruneError as error:
@@ -172,7 +172,8 @@ def _is_text(raw: bytes) -> bool:
 
 def _sort(model: ir.Model) -> None:
     """Put nodes into topological order where they are not; a graph with a cycle is an error."""
-    for body in (model.graph, *model.functions.values()):
+    bodies: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for body in bodies:
         if _is_sorted(body, set(body.inputs)):
             continue
         try:

@@ -1,13 +1,13 @@
 """The form in which a graph is analysed: functions inlined, constants lifted, small shared constants split.
 
-Names of inputs, outputs, nodes and weights stay, BatchNormalization nodes stay, opset imports stay. Subgraphs
-(If, Loop, Scan) are left as they are. `onnxprune.model.finalize` takes the model back to the form of its file.
+Names of inputs, outputs, nodes and weights stay, BatchNormalization nodes stay, opset imports stay.
+Subgraphs (If, Loop, Scan) are left as they are. `onnxprune.model.finalize` takes the model back to the form
+of its file.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -20,10 +20,10 @@ from onnxprune.model.origin import note_twins, remember, twins
 def normalize(model: ir.Model) -> ir.Model:
     """A copy of `model` in the form that the rules expect.
 
-    Inlines model-local functions, turns Constant nodes into initializers, takes initializers out of the graph's
-    inputs (`finalize` lists them again), reads through `Identity(initializer)`, drops what nothing uses, and
-    gives every use of a shared bias, scale or shape constant its own initializer, so that sharing alone ties
-    nothing. Shared weights stay shared: their uses are tied.
+    Inlines model-local functions, turns Constant nodes into initializers, takes initializers out of the
+    graph's inputs (`finalize` lists them again), reads through `Identity(initializer)`, drops what nothing
+    uses, and gives every use of a shared bias, scale or shape constant its own initializer, so that sharing
+    alone ties nothing. Shared weights stay shared: their uses are tied.
 
     Parameters
     ----------

@@ -49,12 +49,6 @@ def remember(graph: ir.Graph) -> Origin:
     return origin
 
 
-def recall(graph: ir.Graph) -> Origin | None:
-    """What `remember` noted, or None where the graph was never normalised."""
-    origin = graph.meta.get(_ORIGIN)
-    return origin if isinstance(origin, Origin) else None
-
-
 def twins(graph: ir.Graph) -> dict[str, str]:
     """Initializers that were split off a shared one: their name -> its name."""
     return dict(graph.meta.get(_SPLIT, {}))

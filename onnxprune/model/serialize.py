@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxprune.errors import UnsupportedError
+from onnxprune.errors import ModelError, UnsupportedError
+from onnxprune.model.tensors import all_graphs
 
 LOCATION = "onnxprune-in-memory"
 """Location that the bytes give for the initializers left out; no such file exists."""
@@ -70,7 +71,7 @@ def to_bytes(model: ir.Model, *, external_above: int) -> tuple[bytes, dict[str, 
             left_out[name] = tensor
             proto.graph.initializer.append(external_entry(tensor, name, LOCATION, 0))
         else:
-            ir.serde.serialize_tensor_into(proto.graph.initializer.add(), inlined(tensor, name))
+            proto.graph.initializer.append(tensor_proto(tensor, name))
     return proto.SerializeToString(deterministic=True), left_out
 
 
@@ -97,17 +98,19 @@ def without_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.Tens
             weights[name] = value.const_value
             value.const_value = ir.Tensor(np.zeros(0, np.float32), name=name)
     proto = ir.to_proto(copy)
+    for graph in all_graphs(proto):
+        _drop_repeated_infos(graph)
     del proto.graph.initializer[:]
-    _drop_repeated_infos(proto.graph, weights)
     return proto, weights
 
 
-def _drop_repeated_infos(graph: onnx.GraphProto, weights: Mapping[str, object]) -> None:
+def _drop_repeated_infos(graph: onnx.GraphProto) -> None:
     """Leave out what `value_info` says about initializers where that is no more than the initializers say."""
+    names = {tensor.name for tensor in graph.initializer}
     kept = [
         info
         for info in graph.value_info
-        if info.name not in weights or info.metadata_props or info.doc_string or info.type.denotation
+        if info.name not in names or info.metadata_props or info.doc_string or info.type.denotation
     ]
     if len(kept) < len(graph.value_info):
         del graph.value_info[:]
@@ -116,17 +119,11 @@ def _drop_repeated_infos(graph: onnx.GraphProto, weights: Mapping[str, object]) 
 
 def external_entry(tensor: ir.TensorProtocol, name: str, location: str, offset: int) -> onnx.TensorProto:
     """A tensor whose data lies in the file `location`."""
-    entry = ir.ExternalTensor(
-        location,
-        offset,
-        tensor.nbytes,
-        tensor.dtype,
-        shape=ir.Shape(tensor.shape.numpy()),
-        name=name,
-        doc_string=tensor.doc_string,
-        metadata_props=dict(tensor.metadata_props) or None,
-    )
-    return ir.serde.serialize_tensor(entry)
+    proto = tensor_proto(tensor, name, data=False)
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", tensor.nbytes)):
+        proto.external_data.add(key=key, value=str(value))
+    return proto
 
 
 def too_large() -> UnsupportedError:
@@ -150,14 +147,51 @@ def _can_leave_out(tensor: ir.TensorProtocol) -> bool:
     return tensor.dtype in _PLAIN
 
 
-def inlined(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-    """Return a tensor that serialises with its data and under `name`, without renaming the model's own."""
+def tensor_proto(tensor: ir.TensorProtocol, name: str, *, data: bool = True) -> onnx.TensorProto:
+    """A tensor as a message, with or without its data.
+
+    Raises
+    ------
+    ModelError
+        The tensor lies in a file that is gone or was cut.
+    """
+    proto = onnx.TensorProto(dims=tensor.shape.numpy(), data_type=tensor.dtype.value, name=name)
+    if tensor.doc_string:
+        proto.doc_string = tensor.doc_string
+    for key, value in sorted(tensor.metadata_props.items()):
+        proto.metadata_props.add(key=key, value=value)
+    if data and isinstance(tensor, ir.StringTensor):
+        proto.string_data.extend(tensor.string_data())
+    elif data:
+        proto.raw_data = read_bytes(tensor)
+    return proto
+
+
+def read_bytes(tensor: ir.TensorProtocol) -> bytes:
+    """A tensor's bytes; raise ModelError where they cannot be read."""
+    try:
+        return tensor.tobytes()
+    except OSError as error:
+        raise unreadable(tensor, error.strerror or str(error)) from error
+    except ValueError as error:
+        raise unreadable(tensor, str(error)) from error
+
+
+def unreadable(tensor: ir.TensorProtocol, why: str) -> ModelError:
+    """The error for a weight that could be read when the model was loaded."""
+    return ModelError(
+        f"the weight {tensor.name!r} cannot be read: {why}", "Keep the model's data file in place."
+    )
+
+
+def _in_memory(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """A tensor that serialises with its data and under `name`, without renaming the model's own."""
     if tensor.name == name and not isinstance(tensor, ir.ExternalTensor) and not tensor.metadata_props:
         return tensor
-    shape, doc, props = ir.Shape(tensor.shape.numpy()), tensor.doc_string, dict(tensor.metadata_props) or None
-    if tensor.dtype == ir.DataType.STRING:
-        return ir.StringTensor(tensor.numpy(), shape=shape, name=name, doc_string=doc, metadata_props=props)
-    return ir.LazyTensor(lambda: tensor, tensor.dtype, shape, name=name, doc_string=doc, metadata_props=props)
+    copy = ir.serde.deserialize_tensor(tensor_proto(tensor, name))
+    if isinstance(copy, ir.serde.TensorProtoTensor):
+        copy.metadata_props.clear()  # onnx-ir writes them a second time, after those in the message
+    return copy
 
 
 def inner_bytes(model: ir.Model) -> int:
@@ -179,10 +213,10 @@ def _inline_inner(copy: ir.Model) -> None:
     for graph in inner_graphs(copy):
         for value in graph.initializers.values():
             if value.const_value is not None and value.name is not None:
-                value.const_value = inlined(value.const_value, value.name)
+                value.const_value = _in_memory(value.const_value, value.name)
     for attributes, attribute in list(tensor_attributes(copy)):
         tensors = tensors_of(attribute)
-        read = [inlined(tensor, tensor.name or "") for tensor in tensors]
+        read = [_in_memory(tensor, tensor.name or "") for tensor in tensors]
         if all(new is old for new, old in zip(read, tensors, strict=True)):
             continue
         attributes[attribute.name] = (

@@ -28,6 +28,9 @@ MAX_DATA = 4096
 """Elements of an integer tensor up to which its values are tracked."""
 
 _FLOAT_DATA = 64
+_FLOAT_READERS = frozenset({"OneHot", "Range", "Resize", "Upsample"})
+"""Operators whose shape inference reads values of float inputs."""
+
 _GUESSES = (
     (("seq", "length", "token", "time", "frame"), 128),
     (("height", "width"), 224),
@@ -53,6 +56,8 @@ class Shapes:
         The size of every symbolic dim of the graph's inputs.
     guessed
         The names in `bindings` that nobody gave.
+    other
+        Extents at a second binding, one more for every symbolic dim; empty where there is none.
     """
 
     dims: Mapping[ir.Value, Dims]
@@ -61,6 +66,7 @@ class Shapes:
     varying: frozenset[ir.Value] = frozenset()
     bindings: Mapping[str, int] = field(default_factory=dict)
     guessed: frozenset[str] = frozenset()
+    other: Mapping[ir.Value, Dims] = field(default_factory=dict)
 
 
 def infer_shapes(model: ir.Model, bindings: Mapping[str, int] | None = None) -> Shapes:
@@ -69,7 +75,8 @@ def infer_shapes(model: ir.Model, bindings: Mapping[str, int] | None = None) -> 
     Parameters
     ----------
     model
-        A model in topological order. Values without an element type get the inferred one; nothing else changes.
+        A model in topological order. Values without an element type get the inferred one; nothing else
+        changes.
     bindings
         Sizes of symbolic dims by name. A batch dim that is not named is 1, another gets a guess.
 
@@ -82,15 +89,18 @@ def infer_shapes(model: ir.Model, bindings: Mapping[str, int] | None = None) -> 
     dims, data = engine.walk(sizes)
     dynamic: set[tuple[ir.Value, int]] = set()
     varying: frozenset[ir.Value] = frozenset()
+    elsewhere: Mapping[ir.Value, Dims] = {}
     if sizes:
         other, values = engine.walk({name: size + 1 for name, size in sizes.items()})
         varying = frozenset(
             v for v, array in data.items() if v not in values or not np.array_equal(array, values[v])
         )
         if not _lost(dims, other):
-            dynamic = _changed(dims, other)
+            dynamic, elsewhere = _changed(dims, other), other
         else:
-            log.info("the model only fits one size of its symbolic dims: treating all axes inside it as fixed")
+            log.info(
+                "the model only fits one size of its symbolic dims: treating all axes inside it as fixed"
+            )
             dynamic = {
                 (value, axis)
                 for value in (*model.graph.inputs, *model.graph.outputs)
@@ -98,7 +108,7 @@ def infer_shapes(model: ir.Model, bindings: Mapping[str, int] | None = None) -> 
                 for axis, dim in enumerate(value.shape)
                 if not isinstance(dim, int)
             }
-    return Shapes(dims, data, frozenset(dynamic), varying, sizes, guessed)
+    return Shapes(dims, data, frozenset(dynamic), varying, sizes, guessed, elsewhere)
 
 
 def walk_shapes(model: ir.Model, sizes: Mapping[str, int], before: Hook) -> dict[ir.Value, Dims]:
@@ -250,13 +260,14 @@ class _Engine:
             attributes = self._attributes[node] = tuple(
                 (name, str(attr.value)) for name, attr in sorted(node.attributes.items())
             )
-        inputs = tuple(
-            None
-            if value is None
-            else (dims[value], value.dtype, data[value].tobytes() if value in data else None)
-            for value in node.inputs
-        )
-        return node.domain, node.op_type, len(node.outputs), attributes, inputs
+        inputs: list[object] = []
+        for value in node.inputs:
+            if value is None:
+                inputs.append(None)
+                continue
+            known = _read(node, value, data)
+            inputs.append((dims[value], value.dtype, None if known is None else known.tobytes()))
+        return node.domain, node.op_type, len(node.outputs), attributes, tuple(inputs)
 
     def _ask_onnx(
         self,
@@ -278,15 +289,21 @@ class _Engine:
             if value is None:
                 continue
             types[name] = _type(value, dims[value])
-            if value in data:
-                values[name] = onnx.numpy_helper.from_array(np.asarray(data[value]), name)
+            known = _read(node, value, data)
+            if known is not None:
+                values[name] = onnx.numpy_helper.from_array(np.asarray(known), name)
         proto.output.extend(f"o{index}" if out.name else "" for index, out in enumerate(node.outputs))
-        proto.attribute.extend(ir.to_proto(attr) for attr in node.attributes.values())
+        proto.attribute.extend(ir.serde.serialize_attribute(attr) for attr in node.attributes.values())
         try:
             inferred = onnx.shape_inference.infer_node_outputs(
                 schema, proto, types, values, opset_imports=self._proto_opsets
             )
-        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        except (
+            onnx.shape_inference.InferenceError,
+            onnx.checker.ValidationError,
+            RuntimeError,
+            ValueError,
+        ) as error:
             log.debug("no shape for %s (%s): %s", node.name, node.op_type, error)
             return unknown
         return tuple(_inferred(inferred.get(f"o{index}")) for index in range(len(node.outputs)))
@@ -299,6 +316,14 @@ def _tracked(dtype: ir.DataType, size: int) -> bool:
     if dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED) or dtype.bitwidth < 8:
         return False
     return size <= (MAX_DATA if dtype.is_integer() or dtype == ir.DataType.BOOL else _FLOAT_DATA)
+
+
+def _read(node: ir.Node, value: ir.Value, data: Mapping[ir.Value, np.ndarray]) -> np.ndarray | None:
+    """What the inference of `node` may look at; values of biases and scales would only keep results apart."""
+    known = data.get(value)
+    if known is None or known.dtype.kind in "iub" or node.op_type in _FLOAT_READERS:
+        return known
+    return None
 
 
 def _type(value: ir.Value, extents: Dims) -> onnx.TypeProto:

@@ -48,7 +48,8 @@ def _densify_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> 
         return
     if node.op_type != "Constant" or attribute.name != "sparse_value":
         raise UnsupportedError(
-            f"attribute {attribute.name!r} of node {node.name!r} ({node.op_type}) is sparse, which onnxprune cannot read",
+            f"attribute {attribute.name!r} of node {node.name!r} ({node.op_type}) is sparse, "
+            "which onnxprune cannot read",
             "Make it dense.",
         )
     dense = dense_tensor(attribute.sparse_tensor)
@@ -100,7 +101,7 @@ def _flat_indices(
     elif good and not ((indices < 0) | (indices >= math.prod(shape))).any():
         return indices.astype(np.int64)
     raise ModelError(
-        f"the indices of the sparse tensor {name!r} (shape {list(indices.shape)}) do not fit its {count} values and "
-        f"its shape {list(shape)}",
+        f"the indices of the sparse tensor {name!r} (shape {list(indices.shape)}) do not fit its "
+        f"{count} values and its shape {list(shape)}",
         _DAMAGED,
     )

@@ -33,8 +33,8 @@ def check_structure(proto: onnx.ModelProto) -> None:
         )
     if not 1 <= proto.ir_version <= onnx.IR_VERSION:
         raise ModelError(
-            f"the model's IR version is {proto.ir_version}, which the installed onnx {onnx.__version__} does not "
-            f"know (newest: {onnx.IR_VERSION})",
+            f"the model's IR version is {proto.ir_version}, which the installed onnx {onnx.__version__} "
+            f"does not know (newest: {onnx.IR_VERSION})",
             "Upgrade onnx, or save the model with an older IR version.",
         )
     _check_opsets(proto)
@@ -139,7 +139,7 @@ def _check_unique(names: Iterable[str], what: str) -> None:
 
 
 def _check_graph(graph: onnx.GraphProto, scopes: Sequence[set[str]]) -> None:
-    """Every name that is used must be defined somewhere, once; `scopes` are the names of the graphs around."""
+    """Every name that is used must be defined somewhere, once; `scopes` are names of the graphs around."""
     initializers = [t.name for t in graph.initializer] + [t.values.name for t in graph.sparse_initializer]
     _check_unique((value.name for value in graph.input), "graph input")
     _check_unique(initializers, "initializer")

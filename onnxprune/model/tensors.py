@@ -83,11 +83,11 @@ def byte_size(tensor: onnx.TensorProto) -> int:
     dtype = data_type(tensor)
     if dtype == ir.DataType.STRING:
         return 0
-    return math.ceil(math.prod(tensor.dims) * dtype.bitwidth / 8)
+    return -(-math.prod(int(dim) for dim in tensor.dims) * dtype.bitwidth // 8)
 
 
 def check_tensor(tensor: onnx.TensorProto) -> None:
-    """Raise ModelError where a tensor's type is unknown, or its data does not have the size that its shape needs.
+    """Raise ModelError where a tensor's type is unknown, or its data has not the size that its shape needs.
 
     Parameters
     ----------
@@ -114,6 +114,7 @@ def check_tensor(tensor: onnx.TensorProto) -> None:
         there, what = len(getattr(tensor, name)), "elements" if each == 1 else "numbers"
     if needed != there:
         raise ModelError(
-            f"tensor {tensor.name!r} ({dtype.name}, shape {list(tensor.dims)}) needs {needed} {what}, but has {there}",
+            f"tensor {tensor.name!r} ({dtype.name}, shape {list(tensor.dims)}) needs {needed} {what}, "
+            f"but has {there}",
             _DAMAGED,
         )

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 
-from onnxprune.errors import ModelError
+from onnxprune.model.serialize import read_bytes, tensor_proto, unreadable
 
 _GRAPH = onnx.ModelProto.GRAPH_FIELD_NUMBER
 _INITIALIZER = onnx.GraphProto.INITIALIZER_FIELD_NUMBER
@@ -33,12 +33,7 @@ class Streamed:
     @classmethod
     def of(cls, tensor: ir.TensorProtocol, name: str) -> Streamed:
         """Encode everything about `tensor` but its data."""
-        proto = onnx.TensorProto(dims=tensor.shape.numpy(), data_type=tensor.dtype.value, name=name)
-        if tensor.doc_string:
-            proto.doc_string = tensor.doc_string
-        for key, value in sorted(tensor.metadata_props.items()):
-            proto.metadata_props.add(key=key, value=value)
-        head, tail = _split(_encode(proto), _RAW)
+        head, tail = _split(_encode(tensor_proto(tensor, name, data=False)), _RAW)
         return cls(tensor, head + _tag(_RAW, tensor.nbytes), tail)
 
     @property
@@ -93,9 +88,9 @@ def write_data(file: BinaryIO, tensor: ir.TensorProtocol) -> None:
         _check_source(tensor)
         tensor.tofile(file)
     else:
-        file.write(_read_bytes(tensor))
+        file.write(read_bytes(tensor))
     if file.tell() - start != tensor.nbytes:
-        raise ValueError(
+        raise RuntimeError(
             f"tensor {tensor.name!r} has {file.tell() - start} bytes, not the {tensor.nbytes} of "
             f"{tensor.dtype.name}{list(tensor.shape.numpy())}"
         )
@@ -106,24 +101,9 @@ def _check_source(tensor: ir.ExternalTensor) -> None:
         with open(tensor.path, "rb") as source:
             size = os.fstat(source.fileno()).st_size
     except OSError as error:
-        raise _unreadable(tensor, error.strerror or str(error)) from error
+        raise unreadable(tensor, error.strerror or str(error)) from error
     if size < (tensor.offset or 0) + tensor.nbytes:
-        raise _unreadable(tensor, "its data file became shorter")
-
-
-def _read_bytes(tensor: ir.TensorProtocol) -> bytes:
-    """A tensor's bytes; raise ModelError where they cannot be read."""
-    try:
-        return tensor.tobytes()
-    except OSError as error:
-        raise _unreadable(tensor, error.strerror or str(error)) from error
-
-
-def _unreadable(tensor: ir.TensorProtocol, why: str) -> ModelError:
-    """The error for a weight that could be read when the model was loaded."""
-    return ModelError(
-        f"the weight {tensor.name!r} cannot be read: {why}", "Keep the model's data file in place."
-    )
+        raise unreadable(tensor, "its data file became shorter")
 
 
 def _encode(message: onnx.ModelProto | onnx.GraphProto | onnx.TensorProto) -> bytes:

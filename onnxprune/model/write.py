@@ -1,7 +1,7 @@
 """Saving a model, or a text, whole or not at all.
 
-Everything is written into a scratch folder beside the target, flushed to the disk, and then renamed into place.
-Whatever goes wrong before the rename leaves the old file as it was and no trace of the new one.
+Everything is written into a scratch folder beside the target, flushed to the disk, and then renamed into
+place. Whatever goes wrong before the rename leaves the old file as it was and no trace of the new one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from onnxprune.model.external import external_tensors
 from onnxprune.model.serialize import (
     MESSAGE_LIMIT,
     external_entry,
-    inlined,
     inner_bytes,
+    tensor_proto,
     too_large,
     without_weights,
 )
@@ -33,9 +33,7 @@ EXTERNAL_ABOVE = 1_800_000_000
 
 _ALIGNMENT = 4096
 _SMALL = 1024
-"""Bytes up to which a tensor stays in the message of a model with external data: shapes are read from there."""
-_STREAMED = 65536
-"""Bytes from which on a tensor is written without a copy of it in the message."""
+"""Bytes up to which a tensor stays in the message even so: shapes are read from there."""
 _SCRATCH = ".onnxprune-"
 
 
@@ -110,10 +108,10 @@ def _write(model: ir.Model, path: Path, data: Path | None) -> int:
                 out.seek(-(-out.tell() // _ALIGNMENT) * _ALIGNMENT)
                 items.append(external_entry(tensor, name, data.name, out.tell()))
                 write_data(out, tensor)
-            elif tensor.dtype != ir.DataType.STRING and tensor.nbytes > _STREAMED:
-                items.append(Streamed.of(tensor, name))
+            elif tensor.dtype == ir.DataType.STRING:
+                items.append(tensor_proto(tensor, name))
             else:
-                items.append(ir.serde.serialize_tensor(inlined(tensor, name)))
+                items.append(Streamed.of(tensor, name))
     with _durable(path) as file:
         write_model(file, proto, items)
         size = file.tell()
@@ -152,10 +150,9 @@ def check_writable(
         Whether a data file will be written, too.
     """
     path = Path(path)
-    try:
-        _check_names(path, force=force, sources=sources, external=external)
-    except ValueError as error:
-        raise UsageError(f"{str(path)!r} is no path: {error}", "Choose another -o.") from None
+    if "\0" in str(path):
+        raise UsageError(f"{str(path)!r} is no path", "Choose another -o.")
+    _check_names(path, force=force, sources=sources, external=external)
     with _reported(path), tempfile.TemporaryFile(dir=path.parent):
         pass
 
@@ -209,8 +206,8 @@ def _scratch(path: Path) -> Iterator[Path]:
 def _replace_all(pairs: Sequence[tuple[Path, Path]], scratch: Path) -> None:
     """Rename each written file to its target; the last rename decides.
 
-    On failure or Ctrl-C before that one the old files come back. (A process that is killed between two renames
-    can leave the new data file beside the old model; no order of renames avoids that.)
+    On failure or Ctrl-C before that one the old files come back. (A process that is killed between two
+    renames can leave the new data file beside the old model; no order of renames avoids that.)
     """
     backups: dict[Path, Path | None] = {}
     last = pairs[-1][0]

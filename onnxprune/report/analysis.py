@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from onnxprune.analysis import Analysis
-from onnxprune.graph.groups import Group
-from onnxprune.report.tables import columns, number, share
+from onnxprune.graph.groups import AxisUse, Group
+from onnxprune.report.assemble import barrier_results
+from onnxprune.report.tables import barrier_lines, columns, coverage_line, number, plural, some, wrap
 
 SCHEMA = "onnxprune-analysis/1"
+_ROWS = 20
 
 
 def to_dict(analysis: Analysis) -> dict[str, Any]:
@@ -17,22 +22,13 @@ def to_dict(analysis: Analysis) -> dict[str, Any]:
         "schema": SCHEMA,
         "model": {"path": str(analysis.source.path), "sha256": analysis.source.sha256},
         "bindings": dict(analysis.bindings),
+        "assumed": sorted(analysis.guessed),
         "macs": analysis.cost.macs,
         "params": analysis.cost.params,
         "coverage": {"macs": analysis.coverage.macs, "params": analysis.coverage.params},
         "groups": [_group(analysis, group) for group in analysis.partition.groups],
         "alternatives": [_plain(group) for group in analysis.partition.alternatives],
-        "barriers": [
-            {
-                "reason": b.reason.name,
-                "explanation": b.reason.sentence,
-                "where": b.where,
-                "layers": list(b.layers),
-                "params": b.params,
-                "macs": b.macs,
-            }
-            for b in analysis.blocked
-        ],
+        "barriers": [asdict(barrier) for barrier in barrier_results(analysis)],
     }
 
 
@@ -43,7 +39,7 @@ def _plain(group: Group) -> dict[str, Any]:
         "units": group.units,
         "width": group.width,
         "blocks": group.block_count,
-        "axes": len(group.axes),
+        "axes": [use.axis.name for use in group.axes],
         "sources": [use.axis.name for use in group.sources],
         "sinks": [use.axis.name for use in group.sinks],
         "alternatives": list(group.alternatives),
@@ -55,20 +51,28 @@ def _group(analysis: Analysis, group: Group) -> dict[str, Any]:
     return {**_plain(group), "macs_per_unit": cost.macs, "params_per_unit": cost.params}
 
 
-def render(analysis: Analysis, *, verbose: bool = False) -> str:
+def render_json(analysis: Analysis) -> str:
+    """The analysis as JSON text."""
+    return json.dumps(to_dict(analysis), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def render(analysis: Analysis, *, verbose: bool = False, width: int | None = None) -> str:
     """Groups, what each costs, what is blocked and why.
 
     Parameters
     ----------
     verbose
         List all groups and barriers with their sources and sinks.
+    width
+        Of the terminal; None: lines are not broken.
     """
     cost, coverage = analysis.cost, analysis.coverage
-    units = sum(group.units for group in analysis.partition.groups)
+    groups = analysis.partition.groups
+    units = sum(group.units for group in groups)
     lines = [
         f"{analysis.source.path}: {number(cost.macs)} MACs per sample, {number(cost.params)} parameters",
-        f"{len(analysis.partition.groups)} groups with {number(units)} units reach {coverage.macs:.1%} of the MACs "
-        f"and {coverage.params:.1%} of the parameters",
+        f"{plural(len(groups), 'group')} with {plural(units, 'unit')}: "
+        f"{coverage_line(coverage.macs, coverage.params)}",
     ]
     if analysis.bindings:
         sizes = ", ".join(
@@ -76,18 +80,23 @@ def render(analysis: Analysis, *, verbose: bool = False) -> str:
             for name, size in analysis.bindings.items()
         )
         lines.append(f"symbolic dims: {sizes}")
-    limit = None if verbose else 20
-    lines += _group_table(analysis, limit)
+    lines = [part for line in lines for part in wrap(line, width)]
+    lines += _group_table(analysis, None if verbose else _ROWS, width)
     if verbose and analysis.partition.alternatives:
         lines += ["", "other ways of cutting the same axes:"]
-        lines += [
-            f"  {g.id} {g.name}: {g.units} units, instead of {', '.join(g.alternatives)}"
-            for g in analysis.partition.alternatives
-        ]
-    return "\n".join(lines + _blocked(analysis, None if verbose else 10))
+        for group in analysis.partition.alternatives:
+            rivals = some(group.alternatives)
+            lines += wrap(
+                f"  {group.id} {group.name}: {plural(group.units, 'unit')}, instead of {rivals}",
+                width,
+                indent=4,
+            )
+    barriers = barrier_results(analysis)
+    lines += barrier_lines(barriers, cost.macs, cost.params, verbose=verbose, width=width)
+    return "\n".join(lines)
 
 
-def _group_table(analysis: Analysis, limit: int | None) -> list[str]:
+def _group_table(analysis: Analysis, limit: int | None, width: int | None) -> list[str]:
     groups = analysis.partition.groups
     if not groups:
         return ["", "no group of channels can be cut"]
@@ -103,33 +112,14 @@ def _group_table(analysis: Analysis, limit: int | None) -> list[str]:
                 number(cost.macs),
                 number(cost.params),
                 str(len(group.axes)),
-                f"{_some(group.sources)} -> {_some(group.sinks)}",
+                f"{_names(group.sources)} -> {_names(group.sinks)}",
             ]
         )
-    lines = ["", *columns(rows, right=(2, 3, 4, 5))]
+    lines = ["", *columns(rows, right=(2, 3, 4, 5), width=width)]
     if limit is not None and len(groups) > limit:
-        lines.append(f"... and {len(groups) - limit} more (-v lists all)")
+        lines.append(f"... and {number(len(groups) - limit)} more (-v lists all)")
     return lines
 
 
-def _some(uses: Any) -> str:
-    names = [use.axis.name for use in uses]
-    return ", ".join(names[:2]) + (f" (+{len(names) - 2})" if len(names) > 2 else "") if names else "-"
-
-
-def _blocked(analysis: Analysis, limit: int | None) -> list[str]:
-    if not analysis.blocked:
-        return []
-    rows = [
-        [
-            f"  {b.layers[0]}" + (f" (+{len(b.layers) - 1})" if len(b.layers) > 1 else ""),
-            share(b.macs, analysis.cost.macs) + " of MACs",
-            share(b.params, analysis.cost.params) + " of params",
-            f"{b.reason.sentence} ({b.where})",
-        ]
-        for b in analysis.blocked[:limit]
-    ]
-    lines = ["", "layers whose output channels all stay:", *columns(rows, right=(1, 2))]
-    if limit is not None and len(analysis.blocked) > limit:
-        lines.append(f"  ... and {len(analysis.blocked) - limit} more (-v lists all)")
-    return lines
+def _names(uses: Sequence[AxisUse]) -> str:
+    return some([use.axis.name for use in uses], 2) or "-"

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxprune.report.report import Report
-from onnxprune.report.tables import number, share, size_rows, soundness_line, target_line
+from onnxprune.report.tables import coverage_line, number, share, size_rows, soundness_line, target_line
 
 
 def render(report: Report) -> str:
     """The whole report as one Markdown page."""
     parts = [
         f"# onnxprune: `{report.path}`",
-        f"{target_line(report)}. Mode `{report.mode}`, criterion `{report.criterion}`, scope `{report.scope}`, "
-        f"widths rounded to {report.round_to}, seed {report.seed}.",
+        f"{target_line(report)}. Mode `{report.mode}`, criterion `{report.criterion}`, "
+        f"scope `{report.scope}`, widths rounded to {report.round_to}, seed {report.seed}.",
         _table(["", "before", "after", "kept"], size_rows(report)),
         f"**Soundness.** {soundness_line(report)}.",
     ]
@@ -27,7 +27,9 @@ def render(report: Report) -> str:
     parts += ["## Groups", _groups(report), "## Blocked", _barriers(report)]
     if report.warnings:
         parts += ["## Notes", "\n".join(f"- {warning}" for warning in report.warnings)]
-    parts.append(f"Input sha256 `{report.sha256}`" + (f", output `{report.output}`." if report.output else "."))
+    parts.append(
+        f"Input sha256 `{report.sha256}`" + (f", output `{report.output}`." if report.output else ".")
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -35,18 +37,14 @@ def _groups(report: Report) -> str:
     if not report.groups:
         return "No group of channels can be cut."
     rows = [
-        [g.id, f"`{g.name}`", number(g.units), number(g.kept), str(g.blocks), str(g.axes), g.explanation]
+        [g.id, f"`{g.name}`", number(g.units), number(g.kept), str(g.blocks), str(len(g.axes)), g.explanation]
         for g in report.groups
     ]
     return _table(["group", "layer", "units", "kept", "blocks", "axes", "left whole because"], rows)
 
 
 def _barriers(report: Report) -> str:
-    coverage = report.coverage
-    head = (
-        f"{coverage['macs']:.1%} of the MACs and {coverage['params']:.1%} of the parameters lie in layers that some "
-        "group can make smaller."
-    )
+    head = coverage_line(report.coverage["macs"], report.coverage["params"]) + "."
     if not report.barriers:
         return head
     rows = [

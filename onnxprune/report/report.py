@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from onnxprune.errors import BY_REQUEST
 from onnxprune.evaluate.fidelity import Fidelity
 from onnxprune.evaluate.metrics import Score
 from onnxprune.evaluate.soundness import Soundness
 
 SCHEMA = "onnxprune-report/1"
+
+_BY_REQUEST = {reason.name for reason in BY_REQUEST}
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ class GroupResult:
     Attributes
     ----------
     axes
-        Number of axes that the group touches.
+        Every `tensor[axis]` that the group touches.
     sources, sinks
-        `initializer[axis]` that produce and consume the units.
+        Those of them that are weights, and produce or consume the units.
     reason
         Why it was left whole on request or by rule; empty where it was free to be cut.
     """
@@ -63,7 +66,7 @@ class GroupResult:
     name: str
     units: int
     kept: int
-    axes: int
+    axes: tuple[str, ...]
     sources: tuple[str, ...]
     sinks: tuple[str, ...]
     blocks: int
@@ -120,6 +123,11 @@ class Report:
     def dropped(self) -> int:
         """Units that went."""
         return sum(group.units - group.kept for group in self.groups)
+
+    @property
+    def units(self) -> int:
+        """Units of all groups that were not excluded by request: what a ratio is a share of."""
+        return sum(group.units for group in self.groups if group.reason not in _BY_REQUEST)
 
     def __repr__(self) -> str:
         return (

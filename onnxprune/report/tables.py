@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
-from onnxprune.report.report import Report
+from onnxprune.report.report import BarrierResult, Report
+
+_EXAMPLES = 2
 
 
 def number(value: float) -> str:
@@ -15,6 +18,29 @@ def number(value: float) -> str:
 def share(part: float, whole: float) -> str:
     """`part` as a percentage of `whole`."""
     return f"{part / whole:.1%}" if whole else "-"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 group`, `2 groups`.
+
+    Examples
+    --------
+    >>> plural(1, "group"), plural(1200, "unit")
+    ('1 group', '1,200 units')
+    """
+    return f"{number(count)} {noun}{'' if count == 1 else 's'}"
+
+
+def some(names: Sequence[str], limit: int = 6) -> str:
+    """The first few of many names.
+
+    Examples
+    --------
+    >>> some(["a", "b", "c"], limit=2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def size_rows(report: Report) -> list[list[str]]:
@@ -29,36 +55,128 @@ def size_rows(report: Report) -> list[list[str]]:
             ("nodes", before.nodes, after.nodes),
         )
     ]
-    units = sum(group.units for group in report.groups)
-    kept = units - report.dropped
-    rows.append(["prunable units", number(units), number(kept), share(kept, units)])
+    kept = report.units - report.dropped
+    rows.append(["prunable units", number(report.units), number(kept), share(kept, report.units)])
     return rows
 
 
 def target_line(report: Report) -> str:
     """What was asked for and what came out, in one line."""
     target = report.target
-    verdict = "met" if target.met else "NOT met"
     if target.kind == "plan":
         return f"plan replayed: {target.achieved:.1%} of the MACs kept"
     what = {"macs": "of the MACs kept", "params": "of the parameters kept", "ratio": "of the units dropped"}
     bound = "at least" if target.kind == "ratio" else "at most"
-    return (
-        f"requested {bound} {target.requested:.1%} {what[target.kind]}, achieved {target.achieved:.1%}: {verdict}"
-    )
+    verdict = "met" if target.met else "NOT met"
+    if target.kind == "ratio" and report.scope == "uniform":
+        bound = "a level of"
+        verdict = "met" if target.met else f"widths are rounded up to multiples of {report.round_to}"
+    asked = f"requested {bound} {target.requested:.1%} {what[target.kind]}"
+    return f"{asked}, achieved {target.achieved:.1%}: {verdict}"
 
 
 def soundness_line(report: Report) -> str:
     """The proof in one line."""
     s = report.soundness
     return (
-        f"masked == removed on {s.samples} {s.tier} inputs: max |difference| {s.max_abs_diff:.2g}, "
-        f"max |output| {s.max_abs_output:.3g}"
+        f"masked == removed on {plural(s.samples, f'{s.tier} input')}: "
+        f"max |difference| {s.max_abs_diff:.2g}, max |output| {s.max_abs_output:.3g}"
     )
 
 
-def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
+def coverage_line(macs: float, params: float) -> str:
+    """How much of the model pruning can reach."""
+    return f"{macs:.1%} of the MACs and {params:.1%} of the parameters lie in layers that can become smaller"
+
+
+def by_reason(barriers: Sequence[BarrierResult]) -> list[tuple[BarrierResult, list[BarrierResult]]]:
+    """Barriers of the same reason together: their sum, and themselves; the costliest first.
+
+    The sum lists the layers of all and has no place of its own.
+    """
+    found: dict[str, list[BarrierResult]] = {}
+    for barrier in barriers:
+        found.setdefault(barrier.reason, []).append(barrier)
+    sums = [
+        (
+            BarrierResult(
+                reason,
+                members[0].explanation,
+                "",
+                tuple(name for member in members for name in member.layers),
+                sum(member.params for member in members),
+                sum(member.macs for member in members),
+            ),
+            members,
+        )
+        for reason, members in found.items()
+    ]
+    return sorted(sums, key=lambda pair: (-pair[0].macs, -pair[0].params))
+
+
+def barrier_lines(
+    barriers: Sequence[BarrierResult],
+    macs: int,
+    params: int,
+    *,
+    verbose: bool = False,
+    width: int | None = None,
+) -> list[str]:
+    """What is blocked and why, reason by reason, for a terminal.
+
+    Parameters
+    ----------
+    macs, params
+        Of the whole model.
+    verbose
+        Name every layer and place instead of a few.
+    width
+        Of the terminal; None: lines are not broken.
+    """
+    if not barriers:
+        return []
+    lines = ["", "layers whose output channels all stay (their input channels may still go):"]
+    lines.append(f"  {'MACs':>6}  {'params':>6}  because")
+    for total, members in by_reason(barriers):
+        head = f"  {share(total.macs, macs):>6}  {share(total.params, params):>6}  "
+        count = plural(len(total.layers), "layer")
+        lines += wrap(f"{head}{count}: {total.explanation}", width, indent=len(head) + 2)
+        for member in members if verbose else members[:_EXAMPLES]:
+            names = some(member.layers, 10**6 if verbose else _EXAMPLES)
+            place = f", held by {member.where}" if member.where not in member.layers else ""
+            lines += wrap(f"{' ' * len(head)}  {names}{place}", width, indent=len(head) + 4)
+        if not verbose and len(members) > _EXAMPLES:
+            lines.append(
+                f"{' ' * len(head)}  and at {plural(len(members) - _EXAMPLES, 'other place')} (-v lists all)"
+            )
+    return lines
+
+
+def wrap(line: str, width: int | None, *, indent: int = 2) -> list[str]:
+    """A line broken to fit a terminal; continued lines are indented. Names are never broken."""
+    if width is None or len(line) <= width:
+        return [line]
+    text = line.lstrip(" ")
+    margin = " " * (len(line) - len(text))
+    return textwrap.wrap(
+        text,
+        max(width, indent + 30),
+        initial_indent=margin,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def columns(
+    rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), width: int | None = None
+) -> list[str]:
     """Rows aligned into columns; the columns in `right` are set flush right.
+
+    Parameters
+    ----------
+    width
+        Lines longer than this are cut off; None: nothing is.
 
     Examples
     --------
@@ -66,10 +184,15 @@ def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list
     ['a   10', 'bb   9']
     """
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
-    return [
+    lines = [
         "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(size) if i in right else cell.ljust(size)
+            for i, (cell, size) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
+    return lines if width is None else [_fit(line, width) for line in lines]
+
+
+def _fit(line: str, width: int) -> str:
+    return line if len(line) <= width else line[: max(width - 3, 0)] + "..."

@@ -43,13 +43,45 @@ def _relate(op: Op, relations: Relations) -> None:
         relations.tie(incoming if transposed else outgoing, Axis(w, 0))
         relations.pin(Axis(w, 1), Reason.INDIVISIBLE)
     else:
-        private = relations.divide(Axis(w, 1), groups, rows=0)
-        relations.tie(outgoing, private if transposed else Axis(w, 0))
-        relations.contract(incoming, Axis(w, 0) if transposed else private)
-        relations.balance(incoming, groups)
-        relations.balance(outgoing, groups)
+        _divide(op, relations, incoming, outgoing, groups)
     if op.has(2):
         relations.tie(outgoing, Axis(op.input(2), 0))
+
+
+def _divide(op: Op, relations: Relations, incoming: Axis, outgoing: Axis, groups: int) -> None:
+    """Several channels per group on both sides: groups keep equal numbers of any of their channels."""
+    w = op.input(1)
+    transposed = op.node.op_type == "ConvTranspose"
+    columns, inner = Axis(w, 0), Axis(w, 1)
+    if transposed:
+        relations.contract(incoming, columns)
+        relations.balance(incoming, groups)
+    else:
+        relations.tie(outgoing, columns)
+        relations.balance(outgoing, groups)
+    if not _divisible(op):  # the columns of all groups go together: they cannot be told apart elsewhere
+        relations.pin(inner, Reason.INCOMPATIBLE_BLOCKS)
+        relations.pin(outgoing if transposed else incoming, Reason.INCOMPATIBLE_BLOCKS)
+        return
+    private = relations.divide(inner, groups, rows=0)
+    if transposed:
+        relations.tie(outgoing, private)
+        relations.balance(outgoing, groups)
+    else:
+        relations.contract(incoming, private)
+        relations.balance(incoming, groups)
+
+
+def _divisible(op: Op) -> bool:
+    """Whether the weight is an initializer that is used like this everywhere."""
+    w, groups = op.input(1), op.int("group", 1)
+    return w.const_value is not None and all(
+        slot == 1
+        and user.op_type == op.node.op_type
+        and "group" in user.attributes
+        and user.attributes["group"].as_int() == groups
+        for user, slot in w.uses()
+    )
 
 
 def _whole_blocks(op: Op) -> bool:

@@ -29,9 +29,7 @@ def tie_axes(op: Op, relations: Relations, a: ir.Value, b: ir.Value, skip: tuple
             relations.tie(Axis(a, dim), Axis(b, dim))
 
 
-def tie_broadcast(
-    op: Op, relations: Relations, source: ir.Value, target: ir.Value, *, last: int = 0
-) -> None:
+def tie_broadcast(op: Op, relations: Relations, source: ir.Value, target: ir.Value, *, last: int = 0) -> None:
     """Tie the axes of `source` to those of `target`, aligned from the right, as numpy broadcasts.
 
     An axis of extent 1 that is broadcast has no position to lose and is left out.

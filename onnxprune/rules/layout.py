@@ -10,6 +10,7 @@ Specification: https://onnx.ai/onnx/operators/onnx__Reshape.html and its neighbo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,12 +52,17 @@ class Factor:
 def factorize(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[list[Factor], set[int], set[int]]:
     """Finest common factors of two shapes with equal products; and the dims that have none.
 
+    Where two dims have no common refinement, they and what lies left of them up to where the products agree
+    again have none.
+
     Examples
     --------
     >>> [(f.size, f.a_dim, f.b_dim) for f in factorize((2, 12), (2, 3, 4))[0]]
     [(2, 0, 0), (3, 1, 1), (4, 1, 2)]
     >>> factorize((6, 4), (4, 6))[1:]
     ({0, 1}, {0, 1})
+    >>> factorize((5, 6, 4), (5, 4, 6))
+    ([Factor(size=5, a_dim=0, b_dim=0, a_stride=1, b_stride=1)], {1, 2}, {1, 2})
     """
     factors: list[Factor] = []
     stuck_a: set[int] = set()
@@ -71,8 +77,18 @@ def factorize(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[list[Factor], set
             rest_b, stride_b, j = b[j], 1, j - 1
             continue
         low, high = sorted((rest_a, rest_b))
-        if low <= 1 or high % low:  # no common refinement from here up to where the products agree again
-            return factors, stuck_a | set(range(i + 2)), stuck_b | set(range(j + 2))
+        if high % low:
+            stuck_a.add(i + 1)
+            stuck_b.add(j + 1)
+            while rest_a != rest_b:
+                if rest_a < rest_b:
+                    rest_a, i = rest_a * a[i], i - 1
+                    stuck_a.add(i + 1)
+                else:
+                    rest_b, j = rest_b * b[j], j - 1
+                    stuck_b.add(j + 1)
+            rest_a = rest_b = 1
+            continue
         factors.append(Factor(low, i + 1, j + 1, stride_a, stride_b))
         rest_a, rest_b = rest_a // low, rest_b // low
         stride_a, stride_b = stride_a * low, stride_b * low
@@ -86,15 +102,23 @@ def relate_reshape(op: Op, relations: Relations) -> None:
     if a is None or b is None or None in a or None in b:
         return
     shape_a, shape_b = tuple(d or 0 for d in a), tuple(d or 0 for d in b)
-    if 0 in shape_a:
+    if 0 in shape_a or math.prod(shape_a) != math.prod(shape_b):
         return
     factors, stuck_a, stuck_b = factorize(shape_a, shape_b)
+    elsewhere = _elsewhere(op)
+    if elsewhere is not None and not _agree(op, factors, elsewhere):
+        for axis in (*op.axes(x), *op.axes(y)):
+            relations.pin(axis, Reason.DYNAMIC)
+        return
     for dim in stuck_a:
         relations.pin(Axis(x, dim), Reason.INCOMPATIBLE_BLOCKS)
     for dim in stuck_b:
         relations.pin(Axis(y, dim), Reason.INCOMPATIBLE_BLOCKS)
     for number, factor in enumerate(factors):
         left, right = Axis(x, factor.a_dim), Axis(y, factor.b_dim)
+        for axis in (left, right):
+            if op.dynamic(axis) and not (op.dynamic(left) and op.dynamic(right)):
+                relations.compose(axis)
         m, n = shape_a[factor.a_dim], shape_b[factor.b_dim]
         if factor.size == m == n:
             relations.tie(left, right)
@@ -103,6 +127,31 @@ def relate_reshape(op: Op, relations: Relations) -> None:
             relations.choice(left, right, left_index, right_index, number)
     if op.has(1):
         relations.auxiliary(op.input(1))
+
+
+def _elsewhere(op: Op) -> list[Factor] | None:
+    """The factors at another binding of the symbolic dims; None where there is none."""
+    a, b = op.dims_elsewhere(op.input(0)), op.dims_elsewhere(op.output())
+    if a is None or b is None or None in a or None in b:
+        return None
+    shape_a, shape_b = tuple(d or 0 for d in a), tuple(d or 0 for d in b)
+    if math.prod(shape_a) != math.prod(shape_b) or 0 in shape_a:
+        return []
+    return factorize(shape_a, shape_b)[0]
+
+
+def _agree(op: Op, factors: list[Factor], elsewhere: list[Factor]) -> bool:
+    """Whether factors at two bindings are the same, but for some of dynamic axes that only one of them has."""
+    left = list(factors)
+    for factor in elsewhere:
+        a, b = Axis(op.input(0), factor.a_dim), Axis(op.output(), factor.b_dim)
+        free = op.dynamic(a) and op.dynamic(b)
+        if left and (left[0].a_dim, left[0].b_dim) == (factor.a_dim, factor.b_dim):
+            if left.pop(0).size != factor.size and not free:
+                return False
+        elif not free:
+            return False
+    return not left
 
 
 def _pairs(factor: Factor, m: int, n: int) -> tuple[Index, Index]:
@@ -115,18 +164,21 @@ def _pairs(factor: Factor, m: int, n: int) -> tuple[Index, Index]:
 
 
 def _refit_reshape(op: Op, refit: Refit) -> None:
+    x, y = op.input(0), op.output()
     asked = op.ints("shape", 1)
-    changes = {
-        axis.dim: refit.extent(axis)
-        for axis in op.axes(op.output())
-        if refit.changed(axis) and (asked is None or not op.is_constant(1) or asked[axis.dim] > 0)
-    }
-    # A 0 copies the input's dim of the same index, a -1 takes what is left: both adapt by themselves.
-    if changes:
-        if op.has(1):
-            refit.entries(1, changes)
-        else:
-            refit.set_ints("shape", [changes.get(i, v) for i, v in enumerate(asked or [])])
+    wanted: dict[int, int] = {}
+    for axis in op.axes(y):
+        entry = None if asked is None else asked[axis.dim]
+        if op.dynamic(axis) or entry == -1 or (entry is None and not refit.changed(axis)):
+            continue  # a -1 takes what is left
+        copied = Axis(x, axis.dim)
+        if entry == 0 and axis.dim < op.rank(x) and refit.extent(copied) == refit.extent(axis):
+            continue  # a 0 copies the input's dim of the same index
+        wanted[axis.dim] = refit.extent(axis)
+    if op.has(1):
+        refit.entries(1, wanted)
+    else:
+        refit.set_ints("shape", [wanted.get(i, v) for i, v in enumerate(asked or [])])
 
 
 def _transpose(op: Op, relations: Relations) -> None:
@@ -148,6 +200,18 @@ def _squeeze(op: Op, relations: Relations) -> None:
     kept = [dim for dim in range(op.rank(x)) if dim not in gone]
     for target, source in enumerate(kept):
         relations.tie(Axis(x, source), Axis(y, target))
+
+
+def _refit_squeeze(op: Op, refit: Refit) -> None:
+    """Name the axes where they are implied: an axis that is cut down to one position stays."""
+    x = op.input(0)
+    if op.has(1) or op.ints("axes") is not None or not any(refit.changed(axis) for axis in op.axes(x)):
+        return
+    gone = [axis.dim for axis in op.axes(x) if op.extent(axis) == 1]
+    if op.opset >= 13:
+        refit.set_input(1, np.array(gone, np.int64))
+    else:
+        refit.set_ints("axes", gone)
 
 
 def _unsqueeze(op: Op, relations: Relations) -> None:
@@ -187,7 +251,7 @@ RULES: dict[Key, Rule] = {
     **table(Rule(relate_reshape, _refit_reshape), "Reshape"),
     **table(Rule(relate_reshape), "Flatten"),
     **table(Rule(_transpose), "Transpose"),
-    **table(Rule(_squeeze), "Squeeze"),
+    **table(Rule(_squeeze, _refit_squeeze), "Squeeze"),
     **table(Rule(_unsqueeze), "Unsqueeze"),
     **table(Rule(_depth_to_space), "DepthToSpace"),
     **table(Rule(_space_to_depth), "SpaceToDepth"),

@@ -61,17 +61,15 @@ def _split(op: Op, relations: Relations) -> None:
 def _refit_split(op: Op, refit: Refit) -> None:
     axis = op.int("axis", 0) % op.rank(op.input(0))
     parts = [Axis(part, axis) for part in op.node.outputs]
-    if not any(refit.changed(part) for part in parts):
-        return
     sizes = [refit.extent(part) for part in parts]
-    if op.opset >= 13:
-        if op.has(1):
-            refit.entries(1, dict(enumerate(sizes)))
-        else:
+    if op.opset >= 13 and op.has(1):
+        refit.entries(1, {i: size for i, size in enumerate(sizes) if not op.dynamic(parts[i])})
+    elif any(refit.changed(part) for part in parts):
+        if op.opset >= 13:
             refit.set_input(1, np.array(sizes, np.int64))
             refit.drop_attribute("num_outputs")
-    else:
-        refit.set_ints("split", sizes)
+        else:
+            refit.set_ints("split", sizes)
 
 
 # --- Slice -----------------------------------------------------------------------------------------------
@@ -80,7 +78,12 @@ def _refit_split(op: Op, refit: Refit) -> None:
 def _slice_spans(op: Op) -> dict[int, tuple[int, int, int, int]] | None:
     """Per sliced dim: entry in starts/ends, start, stop, step; None where they are not known."""
     starts, ends = op.ints("starts", 1), op.ints("ends", 2)
-    if starts is None or ends is None or (op.has(3) and op.data(3) is None) or (op.has(4) and op.data(4) is None):
+    if (
+        starts is None
+        or ends is None
+        or (op.has(3) and op.data(3) is None)
+        or (op.has(4) and op.data(4) is None)
+    ):
         return None
     x = op.input(0)
     axes = normalized(op.ints("axes", 3) or range(len(starts)), op.rank(x))
@@ -103,7 +106,10 @@ def _slice(op: Op, relations: Relations) -> None:
     tie_axes(op, relations, x, y, skip=tuple(spans))
     for dim, (_, start, stop, step) in spans.items():
         source = np.arange(start, stop, step, dtype=np.int64)
-        if step != 1:  # what is kept need not be evenly spaced any more
+        if op.varies(1, 2, 3, 4):  # another input takes other positions
+            relations.pin(Axis(x, dim), Reason.DYNAMIC)
+            relations.pin(Axis(y, dim), Reason.DYNAMIC)
+        elif step != 1:  # what is kept need not be evenly spaced any more
             relations.pin(Axis(x, dim), Reason.ORDERED)
             relations.pin(Axis(y, dim), Reason.ORDERED)
         else:
@@ -112,19 +118,26 @@ def _slice(op: Op, relations: Relations) -> None:
 
 def _refit_slice(op: Op, refit: Refit) -> None:
     x = op.input(0)
-    starts, ends = {}, {}
+    starts, ends = op.ints("starts", 1), op.ints("ends", 2)
+    if starts is None or ends is None:
+        return
     for dim, (entry, start, stop, _) in (_slice_spans(op) or {}).items():
-        keep = refit.keep(Axis(x, dim))
-        if keep is not None:
-            starts[entry] = int((keep < start).sum())
+        axis = Axis(x, dim)
+        extent = op.extent(axis) or 0
+        keep = refit.keep(axis)
+        if keep is None:
+            continue
+        starts[entry] = int((keep < start).sum())
+        if ends[entry] <= extent:  # beyond, it means "to the end"
             ends[entry] = int((keep < stop).sum())
-    if starts:
-        if op.has(1):
-            refit.entries(1, starts)
-            refit.entries(2, ends)
-        else:
-            refit.set_ints("starts", _merged(op.ints("starts") or [], starts))
-            refit.set_ints("ends", _merged(op.ints("ends") or [], ends))
+    fixed = [dim for dim in range(op.rank(x)) if not op.dynamic(Axis(x, dim))]
+    entries = [entry for dim, (entry, *_) in (_slice_spans(op) or {}).items() if dim in fixed]
+    if op.has(1):
+        refit.entries(1, {entry: starts[entry] for entry in entries})
+        refit.entries(2, {entry: ends[entry] for entry in entries})
+    elif any(refit.changed(axis) for axis in op.axes(x)):
+        refit.set_ints("starts", starts)
+        refit.set_ints("ends", ends)
 
 
 def _merged(old: list[int], changes: dict[int, int]) -> list[int]:
@@ -191,6 +204,9 @@ def _pad(op: Op, relations: Relations) -> None:
         _, before, _, after = widths.get(dim, (0, 0, 0, 0))
         if not before and not after:
             relations.tie(a, b)
+        elif op.varies(1):
+            relations.pin(a, Reason.DYNAMIC)
+            relations.pin(b, Reason.DYNAMIC)
         elif op.str("mode", "constant") != "constant":
             relations.pin(a, Reason.ORDERED)
             relations.pin(b, Reason.ORDERED)
@@ -206,18 +222,17 @@ def _pad(op: Op, relations: Relations) -> None:
 
 def _refit_pad(op: Op, refit: Refit) -> None:
     x, y = op.input(0), op.output()
-    changes = {}
+    wanted = {}
     for dim, (i, before, j, after) in (_pad_widths(op) or {}).items():
         a, b = Axis(x, dim), Axis(y, dim)
         m, n = op.extent(a) or 0, op.extent(b) or 0
-        if refit.changed(a) or refit.changed(b):
-            changes[i] = refit.count(b, 0, before) if before > 0 else -refit.count(a, 0, -before)
-            changes[j] = refit.count(b, n - after, n) if after > 0 else -refit.count(a, m + after, m)
-    if changes:
-        if op.has(1):
-            refit.entries(1, changes)
-        else:
-            refit.set_ints("pads", _merged(op.ints("pads") or [], changes))
+        if not op.dynamic(a) and not op.dynamic(b):
+            wanted[i] = refit.count(b, 0, before) if before > 0 else -refit.count(a, 0, -before)
+            wanted[j] = refit.count(b, n - after, n) if after > 0 else -refit.count(a, m + after, m)
+    if op.has(1):
+        refit.entries(1, wanted)
+    elif any(refit.changed(axis) for axis in (*op.axes(x), *op.axes(y))):
+        refit.set_ints("pads", _merged(op.ints("pads") or [], wanted))
 
 
 # --- Expand and Tile -------------------------------------------------------------------------------------
@@ -235,14 +250,14 @@ def _refit_expand(op: Op, refit: Refit) -> None:
     y = op.output()
     target = op.dims(op.input(1))
     lead = op.rank(y) - (target[0] if target and target[0] is not None else 0)
-    asked = op.data(1)
-    changes = {
-        axis.dim - lead: refit.extent(axis)
-        for axis in op.axes(y)
-        if refit.changed(axis) and axis.dim >= lead and (asked is None or int(asked[axis.dim - lead]) != 1)
-    }
-    if changes:
-        refit.entries(1, changes)
+    asked = op.ints("shape", 1)
+    wanted = {}
+    for axis in op.axes(y)[lead:]:
+        entry = None if asked is None else asked[axis.dim - lead]
+        if op.dynamic(axis) or entry == 1 or (entry is None and not refit.changed(axis)):
+            continue  # a 1 leaves the extent to the input
+        wanted[axis.dim - lead] = refit.extent(axis)
+    refit.entries(1, wanted)
 
 
 def _tile(op: Op, relations: Relations) -> None:
@@ -259,13 +274,16 @@ def _tile(op: Op, relations: Relations) -> None:
 
 
 def _refit_tile(op: Op, refit: Refit) -> None:
-    changes = {
-        b.dim: refit.extent(b)
-        for a, b in zip(op.axes(op.input(0)), op.axes(op.output()), strict=True)
-        if op.extent(a) == 1 and refit.changed(b)
-    }
-    if changes:
-        refit.entries(1, changes)
+    repeats = op.ints("repeats", 1)
+    wanted = {}
+    for a, b in zip(op.axes(op.input(0)), op.axes(op.output()), strict=True):
+        if op.dynamic(a) or op.dynamic(b):
+            continue
+        if op.extent(a) == 1:
+            wanted[b.dim] = refit.extent(b)
+        elif repeats is not None:
+            wanted[b.dim] = repeats[b.dim]
+    refit.entries(1, wanted)
 
 
 RULES: dict[Key, Rule] = {

@@ -31,6 +31,8 @@ def _batch(op: Op, relations: Relations) -> None:
     channels = Axis(x, 1)
     for slot in range(1, 5):
         relations.tie(channels, Axis(op.input(slot), 0))
+    for statistics in op.outputs[1:]:  # in training mode
+        relations.tie(channels, Axis(statistics, 0))
 
 
 def _instance(op: Op, relations: Relations) -> None:
@@ -109,7 +111,9 @@ RULES: dict[Key, Rule] = {
     **table(Rule(_batch, kinds={1: "bn-scale", 2: "bias", 3: "mean", 4: "variance"}), "BatchNormalization"),
     **table(Rule(_instance, kinds=_SCALE), "InstanceNormalization"),
     **table(Rule(_group, _refit_group, kinds=_SCALE), "GroupNormalization"),
-    **table(Rule(_layer, kinds=_SCALE), "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
+    **table(
+        Rule(_layer, kinds=_SCALE), "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"
+    ),
     **table(Rule(_mean_variance), "MeanVarianceNormalization"),
     **table(Rule(_lp), "LpNormalization"),
     **table(Rule(_local_response), "LRN"),

@@ -63,6 +63,10 @@ class Op:
         """Extents of `value`, or None where its rank is unknown."""
         return self.shapes.dims.get(value)
 
+    def dims_elsewhere(self, value: ir.Value) -> Dims | None:
+        """Extents of `value` at another binding of the symbolic dims, or None where there is none."""
+        return self.shapes.other.get(value)
+
     def rank(self, value: ir.Value) -> int:
         """Rank of `value`, -1 where unknown."""
         dims = self.dims(value)
@@ -108,6 +112,10 @@ class Op:
         """String attribute `name`."""
         attr = self.node.attributes.get(name)
         return default if attr is None else str(attr.as_string())
+
+    def varies(self, *slots: int) -> bool:
+        """Whether the known value of one of these inputs depends on the symbolic dims."""
+        return any(self.has(slot) and self.input(slot) in self.shapes.varying for slot in slots)
 
     def dynamic(self, axis: Axis) -> bool:
         """Whether the extent of `axis` depends on the input."""

@@ -39,6 +39,8 @@ def _relate(op: Op, relations: Relations) -> None:
 
 def _scaled_dims(op: Op) -> set[int]:
     """Dims with a scale other than 1; equal extents are not enough where the scale rounds."""
+    if op.str("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        return set(range(op.rank(op.input(0))))
     slot = _scales_slot(op)
     if op.has(slot) and op.dims(op.input(slot)) != (0,):
         scales = op.data(slot)
@@ -59,14 +61,15 @@ def _dims(op: Op) -> list[int]:
 def _refit(op: Op, refit: Refit) -> None:
     if not op.has(3) or op.dims(op.input(3)) == (0,):
         return
-    entry = {dim: i for i, dim in enumerate(_dims(op))}
-    changes = {
-        entry[axis.dim]: refit.extent(axis)
-        for axis in op.axes(op.output())
-        if refit.changed(axis) and axis.dim in entry
-    }
-    if changes:
-        refit.entries(3, changes)
+    asked = op.ints("sizes", 3)
+    wanted = {}
+    for entry, dim in enumerate(_dims(op)):
+        axis = Axis(op.output(), dim)
+        if refit.changed(axis):
+            wanted[entry] = refit.extent(axis)
+        elif asked is not None and not op.dynamic(axis):
+            wanted[entry] = asked[entry]
+    refit.entries(3, wanted)
 
 
 RULES: dict[Key, Rule] = table(Rule(_relate, _refit), "Resize", "Upsample")

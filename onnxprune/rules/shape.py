@@ -27,9 +27,7 @@ def _make(op: Op, relations: Relations) -> None:
 
 
 def _refit_made(op: Op, refit: Refit) -> None:
-    changes = {a.dim: refit.extent(a) for a in op.axes(op.output()) if refit.changed(a)}
-    if changes:
-        refit.entries(0, changes)
+    refit.entries(0, {axis.dim: refit.extent(axis) for axis in op.axes(op.output()) if not op.dynamic(axis)})
 
 
 RULES: dict[Key, Rule] = {

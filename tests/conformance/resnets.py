@@ -13,7 +13,7 @@ BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 
 
 def build_resnet(name: str, *, folded: bool) -> ir.Model:
-    """A ResNet for inputs of (N, 3, 224, 224), with BatchNormalization folded into the convolutions or not."""
+    """A ResNet for inputs of (N, 3, 224, 224); BatchNormalization folded into the convolutions or not."""
     b = ModelBuilder(opset=18)
     x = b.input("input", ("batch", 3, 224, 224))
     x = _relu(b, _conv(b, x, 3, 64, 7, 2, "conv1", folded))
@@ -60,7 +60,8 @@ def _conv(
     pads = [kernel // 2] * 4
     shape = {"kernel_shape": [kernel, kernel], "strides": [stride, stride], "pads": pads}
     if folded:
-        return b.op("Conv", x, weight, b.weight((wider,), f"{name}.bias", low=-0.1, high=0.1), name=name, **shape)
+        bias = b.weight((wider,), f"{name}.bias", low=-0.1, high=0.1)
+        return b.op("Conv", x, weight, bias, name=name, **shape)
     y = b.op("Conv", x, weight, name=name, **shape)
     scale, variance = (b.weight((wider,), f"{name}.{part}", low=0.5, high=1.5) for part in ("scale", "var"))
     shift, mean = (b.weight((wider,), f"{name}.{part}", low=-0.1, high=0.1) for part in ("shift", "mean"))

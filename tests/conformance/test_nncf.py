@@ -1,8 +1,8 @@
 """What NNCF publishes for its filter pruning comes out of `--preset nncf`, to the decimals it gives.
 
-The figures depend on which layers are grouped, which are left whole and how widths are rounded, not on weights.
-NNCF counts parameters as the weights of convolutions and linear layers, without biases and norms, and 2 FLOPs
-per multiply-add.
+The figures depend on which layers are grouped, which are left whole and how widths are rounded, not on
+weights. NNCF counts parameters as the weights of convolutions and linear layers, without biases and norms,
+and 2 FLOPs per multiply-add.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import onnx_ir as ir
 import pytest
 from resnets import build_chain, build_resnet
 
-import onnxprune
-from onnxprune import Pruned
+from onnxprune.api import analyze, plan, prune
+from onnxprune.pruning import Pruned
+from onnxprune.report.report import Report
 
-# model, level, millions of weights before and after, GFLOPs before and after, units kept per group that is cut
+# model, level, millions of weights before and after, GFLOPs before and after, (units, kept) of cut groups
 PUBLISHED = [
     pytest.param(
         "resnet18",
@@ -36,6 +37,8 @@ PUBLISHED = [
         id="resnet34",
     ),
 ]
+# at the head of a stage the inner channels and, by the projection, the residual stream of the whole stage
+LEFT_WHOLE = {(64, "FIRST_CONV"): 1, **{(width, "DOWNSAMPLE_CONV"): 2 for width in (128, 256, 512)}}
 TORCH = ("torch", "torchvision", "onnxscript")
 
 
@@ -75,24 +78,17 @@ def test_torchvision_resnets_come_out_as_published(exported, name, level, millio
 
 
 def check_published(path, level, millions, gflops, kept):
-    pruned = onnxprune.prune(path, ratio=level, preset="nncf")
+    pruned = prune(path, ratio=level, preset="nncf")
     report = pruned.report
     before, after = weights_of(ir.load(path)), weights_of(pruned.model)
     assert (in_millions(before), in_millions(after)) == millions
     assert (in_gflops(report.before.macs), in_gflops(report.after.macs)) == gflops
     assert report.after.macs == macs_of(pruned)
-    assert kept_widths(pruned) == kept
+    assert kept_widths(report) == kept
+    assert left_whole(report) == LEFT_WHOLE
     assert report.scope == "uniform"
     assert report.soundness.checked
     assert not report.soundness.rejected_groups
-
-
-@pytest.mark.parametrize(("name", "level", "millions", "gflops", "kept"), PUBLISHED)
-def test_first_and_strided_convolutions_stay_whole(built, name, level, millions, gflops, kept):
-    report = onnxprune.prune(built(name), ratio=level, preset="nncf").report
-    whole = Counter((group.units, group.reason) for group in report.groups if group.kept == group.units)
-    strided = {(width, "DOWNSAMPLE_CONV"): 2 for width in (128, 256, 512)}  # inner channels, and the residual stream
-    assert whole == {(64, "FIRST_CONV"): 1, **strided}
 
 
 # 1.0 is left to the tests of the minimum: NNCF would empty the layer
@@ -103,9 +99,9 @@ WIDTHS = (1, 4, 7, 8, 9, 12, 16, 24, 31, 32, 33, 40, 48, 64, 80, 96, 100, 128, 1
 @pytest.mark.parametrize("level", LEVELS)
 def test_uniform_levels_follow_nncfs_rounding(tmp_path, level):
     ir.save(build_chain(WIDTHS), tmp_path / "chain.onnx")
-    analysis = onnxprune.analyze(tmp_path / "chain.onnx")
-    plan = onnxprune.plan(analysis, ratio=float(level), scope="uniform", best_effort=True)
-    lost = {name: int((~flags).sum()) for name, flags in plan.keep.items()}
+    analysis = analyze(tmp_path / "chain.onnx")
+    made = plan(analysis, ratio=float(level), scope="uniform", best_effort=True)
+    lost = {name: int((~flags).sum()) for name, flags in made.keep.items()}
     found = {group.units: lost.get(name, 0) for name, group in analysis.groups.items()}
     assert found == {width: nncf_pruned(width, level) for width in WIDTHS if width > 1}
 
@@ -129,7 +125,7 @@ def weights_of(model: ir.Model) -> int:
 
 
 def macs_of(pruned: Pruned) -> int:
-    """Multiply-adds by the shapes that onnx infers for the pruned model: nothing of onnxprune's own counting."""
+    """Multiply-adds by the shapes that onnx infers for the pruned model, not by onnxprune's own counting."""
     proto = onnx.shape_inference.infer_shapes(ir.to_proto(pruned.model), strict_mode=True, data_prop=True)
     outputs = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.value_info}
     weights = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
@@ -142,9 +138,12 @@ def macs_of(pruned: Pruned) -> int:
     return total
 
 
-def kept_widths(pruned: Pruned) -> Counter[tuple[int, int]]:
-    groups = pruned.report.groups
-    return Counter((group.units, group.kept) for group in groups if group.kept < group.units)
+def kept_widths(report: Report) -> Counter[tuple[int, int]]:
+    return Counter((group.units, group.kept) for group in report.groups if group.kept < group.units)
+
+
+def left_whole(report: Report) -> Counter[tuple[int, str]]:
+    return Counter((group.units, group.reason) for group in report.groups if group.kept == group.units)
 
 
 def in_millions(weights: int) -> str:

@@ -34,6 +34,7 @@ class Case:
             groups=self.groups,
             pinned=self.pinned,
             checker=self.checker,
+            seeds=(0, 1),
         )
 
 
@@ -59,7 +60,7 @@ def axes(text: str) -> frozenset[str]:
     """The axes that a text like `x0[0,1] y0[1]` names."""
     names = set()
     for word in text.split():
-        found = re.fullmatch(r"(\w+)\[([\d,]+)\]", word)
+        found = re.fullmatch(r"([\w/]+)\[([\d,]+)\]", word)
         assert found, word
         names |= {f"{found[1]}[{dim}]" for dim in found[2].split(",")}
     return frozenset(names)

@@ -48,7 +48,7 @@ def unary(op_type):
     low, high = RANGES.get(op_type, (-2.0, 2.0))
     high = 20.0 if op_type == "BitwiseNot" else high
     since = SINCE.get(op_type, 9)
-    for opset in sorted({max(9, since), max(13, since), max(21, since)}):
+    for opset in sorted({max(9, since), max(21, since)}):
         yield case(
             op_type, A(SHAPE, TYPES.get(op_type, "float32"), low, high), expect=SAME, groups=2, opset=opset
         )
@@ -65,7 +65,7 @@ def binary(op_type):
     if op_type == "BitShift":
         attributes["direction"] = "LEFT"
     since = BINARY_SINCE.get(op_type, 11)
-    for opset in sorted({since, max(13, since), max(18, since)}):
+    for opset in sorted({since, max(18, since)}):
         yield case(
             *(op_type, A(SHAPE, dtype, low, high), A(SHAPE, dtype, low, high)),
             expect=TWO,

@@ -1,0 +1,174 @@
+"""A run: everything about it except the model and the choice of units."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxprune.analysis import Analysis, analyze
+from onnxprune.calibrate.checks import did_you_mean
+from onnxprune.criteria import CriterionTable
+from onnxprune.errors import UsageError
+from onnxprune.evaluate.metrics import default_metrics
+from onnxprune.evaluate.soundness import Prover
+from onnxprune.inputs import Inputs, choose_inputs
+from onnxprune.model import io
+from onnxprune.rules import RuleTable
+
+MODES = ("remove", "mask")
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, steps done, steps in all; 0 where unknown)."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a plan is made, proven, written and measured.
+
+    Parameters
+    ----------
+    mode
+        "remove" cuts channels out, "mask" zeroes them and keeps all shapes.
+    data, samples, preprocess
+        Inputs for the proof and the measurements; generated ones without `data`.
+    bindings
+        Sizes of symbolic dims.
+    provider
+        onnxruntime's provider: "auto", "cpu", "cuda", ...
+    metric
+        Metric for labelled data; None: top1.
+    best_effort
+        Accept what is reachable where the target is not.
+    seed
+        For generated inputs.
+    rules, criteria
+        Tables to use instead of the default ones.
+    progress
+        Called as the work goes on.
+
+    Raises
+    ------
+    UsageError
+        A value that means nothing, or options that need data where there is none.
+    """
+
+    mode: str = "remove"
+    data: Any = None
+    samples: int | None = None
+    preprocess: Any = None
+    bindings: Mapping[str, int] = field(default_factory=dict)
+    provider: str = "auto"
+    metric: str | None = None
+    best_effort: bool = False
+    seed: int = 0
+    rules: RuleTable | None = None
+    criteria: CriterionTable | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        """Reject what means nothing before any work is done."""
+        if self.mode not in MODES:
+            raise UsageError(f"there is no mode {self.mode!r}", f"Known: {', '.join(MODES)}.")
+        if self.seed < 0:
+            raise UsageError(f"--seed {self.seed} is negative", "Give 0 or more.")
+        if self.samples is not None and self.samples < 1:
+            raise UsageError(f"--samples {self.samples} is not positive", "Give at least 1.")
+        metrics = default_metrics()
+        if self.metric is not None and self.metric not in metrics:
+            raise UsageError(
+                f"there is no metric {self.metric!r}{did_you_mean(self.metric, metrics)}",
+                f"Known: {', '.join(metrics)}.",
+            )
+        if self.data is None:
+            for name in ("samples", "preprocess", "metric"):
+                if getattr(self, name) is not None:
+                    raise UsageError(
+                        f"--{name} says how to use data, but no --data was given",
+                        f"Add --data, or leave --{name} out.",
+                    )
+
+    def say(self, stage: str, done: int = 0, total: int = 0) -> None:
+        """Report progress."""
+        if self.progress is not None:
+            self.progress(stage, done, total)
+
+    def tick(self, stage: str) -> Callable[[int, int], None]:
+        """A function that reports the progress of one stage."""
+        return lambda done, total: self.say(stage, done, total)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that was analysed, together with the inputs on which it is proven."""
+
+    analysis: Analysis
+    inputs: Inputs
+
+    def prover(self, job: Job) -> Prover:
+        """What compares masked and removed models on these inputs."""
+        return Prover(
+            self.analysis.axis_graph,
+            self.analysis.groups,
+            self.inputs.proof,
+            job.provider,
+            lambda _: job.say("proving masked == removed"),
+        )
+
+
+def open_model(
+    path: str | os.PathLike[str] | io.LoadedModel,
+    job: Job,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    force: bool = False,
+) -> Opened:
+    """Load and analyse a model, and choose inputs for it.
+
+    Parameters
+    ----------
+    output, force
+        Where the result will go: checked before any work is done.
+
+    Raises
+    ------
+    UsageError
+        The output exists or cannot be written, a binding names no symbolic dim, or the data does not fit.
+    ModelError
+        The file is no usable model.
+    """
+    job.say("loading")
+    if output is not None and not isinstance(path, io.LoadedModel) and Path(path).exists():
+        io.check_writable(output, force=force, sources=(path,))
+    source = path if isinstance(path, io.LoadedModel) else io.load(path)
+    if output is not None:
+        sources = (source.path, *source.data_files)
+        io.check_writable(output, force=force, sources=sources, external=bool(source.data_files))
+    _check_bindings(source, job.bindings)
+    job.say("reading data")
+    inputs = choose_inputs(
+        source,
+        data=job.data,
+        samples=job.samples,
+        preprocess=job.preprocess,
+        bindings=job.bindings,
+        provider=job.provider,
+        seed=job.seed,
+    )
+    job.say("analysing")
+    return Opened(analyze(source, bindings=inputs.bindings, rules=job.rules), inputs)
+
+
+def _check_bindings(source: io.LoadedModel, bindings: Mapping[str, int]) -> None:
+    from onnxprune.model.shapes import bind_dims
+
+    known, _ = bind_dims(source.ir.graph.inputs, {})
+    for name, size in bindings.items():
+        if name not in known:
+            listed = ", ".join(sorted(known)) or "none"
+            raise UsageError(
+                f"--bind {name}: the model has no symbolic dim of that name", f"It has: {listed}."
+            )
+        if size < 1:
+            raise UsageError(f"--bind {name}={size} is not positive", "Give the size of the dim.")

@@ -1,0 +1,143 @@
+"""Accuracy and fidelity of a model and its pruned copy, wherever onnxruntime can run them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.calibrate.dataset import Dataset, Feed, Feeds
+from onnxprune.calibrate.sessions import open_session
+from onnxprune.errors import DataError, ModelError
+from onnxprune.evaluate.fidelity import Fidelity
+from onnxprune.evaluate.validate import compare, measure
+from onnxprune.job import Job, Opened
+from onnxprune.model.convert import FLOATS, to_float32
+from onnxprune.model.detach import foreign_nodes
+from onnxprune.report.report import Measured
+
+BATCH = 32
+"""Samples per run."""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What could be measured.
+
+    Attributes
+    ----------
+    metric
+        None without labels.
+    fidelity
+        None without data.
+    notes
+        What the report should say about how, or why not.
+    """
+
+    metric: Measured | None = None
+    fidelity: Fidelity | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """Models and samples in a form that onnxruntime can run."""
+
+    models: tuple[ir.Model, ...]
+    data: Dataset
+    notes: tuple[str, ...] = ()
+
+
+def check_metric(opened: Opened, job: Job) -> None:
+    """Measure the original on one sample, so that labels that do not fit are found before any work is done.
+
+    Raises
+    ------
+    DataError
+        Outputs and labels do not fit the metric.
+    """
+    data = opened.inputs.data
+    if job.data is not None and data.labels is not None:
+        run = as_runnable([opened.analysis.source.ir], data.take([0]), job.provider)
+        if run is None:
+            return
+        try:
+            measure(run.models[0], run.data, job.metric or "top1", job.provider, 1)
+        except DataError as error:
+            raise DataError(
+                f"{data.source}: {error.what}",
+                "Give labels that fit the model's first output, or data without labels.",
+            ) from None
+
+
+def measure_both(opened: Opened, pruned: ir.Model, job: Job) -> Measurements:
+    """Metric before and after where labels are there, and label-free fidelity; on real data only."""
+    if job.data is None:
+        return Measurements()
+    original, data = opened.analysis.source.ir, opened.inputs.data
+    run = as_runnable([original, pruned], data, job.provider)
+    if run is None:
+        names = ", ".join(sorted({node.op_type for node in foreign_nodes(original)}))
+        return Measurements(
+            notes=(f"onnxruntime cannot run {names}, so neither accuracy nor fidelity was measured",)
+        )
+    model, cut = run.models
+    fidelity = compare(model, cut, run.data, job.provider, BATCH, progress=job.tick("comparing outputs"))
+    if data.labels is None:
+        return Measurements(None, fidelity, run.notes)
+    metric = job.metric or "top1"
+    before, after = (
+        measure(each, run.data, metric, job.provider, BATCH, progress=job.tick(f"measuring {metric}"))
+        for each in run.models
+    )
+    return Measurements(Measured(before, after), fidelity, run.notes)
+
+
+def as_runnable(models: Sequence[ir.Model], data: Dataset, provider: str) -> Runnable | None:
+    """The models as they are, or, where onnxruntime lacks kernels for their float type, in float32.
+
+    Returns
+    -------
+    Runnable or None
+        None where a model has operators that onnxruntime does not know.
+    """
+    if any(foreign_nodes(model) for model in models):
+        return None
+    try:
+        open_session(models[0], provider)
+    except ModelError:
+        if not any(_is_other_float(model) for model in models):
+            raise
+    else:
+        return Runnable(tuple(models), data)
+    return Runnable(
+        tuple(to_float32(model) for model in models),
+        replace(data, feeds=_InFloat32(data.feeds)),
+        ("onnxruntime has no kernels for the model's float type here, so it was measured in float32",),
+    )
+
+
+def _is_other_float(model: ir.Model) -> bool:
+    return any(value.dtype in FLOATS for value in (*model.graph.inputs, *model.graph.initializers.values()))
+
+
+@dataclass(frozen=True, eq=False)
+class _InFloat32:
+    """Samples whose float arrays are float32."""
+
+    feeds: Feeds
+
+    def __len__(self) -> int:
+        return len(self.feeds)
+
+    def __getitem__(self, index: int, /) -> Feed:
+        return {name: as_float32(array) for name, array in self.feeds[index].items()}
+
+
+def as_float32(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A float array as float32, any other as it is."""
+    is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    return array.astype(np.float32) if is_float else array
