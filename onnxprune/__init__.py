@@ -26,7 +26,7 @@ _HOMES = {
     "Analysis": "onnxprune.analysis",
     "Explanation": "onnxprune.explanation",
     "LoadedModel": "onnxprune.model.io",
-    "Plan": "onnxprune.plan",
+    "Plan": "onnxprune.plans",
     "Pruned": "onnxprune.pruning",
     "Report": "onnxprune.report.report",
     "Validation": "onnxprune.validation",
@@ -38,7 +38,7 @@ _HOMES = {
     "default_rules": "onnxprune.rules",
     "OnnxPruneError": "onnxprune.errors",
     "Reason": "onnxprune.errors",
-    "read_plan": "onnxprune.plan",
+    "read_plan": "onnxprune.plans",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]
@@ -59,8 +59,8 @@ if TYPE_CHECKING:
     from onnxprune.errors import Reason as Reason
     from onnxprune.explanation import Explanation as Explanation
     from onnxprune.model.io import LoadedModel as LoadedModel
-    from onnxprune.plan import Plan as Plan
-    from onnxprune.plan import read_plan as read_plan
+    from onnxprune.plans import Plan as Plan
+    from onnxprune.plans import read_plan as read_plan
     from onnxprune.pruning import Pruned as Pruned
     from onnxprune.report.report import Report as Report
     from onnxprune.rules import Rule as Rule

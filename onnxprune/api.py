@@ -13,8 +13,8 @@ from onnxprune.errors import UsageError
 from onnxprune.explanation import explain
 from onnxprune.job import Job, Progress
 from onnxprune.model.io import LoadedModel, load
-from onnxprune.plan import Plan, read_plan
 from onnxprune.planning import Choices, allocate, check_reached, score_groups
+from onnxprune.plans import Plan, read_plan
 from onnxprune.pruning import Pruned, apply_plan, prune_model
 from onnxprune.rules import RuleTable
 from onnxprune.validation import validate

@@ -13,19 +13,19 @@ import onnx_ir as ir
 
 from onnxprune.allocate.solve import Allocation
 from onnxprune.analysis import Analysis
-from onnxprune.apply.keep import kept_positions
-from onnxprune.apply.mask import mask
-from onnxprune.apply.remove import remove
 from onnxprune.errors import Reason, SoundnessError
 from onnxprune.evaluate.soundness import Soundness
 from onnxprune.job import Job, Opened, open_model
 from onnxprune.measuring import Measurements, check_metric, measure_both
 from onnxprune.model import io
 from onnxprune.model.finalize import finalize
-from onnxprune.plan import Plan
 from onnxprune.planning import Choices, Scored, allocate, check_reached, find_criterion, score_groups
+from onnxprune.plans import Plan
 from onnxprune.report.assemble import barrier_results, group_results
 from onnxprune.report.report import Report, Size, TargetResult
+from onnxprune.surgery.keep import kept_positions
+from onnxprune.surgery.mask import mask
+from onnxprune.surgery.remove import remove
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Source = str | os.PathLike[str] | io.LoadedModel

@@ -41,7 +41,9 @@ class Net(ModelBuilder):
         return self.op("Gemm", x, weight, self.normal((outer,), f"{name}.bias", 0.1), name=name, transB=1)
 
     def batch_norm(self, x, name: str, channels: int) -> ir.Value:
-        scale, bias, mean = (self.normal((channels,), f"{name}.{part}") for part in ("weight", "bias", "mean"))
+        scale, bias, mean = (
+            self.normal((channels,), f"{name}.{part}") for part in ("weight", "bias", "mean")
+        )
         spread = self.constant(
             self.rng.uniform(0.5, 2, channels).astype(self.dtype.numpy()), f"{name}.variance"
         )
@@ -78,7 +80,9 @@ def convnet(
 def residual(width: int = 32, blocks: int = 2, inner: int = 16) -> ir.Model:
     """A stem and residual blocks of two convolutions; the stream is one group, each block has another."""
     net = Net()
-    x = net.op("Relu", net.conv(net.data("image", ("n", 3, 8, 8)), "stem", (width, 3, 3, 3)), name="stem_relu")
+    x = net.op(
+        "Relu", net.conv(net.data("image", ("n", 3, 8, 8)), "stem", (width, 3, 3, 3)), name="stem_relu"
+    )
     for number in range(blocks):
         y = net.conv(x, f"block{number}.a", (inner, width, 3, 3))
         y = net.conv(net.op("Relu", y, name=f"block{number}.mid"), f"block{number}.b", (width, inner, 3, 3))
@@ -89,7 +93,9 @@ def residual(width: int = 32, blocks: int = 2, inner: int = 16) -> ir.Model:
 def grouped(channels: int = 32, groups: int = 4) -> ir.Model:
     """A 1x1 convolution, a grouped one, a 1x1 one."""
     net = Net()
-    x = net.op("Relu", net.conv(net.data("image", ("n", 3, 6, 6)), "before", (channels, 3, 1, 1)), name="relu0")
+    x = net.op(
+        "Relu", net.conv(net.data("image", ("n", 3, 6, 6)), "before", (channels, 3, 1, 1)), name="relu0"
+    )
     x = net.conv(x, "grouped", (channels, channels // groups, 3, 3), group=groups)
     x = net.conv(net.op("Relu", x, name="relu1"), "after", (16, channels, 1, 1))
     return net.model(net.head(x, 16))

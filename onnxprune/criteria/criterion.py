@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.errors import UsageError
+
 Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 
@@ -44,12 +46,15 @@ class Criterion:
         Kinds of parameters that it reads.
     source
         Where the definition comes from.
+    once
+        Look at the first such parameter of a group only, instead of summing over all.
     """
 
     name: str
     function: Callable[[Array, np.random.Generator], Array]
     kinds: frozenset[str] = frozenset({"weight"})
     source: str = ""
+    once: bool = False
 
     def score(
         self, members: Sequence[UnitWeights], *, normalize: bool, rng: np.random.Generator
@@ -69,14 +74,25 @@ class Criterion:
         -------
         array of shape (units,), or None
             None where the group has no parameter that this criterion reads.
+
+        Raises
+        ------
+        UsageError
+            The function returned something else than one score per unit.
         """
         used = [m for m in members if m.kind in self.kinds]
         if not used:
             return None
         total = np.zeros(len(used[0].values))
-        for member in used:
+        for member in used[:1] if self.once else used:
             scale = 1.0 / member.norm if normalize and member.norm > 0 else 1.0
-            total = total + self.function(member.values * scale, rng)
+            scores = np.asarray(self.function(member.values * scale, rng))
+            if scores.shape != total.shape:
+                raise UsageError(
+                    f"the criterion {self.name} gives scores of shape {scores.shape} for {len(total)} units",
+                    "Its function takes (units, features) and returns one score per unit.",
+                )
+            total = total + scores
         return total
 
 

@@ -8,7 +8,7 @@ component exclude each other.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,13 @@ from onnxprune.graph.axes import Axis, Barrier
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.positions import Index, components
 from onnxprune.graph.relations import Edge
+
+Site = tuple[int, Axis]
+"""A Reshape (by id) and one of its axes, where one factor has to be chosen."""
+
+MAX_CUTS = 8
+"""Cuts that are looked for around one hard component. Where many Reshapes hang together, further ones would
+differ from these in a single choice."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,10 @@ class Layout:
         k = self.klass[self.number[axis]]
         return np.arange(self.offset[k], self.offset[k] + self.extent[k])
 
+    def is_pinned(self, edge: Edge) -> bool:
+        """Whether a choice leaves nothing to choose from, whatever else is chosen."""
+        return bool(self.pinned[self.positions(edge.a)].all() or self.pinned[self.positions(edge.b)].all())
+
     def component(self, axis: Axis) -> int:
         """Axis-level hard component of an axis."""
         return int(self.hard[self.klass[self.number[axis]]])
@@ -96,7 +107,7 @@ def lay_out(axis_graph: AxisGraph) -> Layout:
             same.append((number[edge.a], number[edge.b]))
         else:
             partial.append(edge)
-    choices.sort(key=lambda e: (number[e.a], number[e.b], e.factor))
+    choices.sort(key=lambda e: (e.a.name, e.b.name, e.factor))  # whatever the order of the nodes
 
     root = _join(len(axes), same)
     roots, klass = np.unique(root, return_inverse=True)
@@ -115,77 +126,122 @@ def lay_out(axis_graph: AxisGraph) -> Layout:
 
 
 def find_cuts(layout: Layout) -> list[Cut]:
-    """All cuts, in a fixed order; every hard component is in at least one."""
-    sites: dict[tuple[int, Axis], list[Edge]] = defaultdict(list)
-    by_component: dict[int, list[tuple[int, Axis]]] = defaultdict(list)
+    """Cuts in a fixed order: at most `MAX_CUTS` for each hard component, one where it meets no Reshape."""
+    sites: dict[Site, list[Edge]] = defaultdict(list)
+    by_component: dict[int, list[Site]] = defaultdict(list)
     for edge in layout.choices:
         for axis in (edge.a, edge.b):
             site = (id(edge.where), axis)
             if site not in sites:
                 by_component[layout.component(axis)].append(site)
             sites[site].append(edge)
+    grower = _Grower(layout, sites, by_component)
     covered: set[int] = set()
+    found: Counter[int] = Counter()
     cuts: list[Cut] = []
-    for edge in layout.choices:
-        if id(edge) in covered:
+    for edge in sorted(layout.choices, key=layout.is_pinned):
+        ends = {layout.component(edge.a), layout.component(edge.b)}
+        if id(edge) in covered or any(found[c] >= MAX_CUTS for c in ends):
             continue
-        cut = _close(layout, edge, sites, by_component)
+        cut = grower.grow(edge)
         covered.update(id(e) for e in cut.choices)
+        found.update(cut.components)
         cuts.append(cut)
     closed = set(by_component)
     cuts.extend(Cut(frozenset([c]), ()) for c in np.unique(layout.hard).tolist() if c not in closed)
     return cuts
 
 
-def _close(
-    layout: Layout,
-    seed: Edge,
-    sites: dict[tuple[int, Axis], list[Edge]],
-    by_component: dict[int, list[tuple[int, Axis]]],
-) -> Cut:
-    """Grow a cut from one choice until every Reshape that it touches has chosen a factor."""
-    chosen: list[Edge] = []
-    inside: set[int] = set()
-    decided: set[tuple[int, Axis]] = set()
-    undecided: list[tuple[int, Axis]] = []
+class _Grower:
+    """Grows one cut at a time.
 
-    def take(edge: Edge) -> None:
-        chosen.append(edge)
-        for axis in (edge.a, edge.b):
-            decided.add((id(edge.where), axis))
-            component = layout.component(axis)
-            if component not in inside:
-                inside.add(component)
-                undecided.extend(by_component[component])
+    What its choices have tied so far is kept in a union-find, so that the next choice costs what it touches,
+    not what was chosen before. When a cut is done, the arrays are as they were.
+    """
 
-    take(seed)
-    while undecided:
-        undecided = [site for site in undecided if site not in decided]
-        forced = next((site for site in undecided if len(sites[site]) == 1), None)
-        if forced is not None:
-            take(sites[forced][0])
-        elif undecided:
-            site = undecided[0]
-            take(_finest(layout, chosen, sites[site]))
-    return Cut(frozenset(inside), tuple(chosen))
+    def __init__(
+        self,
+        layout: Layout,
+        sites: dict[Site, list[Edge]],
+        by_component: dict[int, list[Site]],
+    ) -> None:
+        self.layout = layout
+        self.sites = sites
+        self.by_component = by_component
+        self.root = np.arange(len(layout.label), dtype=np.int64)  # of every hard label
+        self.pinned = layout.pinned.copy()  # per root
+        self.changed: list[Index] = []
 
+    def grow(self, seed: Edge) -> Cut:
+        """Start from one choice and go on until every Reshape that the cut touches has chosen a factor."""
+        chosen: list[Edge] = []
+        inside: set[int] = set()
+        decided: set[Site] = set()
+        forced: deque[Site] = deque()
+        undecided: deque[Site] = deque()
 
-def _finest(layout: Layout, chosen: Sequence[Edge], options: Sequence[Edge]) -> Edge:
-    """The option that leaves the most units to choose from; the first of equals."""
-    scores = [_free_units(layout, (*chosen, option)) for option in options]
-    return options[int(np.argmax(scores))]
+        def take(edge: Edge) -> None:
+            chosen.append(edge)
+            self._join(edge)
+            for axis in (edge.a, edge.b):
+                decided.add((id(edge.where), axis))
+                component = self.layout.component(axis)
+                if component not in inside:
+                    inside.add(component)
+                    for site in self.by_component[component]:
+                        (forced if len(self.sites[site]) == 1 else undecided).append(site)
 
+        take(seed)
+        while forced or undecided:
+            site = (forced or undecided).popleft()
+            if site not in decided:
+                take(self._finest(self.sites[site]))
+        for labels in self.changed:
+            self.root[labels] = labels
+            self.pinned[labels] = self.layout.pinned[labels]
+        self.changed.clear()
+        return Cut(frozenset(inside), tuple(chosen))
 
-def _free_units(layout: Layout, edges: Iterable[Edge]) -> int:
-    edges = list(edges)
-    axes = {axis for edge in edges for axis in (edge.a, edge.b)}
-    labels = np.unique(np.concatenate([layout.label[layout.positions(axis)] for axis in axes]))
-    joined = join_labels(layout, labels, edges)
-    pinned = np.unique(joined[layout.pinned[labels]])
-    last = edges[-1]
-    touched = np.searchsorted(labels, layout.label[layout.positions(last.a)])
-    units = np.unique(joined[touched])
-    return int(np.setdiff1d(units, pinned).size)
+    def _finest(self, options: Sequence[Edge]) -> Edge:
+        """The option that leaves the most units to choose from; the first of equals."""
+        if len(options) == 1:
+            return options[0]
+        return options[int(np.argmax([self._free_units(option) for option in options]))]
+
+    def _free_units(self, edge: Edge) -> int:
+        """Units on `edge.a` that no barrier holds, were the choice taken."""
+        roots, a, b = self._ends(edge)
+        joined = components(len(roots), a, b)
+        pinned = np.zeros(len(roots), bool)
+        np.logical_or.at(pinned, joined, self.pinned[roots])
+        whole = np.searchsorted(roots, self._find(self.layout.label[self.layout.positions(edge.a)]))
+        units = np.unique(joined[whole])
+        return int((~pinned[units]).sum())
+
+    def _join(self, edge: Edge) -> None:
+        roots, a, b = self._ends(edge)
+        low = roots[components(len(roots), a, b)]
+        self.root[roots] = low
+        np.logical_or.at(self.pinned, low, self.pinned[roots])
+        self.changed.append(roots)
+
+    def _ends(self, edge: Edge) -> tuple[Index, Index, Index]:
+        """Roots of all positions of both axes (sorted), and the tied ones as indices into them."""
+        a, b = (self._find(self.layout.label[self.layout.positions(axis)]) for axis in (edge.a, edge.b))
+        roots = np.unique(np.concatenate([a, b]))
+        left, right = np.searchsorted(roots, a), np.searchsorted(roots, b)
+        return roots, left[_index(edge.a_index)], right[_index(edge.b_index)]
+
+    def _find(self, labels: Index) -> Index:
+        root = self.root[labels]
+        while True:
+            above = self.root[root]
+            if np.array_equal(above, root):
+                break
+            root = above
+        self.root[labels] = root
+        self.changed.append(labels)
+        return root
 
 
 def join_labels(layout: Layout, labels: Index, choices: Iterable[Edge]) -> Index:

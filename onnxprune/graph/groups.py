@@ -6,7 +6,7 @@ together, form a group (a filter pruning group, or cluster). Positions that are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from onnxprune.errors import Reason
 from onnxprune.graph.axes import Axis
 from onnxprune.graph.build import AxisGraph, Parameter
 from onnxprune.graph.cuts import Cut, Layout, find_cuts, join_labels, lay_out
-from onnxprune.graph.positions import Index, hashes
+from onnxprune.graph.positions import Index, components, hashes
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -140,16 +140,17 @@ def _number(
         ((i, group) for i, (_, groups) in enumerate(found) for group in groups),
         key=lambda pair: (pair[0] not in used, layout.number[pair[1].axes[0].axis]),
     )
-    ids = {id(group): f"g{n}" for n, (_, group) in enumerate(ranked)}
-    by_component: dict[int, list[int]] = {}
-    for i, (cut, _) in enumerate(found):
-        for component in cut.components:
-            by_component.setdefault(component, []).append(i)
+    rank = {id(group): n for n, (_, group) in enumerate(ranked)}
+    ids = {key: f"g{n}" for key, n in rank.items()}
+    users: dict[Axis, list[tuple[int, Group]]] = {}
+    for i, group in ranked:
+        for use in group.axes:
+            users.setdefault(use.axis, []).append((i, group))
     groups: list[Group] = []
     alternatives: list[Group] = []
     for i, group in ranked:
-        rivals = {j for c in found[i][0].components for j in by_component[c] if j != i}
-        others = tuple(ids[id(g)] for j in sorted(rivals) for g in found[j][1])
+        rivals = {id(other): j for use in group.axes for j, other in users[use.axis] if j != i}
+        others = tuple(ids[rival] for rival in sorted(rivals, key=lambda rival: (rivals[rival], rank[rival])))
         numbered = replace(group, id=ids[id(group)], alternatives=others)
         (groups if i in used else alternatives).append(numbered)
     return Partition(layout, tuple(groups), tuple(alternatives), rejected)
@@ -190,10 +191,20 @@ class _Finder:
         unit_of, free = self._units(cut, classes)
         balances = self._blocks(cut, classes, unit_of, free)
         member, kinds = self._members(classes, unit_of, free, balances)
+        member = np.where(free, np.searchsorted(np.unique(member[free]), member), -1)
+        units = _divide(member)
+        touched: list[list[int]] = [[] for _ in units]
+        for k in classes:
+            for group in np.unique(member[unit_of[k]]).tolist():
+                if group >= 0:
+                    touched[group].append(k)
+        local = np.empty(len(member), np.int64)
+        for mine in units:
+            local[mine] = np.arange(len(mine))
         groups = []
-        for group in np.unique(member[free]):
-            units = np.flatnonzero(free & (member == group))
-            made = self._group(units, classes, unit_of, kinds[units], balances, number)
+        for group, mine in enumerate(units):
+            lies = {k: np.where(member[unit_of[k]] == group, local[unit_of[k]], -1) for k in touched[group]}
+            made = self._group(mine, lies, kinds[mine], balances, number)
             if made is not None:
                 groups.append(made)
         return groups
@@ -219,20 +230,24 @@ class _Finder:
 
         A unit that lies in several blocks but not evenly cannot be dropped: `free` is cleared for it.
         """
+        stated = {
+            (int(self.layout.klass[self.layout.number[axis]]), blocks): None
+            for component in sorted(cut.components)
+            for axis, blocks in self.balances.get(component, ())
+        }
         found: list[_Balanced] = []
-        for component in sorted(cut.components):
-            for axis, blocks in self.balances.get(component, ()):
-                k = int(self.layout.klass[self.layout.number[axis]])
-                unit = unit_of[k]
-                size = len(unit) // blocks
-                counts = np.zeros((len(free), blocks), np.int64)
-                np.add.at(counts, (unit, np.arange(len(unit)) // size), 1)
-                even = (counts == counts[:, :1]).all(1)
-                single = (counts > 0).sum(1) == 1
-                free &= even | single
-                block = np.where(even, -1, counts.argmax(1))
-                if (block[free] >= 0).any():
-                    found.append(_Balanced(block, blocks))
+        for k, blocks in stated:
+            touched, unit = np.unique(unit_of[k], return_inverse=True)
+            size = len(unit) // blocks
+            counts = np.zeros((len(touched), blocks), np.int64)
+            np.add.at(counts, (unit, np.arange(len(unit)) // size), 1)
+            even = (counts == counts[:, :1]).all(1)
+            single = (counts > 0).sum(1) == 1
+            free[touched] &= even | single
+            block = np.full(len(free), -1, np.int64)
+            block[touched] = np.where(even, -1, counts.argmax(1))
+            if (block[free] >= 0).any():
+                found.append(_Balanced(block, blocks))
         return found
 
     def _members(
@@ -247,38 +262,31 @@ class _Finder:
             with np.errstate(over="ignore"):
                 signature[np.unique(unit_of[k])] += hashes(np.array([k]))[0]
         _, kind = np.unique(signature, return_inverse=True)
-        member = kind.copy()
-        for balance in balances:
-            bound = free & (balance.block >= 0)
-            if bound.any():
-                groups = np.unique(member[bound])
-                member[np.isin(member, groups)] = groups[0]
-        return member, kind
+        bound = [np.unique(kind[free & (balance.block >= 0)]) for balance in balances]
+        none = np.empty(0, np.int64)
+        first = [kinds[np.zeros(len(kinds), np.int64)] for kinds in bound]
+        joined = components(len(kind), np.concatenate([none, *bound]), np.concatenate([none, *first]))
+        return joined[kind], kind
 
     def _group(
         self,
         units: Index,
-        classes: list[int],
-        unit_of: dict[int, Index],
+        lies: dict[int, Index],
         kinds: Index,
         balances: list[_Balanced],
         cut: int,
     ) -> Group | None:
         if len(units) < 2:
-            self._reject(Reason.INDIVISIBLE, classes)
+            self._reject(Reason.INDIVISIBLE, lies)
             return None
         try:
             cells = _cells(units, kinds, balances)
         except _Unbalanced as error:
-            self._reject(error.reason, classes)
+            self._reject(error.reason, lies)
             return None
-        local = np.full(int(max(u.max() for u in unit_of.values())) + 1, -1, np.int64)
-        local[units] = np.arange(len(units))
-        uses: list[AxisUse] = []
-        for k in classes:
-            positions = local[unit_of[k]]
-            if (positions >= 0).any():
-                uses.extend(AxisUse(self.layout.axes[n], positions) for n in self.axes_of[k])
+        uses = [
+            AxisUse(self.layout.axes[n], positions) for k, positions in lies.items() for n in self.axes_of[k]
+        ]
         uses.sort(key=lambda use: self.layout.number[use.axis])
         sources, sinks, name = self._roles(uses)
         if not sources and not sinks:
@@ -287,7 +295,7 @@ class _Finder:
         width = int(np.bincount(first[first >= 0]).max())
         return Group("", name, len(units), tuple(uses), sources, sinks, cells, width, cut)
 
-    def _reject(self, reason: Reason, classes: list[int]) -> None:
+    def _reject(self, reason: Reason, classes: Iterable[int]) -> None:
         axes = tuple(axis for k in classes for axis, _ in self.parameters.get(k, ()))
         self.rejected.append(Rejection(reason, axes))
 
@@ -307,6 +315,13 @@ class _Balanced:
 
     block: Index
     count: int
+
+
+def _divide(member: Index) -> list[Index]:
+    """Units of every group, ascending; `member` is the group of each unit, counted from 0, or -1."""
+    order = np.argsort(member, kind="stable")
+    first = np.searchsorted(member[order], np.arange(member.max(initial=-1) + 2))
+    return [order[start:stop] for start, stop in zip(first, first[1:], strict=False)]
 
 
 class _Unbalanced(Exception):

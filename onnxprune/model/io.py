@@ -154,6 +154,10 @@ def _parse(raw: bytes) -> onnx.ModelProto:
     try:
         proto.ParseFromString(raw)
     except DecodeError:
+        if raw.startswith(b"version https://git-lfs"):
+            raise ModelError(
+                "this is not an ONNX model but a pointer to one in Git LFS", "Fetch it with git lfs pull."
+            ) from None
         kind = "looks like text" if _is_text(raw) else "is damaged, truncated or of another format"
         raise ModelError(
             f"this is not an ONNX model: it cannot be decoded as protobuf and {kind}",

@@ -20,9 +20,9 @@ from onnxprune.rules.helpers import Index, arange
 from onnxprune.rules.rule import Key, Rule, Term, table
 
 if TYPE_CHECKING:
-    from onnxprune.apply.refit import Refit
     from onnxprune.graph.relations import Relations
     from onnxprune.rules.op import Op
+    from onnxprune.surgery.refit import Refit
 
 
 def _relate(op: Op, relations: Relations) -> None:

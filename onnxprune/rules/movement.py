@@ -19,9 +19,9 @@ from onnxprune.rules.op import normalized
 from onnxprune.rules.rule import Key, Rule, table
 
 if TYPE_CHECKING:
-    from onnxprune.apply.refit import Refit
     from onnxprune.graph.relations import Relations
     from onnxprune.rules.op import Op
+    from onnxprune.surgery.refit import Refit
 
 
 # --- Concat and Split ------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from onnxprune.rules.helpers import arange, tie_axes, tie_broadcast
 from onnxprune.rules.rule import Key, Rule, table
 
 if TYPE_CHECKING:
-    from onnxprune.apply.refit import Refit
     from onnxprune.graph.relations import Relations
     from onnxprune.rules.op import Op
+    from onnxprune.surgery.refit import Refit
 
 
 def _batch(op: Op, relations: Relations) -> None:

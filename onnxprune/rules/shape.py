@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from onnxprune.rules.rule import Key, Rule, table
 
 if TYPE_CHECKING:
-    from onnxprune.apply.refit import Refit
     from onnxprune.graph.relations import Relations
     from onnxprune.rules.op import Op
+    from onnxprune.surgery.refit import Refit
 
 
 def _read(op: Op, relations: Relations) -> None:

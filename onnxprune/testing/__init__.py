@@ -9,11 +9,15 @@ asserts:
 - onnx's checker accepts the removed model, and all its inferred shapes are those that onnxruntime makes;
 - removing nothing gives the same bytes;
 - the order of the nodes changes neither the groups nor the result.
+
+`check_criterion` draws weights and asserts that scores are finite, one per unit, and the same for the same seed and
+for units in another order.
 """
 
 from __future__ import annotations
 
 from onnxprune.testing.builder import ModelBuilder
+from onnxprune.testing.criterion import check_criterion
 from onnxprune.testing.model import Checked, check_model, draw_keep
 from onnxprune.testing.rule import Activation, Feed, Weight, check_rule
 
@@ -23,6 +27,7 @@ __all__ = [
     "Feed",
     "ModelBuilder",
     "Weight",
+    "check_criterion",
     "check_model",
     "check_rule",
     "draw_keep",

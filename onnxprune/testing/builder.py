@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,9 @@ class ModelBuilder:
         self._nodes.append(node)
         return tuple(node.outputs)
 
-    def model(self, *outputs: ir.Value, declare: bool = True) -> ir.Model:
+    def model(
+        self, *outputs: ir.Value, declare: bool = True, bindings: Mapping[str, int] | None = None
+    ) -> ir.Model:
         """Make the model.
 
         Parameters
@@ -108,6 +110,8 @@ class ModelBuilder:
             The graph's outputs.
         declare
             Declare the shapes of all values, as exporters do; without, only those of inputs and outputs.
+        bindings
+            Sizes of symbolic dims at which the model can be understood.
         """
         graph = ir.Graph(
             self._inputs,
@@ -118,7 +122,7 @@ class ModelBuilder:
             name="built",
         )
         model = ir.Model(graph, ir_version=8 if self.opset < 21 else 10, producer_name="onnxprune.testing")
-        shapes = infer_shapes(model)
+        shapes = infer_shapes(model, bindings)
         for node in graph:
             for value in node.outputs:
                 extents = shapes.dims.get(value)

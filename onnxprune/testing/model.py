@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.apply.keep import Kept, kept_positions
-from onnxprune.apply.mask import mask
-from onnxprune.apply.remove import RefitError, remove
 from onnxprune.errors import ModelError, Reason
 from onnxprune.graph.axes import Axis
 from onnxprune.graph.build import AxisGraph, build_axis_graph
@@ -22,6 +19,9 @@ from onnxprune.model.normalize import normalize
 from onnxprune.model.serialize import to_bytes
 from onnxprune.model.shapes import infer_shapes
 from onnxprune.rules import RuleTable, default_rules
+from onnxprune.surgery.keep import Kept, kept_positions
+from onnxprune.surgery.mask import mask
+from onnxprune.surgery.remove import RefitError, remove
 from onnxprune.testing.feeds import Array, execute, make_feeds
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -76,6 +76,7 @@ def check_model(
     highs: Mapping[str, int] | None = None,
     feeds: Mapping[str, Array] | None = None,
     checker: bool = True,
+    alive: bool = True,
 ) -> Checked:
     """Check the rules on a whole model: every group alone and all together, in several draws.
 
@@ -95,6 +96,8 @@ def check_model(
         Inputs by name, where drawn ones would not do.
     checker
         Ask onnx's checker; False for models that it refuses and onnxruntime runs.
+    alive
+        Demand that no output is all zero and that masking changes some; False for models drawn at random.
 
     Returns
     -------
@@ -112,13 +115,14 @@ def check_model(
     table = default_rules() if rules is None else rules
     axis_graph = build_axis_graph(normal, infer_shapes(normal, bindings), table)
     checked = Checked(axis_graph, partition(axis_graph))
+    _check_groups(checked)
     _check_nothing(checked)
     runs = [_Run(feed, outputs) for feed, outputs in _runs(checked, highs or {}, feeds or {})]
-    _check_alive(runs[0].outputs)
+    _check_values(runs[0].outputs, alive)
     moved = [_check_plan(checked, plan, runs, checker) for plan in _plans(checked, seeds)]
     contracted = {sink.axis for sink in axis_graph.sinks}
     reach = {use.axis for group in checked.groups for use in group.axes}
-    if reach & contracted and not any(moved):
+    if alive and reach & contracted and not any(moved):
         raise AssertionError("masking changes no output: equality of masked and removed would prove nothing")
     for seed in seeds[:1]:
         _check_order(checked, table, bindings, runs[0].feed, seed)
@@ -201,6 +205,23 @@ def _tell(plan: Mapping[str, Bools]) -> str:
 
 
 # --- assertions ------------------------------------------------------------------------------------------
+
+
+def _check_groups(checked: Checked) -> None:
+    """No position is in two groups in use, no unit is on no axis, blocks are of equal size."""
+    taken: dict[Axis, Bools] = {}
+    for group in checked.groups:
+        found: set[int] = set()
+        for use in group.axes:
+            inside = use.unit >= 0
+            if (taken.get(use.axis, False) & inside).any():
+                raise AssertionError(f"{use.axis.name} has positions in two groups, one of them {group}")
+            taken[use.axis] = taken.get(use.axis, False) | inside
+            found.update(use.unit[inside].tolist())
+        if found != set(range(group.units)):
+            raise AssertionError(f"{group} has units on no axis: {set(range(group.units)) - found}")
+        if group.blocks is not None and len(set(np.bincount(group.blocks).tolist())) > 1:
+            raise AssertionError(f"{group} has blocks of different sizes: {group.blocks}")
 
 
 def _check_nothing(checked: Checked) -> None:
@@ -373,11 +394,11 @@ def _producers(node: ir.Node) -> Iterator[ir.Node]:
             yield producer
 
 
-def _check_alive(outputs: Mapping[str, Array]) -> None:
+def _check_values(outputs: Mapping[str, Array], alive: bool) -> None:
     for name, array in outputs.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise AssertionError(f"output {name!r} of the model is not finite: {array}")
-        if not np.any(array):
+        if alive and not np.any(array):
             raise AssertionError(f"output {name!r} of the model is all zero, so nothing can be compared")
 
 

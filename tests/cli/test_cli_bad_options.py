@@ -95,7 +95,7 @@ def test_an_unreachable_target_says_what_blocks(command, tmp_path):
         UNREACHABLE, "prune", path, "--macs", "0.1", folder=tmp_path, says=["50.0% of the MACs is as low"]
     )
     assert "softmax normalises over this axis" in result.err
-    assert "1 layer (95.5% of the MACs, 95.4% of the parameters), held" in result.err
+    assert "1 layer (95.5% of the MACs, 94.7% of the parameters), held" in result.err
 
 
 @pytest.mark.parametrize("scope", ["global", "uniform"])
@@ -109,7 +109,9 @@ def test_best_effort_takes_what_is_reachable(command, net, scope):
     target = json.loads(report.read_text())["target"]
     assert target["met"] is False
     assert 0.01 < target["achieved"] < 0.3
-    widths = [t.dims[0] for t in onnx.load(net.with_name("net.pruned.onnx")).graph.initializer if len(t.dims) == 4]
+    widths = [
+        t.dims[0] for t in onnx.load(net.with_name("net.pruned.onnx")).graph.initializer if len(t.dims) == 4
+    ]
     assert widths == [8, 8, 8]
 
 
@@ -135,7 +137,9 @@ def test_keeping_all_of_the_macs_is_met_by_cutting_nothing(command, net):
 
 def test_the_name_of_a_layer_selects_its_group(command, net):
     command.accepted("prune", net, "--ratio", "0.2", "--ignore", "conv0", "-q", "-o", net.with_name("a.onnx"))
-    command.accepted("prune", net, "--ratio", "0.4", "--only", "re:conv[12]", "-q", "-o", net.with_name("b.onnx"))
+    command.accepted(
+        "prune", net, "--ratio", "0.4", "--only", "re:conv[12]", "-q", "-o", net.with_name("b.onnx")
+    )
     for name in "ab":
         shapes = {t.name: list(t.dims) for t in onnx.load(net.with_name(f"{name}.onnx")).graph.initializer}
         assert shapes["conv0.weight"][0] == 16
@@ -164,6 +168,8 @@ def test_constant_scores_are_broken_by_index(command, net):
         if len(tensor.dims) == 4:
             tensor.raw_data = np.full(tuple(tensor.dims), 0.1, np.float32).tobytes()
     onnx.save(proto, net)
-    command.accepted("prune", net, "--ratio", "0.3", "--scope", "uniform", "-q", "--plan", net.with_name("p.json"))
+    command.accepted(
+        "prune", net, "--ratio", "0.3", "--scope", "uniform", "-q", "--plan", net.with_name("p.json")
+    )
     groups = json.loads(net.with_name("p.json").read_text())["groups"]
     assert groups["g1"]["keep"] == list(range(8, 32))

@@ -139,7 +139,11 @@ def test_a_full_disk(command, net, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     command.refused(
-        2, "prune", net, folder=net.parent, says=["net.pruned.onnx cannot be written: No space left", "free space"]
+        2,
+        "prune",
+        net,
+        folder=net.parent,
+        says=["net.pruned.onnx cannot be written: No space left", "free space"],
     )
 
 

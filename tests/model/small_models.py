@@ -11,7 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from onnx import helper, numpy_helper
+
+from onnxprune.errors import UsageError
+from onnxprune.model import io
+from onnxprune.model.finalize import finalize
+from onnxprune.model.normalize import normalize
 
 FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 
@@ -54,7 +60,7 @@ def write(path, proto):
 
 
 def check(path):
-    """Let onnx's checker look at a file; it wants shapes of outputs, which most models here do not declare."""
+    """Let onnx's checker look at a file; it wants shapes of outputs, which few models here declare."""
     proto = onnx.load(path)
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     for output, found in zip(proto.graph.output, inferred.graph.output, strict=True):
@@ -79,13 +85,57 @@ def run(model, feed, *, optimize=True):
     return dict(zip(names, session.run(names, feed), strict=True))
 
 
-def same_outputs(left, right, *, exact=True, rtol=1e-5):
+def same_outputs(left, right, *, exact=True, rtol=1e-5, floor=0.0):
+    """Equal, or within `rtol` of the largest value; `floor` is the scale of outputs that may be tiny."""
     assert list(left) == list(right)
     for name, array in left.items():
         if exact:
             np.testing.assert_array_equal(array, right[name])
         else:
-            np.testing.assert_allclose(array, right[name], rtol=rtol, atol=rtol * np.abs(array).max())
+            np.testing.assert_allclose(
+                array, right[name], rtol=rtol, atol=rtol * max(np.abs(array).max(), floor)
+            )
+
+
+def read(tmp_path, proto):
+    """The model as onnxprune loads it."""
+    return io.load(write(tmp_path / "in.onnx", proto)).ir
+
+
+def normal(tmp_path, proto):
+    """The normalised model."""
+    return normalize(read(tmp_path, proto))
+
+
+def round_trip(tmp_path, model):
+    """A normalised model as a file again; checked by onnx."""
+    path = tmp_path / "out.onnx"
+    io.save(finalize(model), path, force=True)
+    check(path)
+    return path
+
+
+def array_of(model, name):
+    """Data of an initializer."""
+    return model.graph.initializers[name].const_value.numpy()
+
+
+def save_fails(model, path, *words, error=UsageError, **options):
+    """A save that must fail and leave the folder as it was."""
+    before = listing(path.parent) if path.parent.is_dir() else None
+    with pytest.raises(error) as caught:
+        io.save(model, path, **options)
+    assert type(caught.value) is error
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+    if before is not None:
+        assert listing(path.parent) == before
+    return caught.value
+
+
+def listing(folder):
+    """Names and contents of a folder, scratch folders included."""
+    return {p.name: p.read_bytes() if p.is_file() else None for p in folder.iterdir()}
 
 
 @contextlib.contextmanager

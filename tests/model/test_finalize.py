@@ -33,7 +33,7 @@ def unchanged(tmp_path, proto):
     return again
 
 
-# ----------------------------------------------------------------------------------------- removing nothing
+# ------------------------------------------------------------------------------------ removing nothing
 
 
 def decorated():
@@ -106,6 +106,13 @@ def test_any_sharing_comes_back(tmp_path_factory, data):
     unchanged(tmp_path_factory.mktemp("share"), model_of(nodes, inputs, [info(source, ["n", 3])], arrays))
 
 
+def test_odd_outputs_come_back(tmp_path):
+    """A value twice, an input and a weight among the outputs."""
+    node = helper.make_node("Add", ["x", "b"], ["y"])
+    outputs = [info(name, [3]) for name in ("y", "b", "x", "y")]
+    unchanged(tmp_path, model_of([node], [info("x", [3])], outputs, {"b": weights(3)}))
+
+
 def test_finalising_does_not_mutate_and_is_idempotent(tmp_path):
     model = normal(tmp_path, decorated())
     before = ir.to_proto(model)
@@ -120,7 +127,7 @@ def test_a_model_that_never_was_normalised(tmp_path):
     assert ir.to_proto(finalize(model)) == ir.to_proto(model)
 
 
-# ------------------------------------------------------------------------------------------------- listed inputs
+# --------------------------------------------------------------------------------------- listed inputs
 
 
 def listing_model(ir_version, opset=8):
@@ -192,7 +199,7 @@ def test_listed_initializers_that_nothing_uses(tmp_path):
     assert [t.name for t in again.graph.initializer] == ["b", "idle"]
 
 
-# --------------------------------------------------------------------------------------------------------- twins
+# ----------------------------------------------------------------------------------------------- twins
 
 
 def twins_model(tmp_path, users=4):
@@ -268,7 +275,7 @@ def test_same_bytes_but_another_type_or_shape_are_not_the_same(tmp_path):
     assert [node.input[0] for node in again.graph.node] == ["b", "b/shared_1", "b/shared_2"]
 
 
-# -------------------------------------------------------------------------------------------------- stale shapes
+# ---------------------------------------------------------------------------------------- stale shapes
 
 
 def test_shapes_that_no_longer_hold_are_dropped(tmp_path):
@@ -322,7 +329,7 @@ def test_nodes_that_are_no_longer_used_are_dropped(tmp_path):
     np.testing.assert_allclose(run(again, {"x": weights(2, 3)})["y"], weights(2, 3) / 6, rtol=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------------ subgraphs
+# ------------------------------------------------------------------------------------------- subgraphs
 
 
 def controlled():

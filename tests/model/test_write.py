@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import stat
 import subprocess
 import sys
@@ -11,10 +10,19 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
-from small_models import info, model_of, perceptron, run, same_outputs, unprivileged, weights, write
+from small_models import (
+    listing,
+    perceptron,
+    run,
+    same_outputs,
+    save_fails,
+    unprivileged,
+    weights,
+    write,
+)
 
-from onnxprune.errors import ModelError, UnsupportedError, UsageError
-from onnxprune.model import edit, io, serialize
+from onnxprune.errors import UsageError
+from onnxprune.model import edit, io
 from onnxprune.model import write as writing
 
 FEED = {"x": weights(5, 3, seed=7)}
@@ -29,11 +37,6 @@ def wide(tmp_path, name="in.onnx"):
     return loaded(tmp_path, perceptron(width=400), name)
 
 
-def listing(folder):
-    """Names and contents of a folder, scratch folders included."""
-    return {p.name: p.read_bytes() if p.is_file() else None for p in folder.iterdir()}
-
-
 @pytest.fixture
 def out(tmp_path):
     folder = tmp_path / "out"
@@ -41,7 +44,7 @@ def out(tmp_path):
     return folder
 
 
-# ------------------------------------------------------------------------------------------------- what is written
+# ------------------------------------------------------------------------------------- what is written
 
 
 def test_a_model_comes_back_as_it_was(tmp_path, out):
@@ -129,7 +132,7 @@ def test_data_in_old_fields_and_tensor_metadata_survive(tmp_path, out):
     same_outputs(run(proto, FEED), run(out / "again.onnx", FEED))
 
 
-# --------------------------------------------------------------------------------------------------- external data
+# --------------------------------------------------------------------------------------- external data
 
 
 def test_external_data(tmp_path, out):
@@ -232,165 +235,20 @@ def test_writing_needs_memory_for_one_weight_at_a_time(tmp_path, out, form):
     assert int(kilobytes) < 3 * 2**14  # three times one weight; all of them are 16 times one
 
 
-# ------------------------------------------------------------------------------------------ whole or not at all
-
-
-def old_output(out, path="m.onnx"):
-    """An output of an earlier run, with external data."""
-    io.save(wide(out.parent, "old.onnx").ir, out / path, external=True)
-    return listing(out)
-
-
-def fails(model, path, *words, error=UsageError, **options):
-    """A save that must fail and leave the folder as it was."""
-    before = listing(path.parent) if path.parent.is_dir() else None
-    with pytest.raises(error) as caught:
-        io.save(model, path, **options)
-    assert type(caught.value) is error
-    for word in words:
-        assert word in str(caught.value), str(caught.value)
-    if before is not None:
-        assert listing(path.parent) == before
-    return caught.value
-
-
-@pytest.mark.parametrize("external", [False, True])
-@pytest.mark.parametrize("limit", [0, 3000, 6000])
-def test_a_full_disk(tmp_path, out, external, limit):
-    model = wide(tmp_path).ir
-    old_output(out)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for path in (out / "m.onnx", out / "new.onnx"):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-        try:
-            fails(model, path, str(path), "cannot be written", external=external, force=True)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_no_space_left_when_the_file_is_flushed(tmp_path, out, monkeypatch):
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    model = loaded(tmp_path).ir
-    monkeypatch.setattr(os, "fsync", full)
-    fails(model, out / "m.onnx", "No space left on device", "free space")
-
-
-@pytest.mark.parametrize("external", [False, True])
-def test_ctrl_c_while_a_weight_is_computed(tmp_path, out, external):
-    def interrupted():
-        raise KeyboardInterrupt
-
-    model = wide(tmp_path).ir
-    edit.set_lazy(model.graph.initializers["V"], (400, 2), interrupted)
-    before = old_output(out)
-    for path in (out / "m.onnx", out / "new.onnx"):
-        with pytest.raises(KeyboardInterrupt):
-            io.save(model, path, external=external, force=True)
-        assert listing(out) == before
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(5, "Input/output error")])
-@pytest.mark.parametrize("when", [1, 2])
-@pytest.mark.parametrize("links", [True, False])
-def test_a_failure_between_the_two_renames(tmp_path, out, monkeypatch, error, when, links):
-    """The old model and its data stay a pair."""
-    replace, calls = os.replace, []
-    before = old_output(out)
-    model = wide(tmp_path, "other.onnx").ir
-    edit.set_array(model.graph.initializers["W"], weights(3, 400, seed=99))
-
-    def failing(source, target):
-        if os.path.dirname(target) == str(out):
-            calls.append(target)
-            if len(calls) == when:
-                raise error
-        replace(source, target)
-
-    def no_links(*_, **__):
-        raise OSError(1, "Operation not permitted")
-
-    if not links:
-        monkeypatch.setattr(os, "link", no_links)
-    monkeypatch.setattr(os, "replace", failing)
-    for path in (out / "m.onnx", out / "new.onnx"):
-        calls.clear()
-        with pytest.raises((KeyboardInterrupt, UsageError)):
-            io.save(model, path, external=True, force=True)
-        assert listing(out) == before
-
-
-def test_ctrl_c_after_the_last_rename_leaves_the_new_pair(tmp_path, out, monkeypatch):
-    replace = os.replace
-    old_output(out)
-    model = wide(tmp_path, "other.onnx").ir
-    edit.set_array(model.graph.initializers["W"], weights(3, 400, seed=99))
-    io.save(model, tmp_path / "m.onnx", external=True)
-    expected = {name: (tmp_path / name).read_bytes() for name in ("m.onnx", "m.onnx.data")}
-
-    def late(source, target):
-        replace(source, target)
-        if str(target) == str(out / "m.onnx"):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", late)
-    with pytest.raises(KeyboardInterrupt):
-        io.save(model, out / "m.onnx", external=True, force=True)
-    assert listing(out) == expected
-
-
-@pytest.mark.parametrize("external", [False, True])
-def test_weights_that_vanished_or_were_cut(tmp_path, out, external):
-    io.save(wide(tmp_path).ir, tmp_path / "ext.onnx", external=True)
-    model = io.load(tmp_path / "ext.onnx").ir
-    os.truncate(tmp_path / "ext.onnx.data", 13000)
-    fails(model, out / "m.onnx", "'V'", "shorter", error=ModelError, external=external)
-    (tmp_path / "ext.onnx.data").unlink()
-    fails(model, out / "m.onnx", "'W'", "No such file", "data file", error=ModelError, external=external)
-
-
-@pytest.mark.parametrize("external", [False, True])
-def test_lazy_weights_whose_source_was_cut(tmp_path, out, external):
-    io.save(wide(tmp_path).ir, tmp_path / "ext.onnx", external=True)
-    model = io.load(tmp_path / "ext.onnx").ir
-    value = model.graph.initializers["V"]
-    source = value.const_value
-    edit.set_lazy(value, (400, 1), lambda: source.numpy()[:, :1])
-    os.truncate(tmp_path / "ext.onnx.data", 13000)
-    fails(model, out / "m.onnx", "'V'", "cannot be read", error=ModelError, external=external)
-    (tmp_path / "ext.onnx.data").unlink()
-    fails(model, out / "m.onnx", "cannot be read", "No such file", error=ModelError, external=external)
-
-
-def test_weights_of_another_shape_than_announced(tmp_path, out):
-    model = wide(tmp_path).ir
-    edit.set_lazy(model.graph.initializers["V"], (400, 2), lambda: np.zeros((2, 400), np.float32))
-    fails(model, out / "m.onnx", "'V'", "(400, 2)", "(2, 400)", error=RuntimeError)
-
-
-def test_constants_larger_than_a_message(tmp_path, out, monkeypatch):
-    constant = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(weights(100), "c"))
-    proto = model_of([constant, helper.make_node("Add", ["x", "c"], ["y"])], [info("x", [1])], [info("y")])
-    model = loaded(tmp_path, proto).ir
-    monkeypatch.setattr(serialize, "MESSAGE_LIMIT", 399)
-    fails(model, out / "m.onnx", "subgraphs and constants", error=UnsupportedError)
-
-
-# ----------------------------------------------------------------------------------------- where not to write
+# ---------------------------------------------------------------------------------- where not to write
 
 
 def test_an_existing_output_needs_force(tmp_path, out):
     model = wide(tmp_path).ir
     (out / "m.onnx").write_text("mine")
-    error = fails(model, out / "m.onnx", str(out / "m.onnx"), "exists already", "--force")
+    error = save_fails(model, out / "m.onnx", str(out / "m.onnx"), "exists already", "--force")
     assert error.exit_code == 2
     io.save(model, out / "m.onnx", force=True)
     assert io.load(out / "m.onnx").ir.graph.num_nodes() == 4
     (out / "n.onnx").symlink_to("nowhere")
-    fails(model, out / "n.onnx", "exists already")
+    save_fails(model, out / "n.onnx", "exists already")
     (out / "o.onnx.data").write_text("mine")
-    fails(model, out / "o.onnx", str(out / "o.onnx.data"), "exists already", external=True)
+    save_fails(model, out / "o.onnx", str(out / "o.onnx.data"), "exists already", external=True)
     io.save(model, out / "o.onnx")
     assert (out / "o.onnx.data").read_text() == "mine"
     io.save(model, out / "o.onnx", external=True, force=True)
@@ -405,7 +263,7 @@ def test_the_output_is_the_input(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("in.onnx", "sub/../in.onnx", "symbolic.onnx", "hard.onnx"):
         for path in (tmp_path / name, type(tmp_path)(name)):
-            fails(model.ir, path, "input model itself", "another -o", force=True, sources=[model.path])
+            save_fails(model.ir, path, "input model itself", "another -o", force=True, sources=[model.path])
             with pytest.raises(UsageError, match="input model itself"):
                 io.check_writable(path, force=True, sources=["in.onnx"])
 
@@ -416,12 +274,12 @@ def test_data_files_of_the_input_are_never_touched(tmp_path, out):
     (out / "m.onnx").rename(out / "source.onnx")
     model = io.load(out / "source.onnx")
     assert model.data_files == (out / "m.onnx.data",)
-    fails(model.ir, out / "m.onnx", "m.onnx.data", "input model itself", external=True, force=True)
-    fails(model.ir, out / "m.onnx.data", "input model itself", force=True)
+    save_fails(model.ir, out / "m.onnx", "m.onnx.data", "input model itself", external=True, force=True)
+    save_fails(model.ir, out / "m.onnx.data", "input model itself", force=True)
     weight = model.ir.graph.initializers["W"]
     for value in model.ir.graph.initializers.values():
         edit.set_array(value, np.array(value.const_value.numpy()))
-    fails(
+    save_fails(
         model.ir, out / "m.onnx", "itself", external=True, force=True, sources=[model.path, *model.data_files]
     )
     io.save(model.ir, out / "m.onnx", sources=[model.path, *model.data_files])
@@ -430,12 +288,12 @@ def test_data_files_of_the_input_are_never_touched(tmp_path, out):
 
 def test_folders(tmp_path, out):
     model = loaded(tmp_path).ir
-    fails(model, out, "is a folder", "file name")
-    fails(model, out / "none" / "m.onnx", "folder", "does not exist", "Create it")
+    save_fails(model, out, "is a folder", "file name")
+    save_fails(model, out / "none" / "m.onnx", "folder", "does not exist", "Create it")
     (out / "m.onnx.data").mkdir()
-    fails(model, out / "m.onnx", "m.onnx.data is a folder", external=True, force=True)
+    save_fails(model, out / "m.onnx", "m.onnx.data is a folder", external=True, force=True)
     (out / "file").write_text("")
-    fails(model, out / "file" / "m.onnx", "does not exist")
+    save_fails(model, out / "file" / "m.onnx", "does not exist")
     for name in ("x" * 300, "a\0b"):
         with pytest.raises(UsageError):
             io.save(model, out / name)
@@ -451,7 +309,7 @@ def test_a_relative_path_without_a_folder(tmp_path, out, monkeypatch):
 def test_a_folder_without_write_permission(tmp_path):
     model = loaded(tmp_path).ir
     with unprivileged(0o555) as folder:
-        fails(model, folder / "m.onnx", str(folder / "m.onnx"), "Permission denied", "permissions")
+        save_fails(model, folder / "m.onnx", str(folder / "m.onnx"), "Permission denied", "permissions")
         with pytest.raises(UsageError, match="Permission denied"):
             io.check_writable(folder / "m.onnx", force=False)
         with pytest.raises(UsageError, match="Permission denied"):
@@ -476,7 +334,7 @@ def test_permissions_follow_the_umask(tmp_path, out, mask):
         assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
 
 
-# --------------------------------------------------------------------------------------------------------- texts
+# ----------------------------------------------------------------------------------------------- texts
 
 
 def test_texts(out, monkeypatch):

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.apply.keep import Index, Kept
 from onnxprune.graph.axes import Axis, Blocked
 from onnxprune.model import edit
 from onnxprune.rules.op import Op
+from onnxprune.surgery.keep import Index, Kept
 
 
 @dataclass

@@ -6,15 +6,16 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxprune.analysis import Analysis
-from onnxprune.apply.keep import Kept, kept_positions
 from onnxprune.errors import UsageError
 from onnxprune.model.io import write_text
+from onnxprune.surgery.keep import Kept, kept_positions
 
 SCHEMA = "onnxprune-plan/1"
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -134,14 +135,10 @@ def _read_groups(path: str | os.PathLike[str], groups: Any, analysis: Analysis) 
                 "Make the plan again with this version of onnxprune.",
             )
         kept = entry.get("keep")
-        if (
-            not isinstance(kept, list)
-            or not kept
-            or not all(isinstance(i, int) and 0 <= i < group.units for i in kept)
-        ):
+        if not _is_index(kept, group.units):
             raise UsageError(
                 f"the plan {path}: group {name!r} must keep at least one of its units 0..{group.units - 1}",
-                "List the kept units as integers.",
+                "List the kept units as integers, ascending, each once.",
             )
         flags = np.zeros(group.units, bool)
         flags[kept] = True
@@ -156,6 +153,13 @@ def _read_groups(path: str | os.PathLike[str], groups: Any, analysis: Analysis) 
             )
         keep[name] = flags
     return keep
+
+
+def _is_index(kept: Any, units: int) -> bool:
+    """Whether `kept` lists some of `units` units, ascending."""
+    if not isinstance(kept, list) or not kept or any(type(i) is not int for i in kept):
+        return False
+    return 0 <= kept[0] and kept[-1] < units and all(a < b for a, b in pairwise(kept))
 
 
 def _indices(analysis: Analysis, kept: Kept) -> dict[str, dict[int, list[Any]]]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.apply.clone import clone_model
-from onnxprune.apply.keep import Bools, Kept, zero_slices
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.relations import Sink
 from onnxprune.model import edit
+from onnxprune.surgery.clone import clone_model
+from onnxprune.surgery.keep import Bools, Kept, zero_slices
 
 
 def mask(axis_graph: AxisGraph, kept: Kept) -> ir.Model:
