@@ -16,6 +16,7 @@ from onnxprune.graph.groups import Group, Partition, partition
 from onnxprune.model.check import check
 from onnxprune.model.io import LoadedModel, load
 from onnxprune.model.normalize import normalize
+from onnxprune.model.origin import twins
 from onnxprune.model.shapes import infer_shapes
 from onnxprune.rules import RuleTable, default_rules
 
@@ -94,16 +95,19 @@ class Analysis:
         """Share of the model in layers that some group can make smaller."""
         inside = {use.axis.value for g in self.partition.groups for use in (*g.sources, *g.sinks)}
         graph = self.axis_graph
-        params = sum(
-            v.const_value.size for v in graph.parameters if v in inside and v.const_value is not None
-        )
+        root = twins(graph.model.graph)
+        sizes = {  # a vector that the file stores once counts once
+            root.get(str(v.name), v.name): v.const_value.size
+            for v in graph.parameters
+            if v in inside and v.const_value is not None
+        }
         touched = {use.axis for g in self.partition.groups for use in g.axes}
         macs = 0.0
         for (number, term), cost in zip(self.costs.node_terms, self.costs.term_macs(), strict=True):
             weights = set(graph.ops[number].node.inputs) & inside
             if weights or any(axis in touched for axis in term.axes):
                 macs += cost
-        return Coverage(_share(params, self.cost.params), _share(macs, self.cost.macs))
+        return Coverage(_share(sum(sizes.values()), self.cost.params), _share(macs, self.cost.macs))
 
     @cached_property
     def blocked(self) -> tuple[Blocked, ...]:
@@ -116,6 +120,7 @@ class Analysis:
         macs = self.costs.node_macs()
         number_of = {op.node: number for number, op in enumerate(graph.ops)}
         found: dict[tuple[Reason, str], list[tuple[str, int, float]]] = {}
+        counted: set[int] = set()  # a node with several weights costs its MACs once
         for value, parameter in graph.parameters.items():
             if parameter.kind != "weight" or value.const_value is None:
                 continue
@@ -131,9 +136,10 @@ class Analysis:
                     reason, where = barriers[axis].reason, barriers[axis].where
                 elif axis in rejected:
                     reason = rejected[axis]
-            found.setdefault((reason, where), []).append(
-                (label, value.const_value.size, macs.get(number_of[node], 0.0))
-            )
+            number = number_of[node]
+            cost = 0.0 if number in counted else macs.get(number, 0.0)
+            counted.add(number)
+            found.setdefault((reason, where), []).append((label, value.const_value.size, cost))
         blocked = [
             Blocked(Reason.SUBGRAPH, where, (where,), size, 0) for where, size in inner_weights(graph).items()
         ]
@@ -141,7 +147,7 @@ class Analysis:
             Blocked(
                 reason,
                 where,
-                tuple(name for name, _, _ in layers),
+                tuple(dict.fromkeys(name for name, _, _ in layers)),
                 sum(size for _, size, _ in layers),
                 round(sum(cost for _, _, cost in layers)),
             )

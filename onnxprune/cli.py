@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,52 +13,11 @@ import click
 
 from onnxprune import __version__
 from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.files import check_formats, default_output, open_checked, write_side_files
+from onnxprune.options import FILE, bind_option, data_options, parse_bindings, provider_option, verbosity
 from onnxprune.progress import Bar
 
-_MODEL = click.Path(path_type=Path)
-_PROVIDER = click.option(
-    "--provider", default="auto", show_default=True, help="auto, cpu, cuda, ... or a full provider name."
-)
-
-
-def data_options(required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Options that say which samples to use."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for option in (
-            click.option(
-                "--preprocess", help="For images: imagenet, a formula such as x/128-1, or a TOML file."
-            ),
-            click.option("--samples", type=int, help="Use at most this many samples."),
-            click.option(
-                "--data",
-                required=required,
-                help="A .npz, a folder of .npy/.npz samples or of images, or module:name.",
-            ),
-        ):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-def bind_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--bind NAME=N`, repeatable."""
-    return click.option(
-        "--bind",
-        "bind",
-        multiple=True,
-        metavar="NAME=N",
-        help="Size of a symbolic dim, for counting MACs and generating inputs.",
-    )(function)
-
-
-def verbosity(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`-q` and `-v`."""
-    function = click.option("-v", "--verbose", is_flag=True, help="List everything; log what is done.")(
-        function
-    )
-    return click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")(function)
+_LOG = logging.getLogger("onnxprune")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -68,8 +27,8 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("model", type=_MODEL)
-@click.option("-o", "--output", type=_MODEL, help="Where to write; MODEL.pruned.onnx by default.")
+@click.argument("model", type=FILE)
+@click.option("-o", "--output", type=FILE, help="Where to write; MODEL.pruned.onnx by default.")
 @click.option("--macs", type=float, help="Keep at most this share of the MACs (0.7 without any target).")
 @click.option("--params", type=float, help="Keep at most this share of the parameters.")
 @click.option("--ratio", type=float, help="Drop this share of the units.")
@@ -99,12 +58,12 @@ def cli() -> None:
     show_default=True,
     help="Cut channels out, or zero them and keep all shapes.",
 )
-@click.option("--plan", "plan_file", type=_MODEL, help="Also write the plan (JSON).")
-@click.option("--report", "reports", type=_MODEL, multiple=True, help="Also write a report: .json or .md.")
+@click.option("--plan", "plan_file", type=FILE, help="Also write the plan (JSON).")
+@click.option("--report", "reports", type=FILE, multiple=True, help="Also write a report: .json or .md.")
 @data_options(required=False)
 @click.option("--metric", help="Metric for labelled data: top1 (the default), top5.")
 @bind_option
-@_PROVIDER
+@provider_option
 @click.option("--seed", type=int, default=0, show_default=True, help="For random numbers.")
 @click.option("--best-effort", is_flag=True, help="Where the target is out of reach, take what is reachable.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
@@ -143,11 +102,12 @@ def prune(
     from onnxprune import api
 
     _log(quiet, verbose)
-    _check_formats(reports)
+    check_formats(reports)
     bindings = parse_bindings(bind)
     output = output or default_output(model)
     with Bar(quiet) as bar:
-        source = _open(model, output, plan_file, reports, force, bar)
+        bar.update("loading", 0, 0)
+        source = open_checked(model, output, plan_file, reports, force)
         pruned = api.prune(
             source,
             output,
@@ -172,19 +132,19 @@ def prune(
             best_effort=best_effort,
             progress=bar.update,
         )
-    _write_side_files(pruned, plan_file, reports)
+    write_side_files(pruned, plan_file, reports)
     _show(pruned, quiet, verbose, plan_file, reports)
 
 
 @cli.command()
-@click.argument("model", type=_MODEL)
-@click.argument("plan", type=_MODEL)
-@click.option("-o", "--output", type=_MODEL, help="Where to write; MODEL.pruned.onnx by default.")
+@click.argument("model", type=FILE)
+@click.argument("plan", type=FILE)
+@click.option("-o", "--output", type=FILE, help="Where to write; MODEL.pruned.onnx by default.")
 @click.option("--mode", type=click.Choice(["remove", "mask"]), default="remove", show_default=True)
-@click.option("--report", "reports", type=_MODEL, multiple=True, help="Also write a report: .json or .md.")
+@click.option("--report", "reports", type=FILE, multiple=True, help="Also write a report: .json or .md.")
 @data_options(required=False)
 @bind_option
-@_PROVIDER
+@provider_option
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @verbosity
 def apply(
@@ -206,11 +166,12 @@ def apply(
     from onnxprune import api
 
     _log(quiet, verbose)
-    _check_formats(reports)
+    check_formats(reports)
     bindings = parse_bindings(bind)
     output = output or default_output(model)
     with Bar(quiet) as bar:
-        source = _open(model, output, None, reports, force, bar, plan)
+        bar.update("loading", 0, 0)
+        source = open_checked(model, output, None, reports, force, plan)
         pruned = api.apply(
             source,
             plan,
@@ -224,14 +185,14 @@ def apply(
             force=force,
             progress=bar.update,
         )
-    _write_side_files(pruned, None, reports)
+    write_side_files(pruned, None, reports)
     _show(pruned, quiet, verbose, None, reports)
 
 
 @cli.command()
-@click.argument("model", type=_MODEL)
+@click.argument("model", type=FILE)
 @click.option(
-    "--json", "json_file", type=_MODEL, metavar="FILE", help="Write the analysis as JSON; - prints it."
+    "--json", "json_file", type=FILE, metavar="FILE", help="Write the analysis as JSON; - prints it."
 )
 @bind_option
 @click.option("--force", is_flag=True, help="Replace an existing JSON file.")
@@ -248,7 +209,7 @@ def analyze(
     bindings = parse_bindings(bind)
     with Bar(quiet) as bar:
         to_file = None if json_file == Path("-") else json_file
-        source = _open(model, None, None, () if to_file is None else (to_file,), force, bar)
+        source = open_checked(model, None, None, () if to_file is None else (to_file,), force, bar)
         bar.update("analysing", 0, 0)
         result = api.analyze(source, bindings=bindings)
         text = reporter.render_json(result) if json_file is not None else ""
@@ -264,7 +225,7 @@ def analyze(
 
 
 @cli.command()
-@click.argument("model", type=_MODEL)
+@click.argument("model", type=FILE)
 @click.argument("name")
 @bind_option
 def explain(model: Path, name: str, bind: tuple[str, ...]) -> None:
@@ -280,12 +241,12 @@ def explain(model: Path, name: str, bind: tuple[str, ...]) -> None:
 
 
 @cli.command()
-@click.argument("model", type=_MODEL)
+@click.argument("model", type=FILE)
 @data_options(required=True)
-@click.option("--against", type=_MODEL, help="The original, to compare with.")
+@click.option("--against", type=FILE, help="The original, to compare with.")
 @click.option("--metric", help="top1, top5, ...; top1 by default where the data has labels.")
 @click.option("--output", help="Name of the output that carries the logits; the first by default.")
-@_PROVIDER
+@provider_option
 @verbosity
 def validate(
     model: Path,
@@ -319,84 +280,6 @@ def validate(
         click.echo(str(result))
 
 
-def default_output(model: Path) -> Path:
-    """`model.pruned.onnx` beside `model.onnx`."""
-    return model.with_name(f"{model.stem}.pruned.onnx")
-
-
-def parse_bindings(pairs: tuple[str, ...]) -> dict[str, int]:
-    """`("seq=128",)` as `{"seq": 128}`.
-
-    Examples
-    --------
-    >>> parse_bindings(("batch=1", "seq=128"))
-    {'batch': 1, 'seq': 128}
-    """
-    bindings: dict[str, int] = {}
-    for pair in pairs:
-        name, equals, size = pair.rpartition("=")
-        if not equals or not name or not size.isdecimal() or int(size) < 1:
-            raise UsageError(f"--bind {pair!r} is not NAME=N", "Give a positive size, as in --bind seq=128.")
-        if bindings.get(name, int(size)) != int(size):
-            raise UsageError(f"--bind gives {name!r} two sizes: {bindings[name]} and {size}", "Give one.")
-        bindings[name] = int(size)
-    return bindings
-
-
-def _open(
-    model: Path,
-    output: Path | None,
-    plan: Path | None,
-    reports: tuple[Path, ...],
-    force: bool,
-    bar: Bar,
-    *others: Path,
-) -> Any:
-    """Load the model; refuse, before any work is done, what could not be written after it."""
-    from onnxprune.model import io
-    from onnxprune.model.write import data_path
-
-    files = [file for file in (plan, *reports) if file is not None]
-    taken: set[Path] = set()
-    for file in (output, None if output is None else data_path(output), *files):
-        if file is not None and file.resolve() in taken:
-            raise UsageError(f"{file} would be written twice", "Give every output a name of its own.")
-        taken |= set() if file is None else {file.resolve()}
-    bar.update("loading", 0, 0)
-    for file in (output, *files) if model.exists() else ():
-        if file is not None:
-            io.check_writable(file, force=force, sources=(model, *others))
-    source = io.load(model)
-    for file in files:
-        io.check_writable(file, force=force, sources=(source.path, *source.data_files, *others))
-    return source
-
-
-def _check_formats(reports: tuple[Path, ...]) -> None:
-    for report in reports:
-        if report.suffix not in (".json", ".md"):
-            raise UsageError(
-                f"--report {report} has no known format", "Use a name that ends in .json or .md."
-            )
-
-
-def _write_side_files(pruned: Any, plan: Path | None, reports: tuple[Path, ...]) -> None:
-    from onnxprune.model.io import write_text
-    from onnxprune.report import json as as_json
-    from onnxprune.report import markdown
-
-    try:
-        if plan is not None:
-            pruned.plan.save(plan)
-        for report in reports:
-            render = as_json.render if report.suffix == ".json" else markdown.render
-            write_text(report, render(pruned.report))
-    except UsageError as error:
-        raise UsageError(
-            error.what, f"The model is complete in {pruned.path}; this file is missing."
-        ) from error
-
-
 def _show(pruned: Any, quiet: bool, verbose: bool, plan: Path | None, reports: tuple[Path, ...]) -> None:
     if quiet:
         return
@@ -417,8 +300,10 @@ def _width() -> int | None:
 def _log(quiet: bool, verbose: bool) -> None:
     if quiet and verbose:
         raise UsageError("-q and -v contradict each other", "Give one.")
-    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    _LOG.handlers[:] = [handler]
+    _LOG.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -429,6 +314,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     arguments
         By default those of the process.
     """
+    handlers, level = list(_LOG.handlers), _LOG.level
+    try:
+        _run(arguments)
+    finally:
+        _LOG.handlers[:] = handlers
+        _LOG.setLevel(level)
+
+
+def _run(arguments: Sequence[str] | None) -> NoReturn:
     try:
         code = cli.main(arguments, prog_name="onnxprune", standalone_mode=False)
     except OnnxPruneError as error:
@@ -445,8 +339,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         )
     except MemoryError:
         _fail("error: out of memory\nUse a machine with more memory, or fewer or smaller samples.", 1)
-    except Exception as error:
-        logging.getLogger(__name__).info("", exc_info=True)
+    except Exception as error:  # noqa: BLE001 - the last resort
+        _LOG.info("", exc_info=True)
         _fail(
             f"error: this should not happen: {type(error).__name__}: {error}\n"
             "It is a bug of onnxprune. Please report it together with what -v prints.",

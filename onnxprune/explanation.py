@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import deque
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import onnx_ir as ir
 
 from onnxprune.analysis import Analysis
 from onnxprune.errors import UsageError
 from onnxprune.graph.axes import Axis, Barrier
-from onnxprune.graph.explain import Step, coupled, path_to_barrier
+from onnxprune.graph.build import AxisGraph
+from onnxprune.graph.explain import Step, path_between, path_to_barrier
+from onnxprune.report.tables import plural
+
+_ENDS = 3
+"""Nodes that are named at either end of a long way."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,9 @@ class AxisExplanation:
     groups
         Ids of the groups whose units lie on it.
     coupled
-        Axes that are directly tied to it, each with the node that ties them.
+        Weights that are cut together with it, the nearest first, each with the nodes on the way there.
+    more
+        How many such weights are left out.
     barrier
         Why it is blocked; empty where it is not.
     path
@@ -37,9 +47,23 @@ class AxisExplanation:
     axis: str
     extent: int
     groups: tuple[str, ...]
-    coupled: tuple[tuple[str, str], ...]
+    coupled: tuple[tuple[str, tuple[str, ...]], ...]
     barrier: str
     path: tuple[str, ...]
+    more: int = 0
+
+    def __str__(self) -> str:
+        head = f"{self.axis}  ({plural(self.extent, 'position')})"
+        if not self.groups:
+            verdict = f"blocked, {self.barrier}" if self.barrier else "nothing to prune here"
+            return "\n".join([f"{head}: {verdict}", *(f"    {step}" for step in self.path)])
+        lines = [
+            f"{head}: prunable, in {', '.join(self.groups)}" + (", together with" if self.coupled else "")
+        ]
+        lines += [f"    {name}  by {_shortened(nodes)}" for name, nodes in self.coupled]
+        if self.more:
+            lines.append(f"    and {plural(self.more, 'weight')} more")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -50,24 +74,10 @@ class Explanation:
     axes: tuple[AxisExplanation, ...]
 
     def __str__(self) -> str:
-        lines = []
-        for axis in self.axes:
-            head = f"{axis.axis}  ({axis.extent} positions)"
-            if axis.groups:
-                lines.append(f"{head}: prunable, in {', '.join(axis.groups)}")
-            elif axis.barrier:
-                lines.append(f"{head}: blocked, {axis.barrier}")
-            else:
-                lines.append(f"{head}: nothing to prune here")
-            for other, through in axis.coupled:
-                lines.append(f"    tied to {other} by {through}")
-            if axis.path:
-                lines.append("    blocked along:")
-                lines.extend(f"      {step}" for step in axis.path)
-        return "\n".join(lines)
+        return "\n".join(map(str, self.axes))
 
 
-def explain(analysis: Analysis, name: str, *, neighbours: int = 8) -> Explanation:
+def explain(analysis: Analysis, name: str, *, limit: int = 8) -> Explanation:
     """Explain a tensor, a node, or an axis written `tensor[dim]`.
 
     Parameters
@@ -76,8 +86,8 @@ def explain(analysis: Analysis, name: str, *, neighbours: int = 8) -> Explanatio
         From `analyze`.
     name
         Name of a value, an initializer or a node; `name[1]` picks one axis. A group id works too.
-    neighbours
-        Direct couplings to list per axis.
+    limit
+        Weights to list per axis; for a group, which is explained from its first weight, four times as many.
 
     Raises
     ------
@@ -85,14 +95,16 @@ def explain(analysis: Analysis, name: str, *, neighbours: int = 8) -> Explanatio
         Nothing in the model has that name.
     """
     axes = _find(analysis, name)
-    return Explanation(name, tuple(_explain(analysis, axis, neighbours) for axis in axes))
+    if name in analysis.groups:
+        limit *= 4
+    return Explanation(name, tuple(_explain(analysis, axis, limit) for axis in axes))
 
 
 def _find(analysis: Analysis, name: str) -> list[Axis]:
     graph = analysis.axis_graph
     group = analysis.groups.get(name)
     if group is not None:
-        return [use.axis for use in (*group.sources, *group.sinks)]
+        return [(*group.sources, *group.sinks)[0].axis]
     values: dict[str, list[ir.Value]] = {}
     model = graph.model.graph
     for value in (*model.inputs, *model.initializers.values()):
@@ -121,21 +133,48 @@ def _find(analysis: Analysis, name: str) -> list[Axis]:
     return axes
 
 
-def _explain(analysis: Analysis, axis: Axis, neighbours: int) -> AxisExplanation:
+def _explain(analysis: Analysis, axis: Axis, limit: int) -> AxisExplanation:
     graph = analysis.axis_graph
-    inside = tuple(g.id for g in analysis.partition.groups if any(use.axis == axis for use in g.axes))
+    inside = [g for g in analysis.partition.groups if any(use.axis == axis for use in g.axes)]
     extents = graph.shapes.dims.get(axis.value, ())
     extent = graph.extents.get(axis, (extents[axis.dim] or 0) if axis.dim < len(extents) else 0)
-    if axis not in graph.graph:
-        return AxisExplanation(axis.name, extent, (), (), "", ())
-    tied = tuple((other.name, through) for other, through in coupled(graph.graph, axis))[:neighbours]
     if inside:
-        return AxisExplanation(axis.name, extent, inside, tied, "", ())
-    steps = path_to_barrier(graph.graph, axis)
+        weights = {use.axis for g in inside for use in (*g.sources, *g.sinks)} - {axis}
+        near = _nearest(graph, axis, weights)[:limit]
+        coupled = tuple((other.name, _nodes(path_between(graph.graph, axis, other))) for other in near)
+        groups = tuple(g.id for g in inside)
+        return AxisExplanation(axis.name, extent, groups, coupled, "", (), len(weights) - len(near))
+    steps = path_to_barrier(graph.graph, axis) if axis in graph.graph else []
     barrier = ""
     if steps and isinstance(steps[-1].to, Barrier):
         barrier = f"{steps[-1].to.reason.sentence} ({steps[-1].to.where})"
-    return AxisExplanation(axis.name, extent, (), tied, barrier, tuple(_line(step) for step in steps))
+    return AxisExplanation(axis.name, extent, (), (), barrier, tuple(_line(step) for step in steps))
+
+
+def _nearest(graph: AxisGraph, start: Axis, wanted: Collection[Axis]) -> list[Axis]:
+    """The wanted axes in the order in which a walk from `start` meets them."""
+    found: list[Axis] = []
+    queue, seen = deque([start]), {start}
+    while queue and len(found) < len(wanted):
+        for other in graph.graph.adj[queue.popleft()]:
+            if isinstance(other, Axis) and other not in seen:
+                seen.add(other)
+                queue.append(other)
+                if other in wanted:
+                    found.append(other)
+    return found
+
+
+def _nodes(steps: Sequence[Step]) -> tuple[str, ...]:
+    """The nodes that a path leads through, each once in a row."""
+    return tuple(label for label, _ in groupby(step.through for step in steps))
+
+
+def _shortened(nodes: Sequence[str]) -> str:
+    if len(nodes) <= 2 * _ENDS + 1:
+        return ", ".join(nodes)
+    left_out = len(nodes) - 2 * _ENDS
+    return f"{', '.join(nodes[:_ENDS])}, ... {left_out} nodes ..., {', '.join(nodes[-_ENDS:])}"
 
 
 def _line(step: Step) -> str:

@@ -89,6 +89,13 @@ class Plan:
 def read_plan(path: str | os.PathLike[str], analysis: Analysis) -> Plan:
     """Read a plan and check that it fits the model.
 
+    Parameters
+    ----------
+    path
+        Of a file that `Plan.save` or `prune --plan` wrote.
+    analysis
+        Of the model.
+
     Raises
     ------
     UsageError
@@ -159,7 +166,7 @@ def _is_index(kept: Any, units: int) -> bool:
     """Whether `kept` lists some of `units` units, ascending."""
     if not isinstance(kept, list) or not kept or any(type(i) is not int for i in kept):
         return False
-    return 0 <= kept[0] and kept[-1] < units and all(a < b for a, b in pairwise(kept))
+    return min(kept) >= 0 and max(kept) < units and all(a < b for a, b in pairwise(kept))
 
 
 def _indices(analysis: Analysis, kept: Kept) -> dict[str, dict[int, list[Any]]]:

@@ -57,7 +57,7 @@ class Bar:
             self._started = time.monotonic()
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
-            for handler in logging.getLogger().handlers:
+            for handler in logging.getLogger("onnxprune").handlers:
                 handler.addFilter(self._make_room)
         return self
 
@@ -67,7 +67,7 @@ class Bar:
         if self._thread is not None:
             self._stop.set()
             self._thread.join()
-            for handler in logging.getLogger().handlers:
+            for handler in logging.getLogger("onnxprune").handlers:
                 handler.removeFilter(self._make_room)
             self._erase()
 

@@ -57,7 +57,7 @@ def test_a_threshold_that_takes_ties_along_or_removes_at_level_0(tmp_path):
 
 @pytest.mark.parametrize("criterion", ["l1", "l2", "geometric-median"])
 def test_a_layer_emptied_by_global_ranking(tmp_path, criterion):
-    """The scores of one layer are all the lowest: it keeps a multiple of 8 that is at least 8, and a tenth."""
+    """The scores of one layer are all the lowest: it keeps a tenth, in a multiple of 8."""
     model = convnet([16, 128, 64])
     weight = model.graph.initializers["conv1.weight"]
     data = weight.const_value.numpy().copy()

@@ -2,8 +2,9 @@
 
 uniform
     Every group loses the same share. With `--ratio` this is NNCF's rule: of `n` channels
-    `max(n - ceil(n (1 - level) / 8) 8, 0)` go, which may be fewer than the level says. With a budget the level
-    rises until it is met; at the last level groups go one after the other, so that rounding does not overshoot.
+    `max(n - ceil(n (1 - level) / 8) 8, 0)` go, which may be fewer than the level says. With a budget the
+    level rises until it is met; at the last level groups go one after the other, so that rounding does not
+    overshoot.
 global
     One ranking over all groups, each weight divided by its own L2 norm before it is scored. Rungs go in that
     order until the target is met, at most `max_ratio` of a group.

@@ -52,6 +52,8 @@ class Soundness:
         Over all outputs and inputs.
     rejected_groups
         Ids of groups that made the models differ and are therefore kept whole.
+    inner
+        Results of contractions inside the model that were compared besides its outputs.
     why
         For each of them, where the models differed.
     detached
@@ -69,6 +71,7 @@ class Soundness:
     detached: tuple[str, ...] = ()
     samples: int = 0
     tier: str = "synthetic"
+    inner: int = 0
     why: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -119,6 +122,7 @@ class Prover:
             detached,
             len(self.data),
             self.data.tier,
+            len(self._probes(kept_positions(self.groups, accepted)).keys() - self._outputs()),
             why,
         )
 
@@ -164,7 +168,7 @@ class Prover:
             return _Figures(False, 0.0, 0.0, f"{type(error).__name__}: {error}")
 
     def _run_both(self, keep: Mapping[str, Bools], repeat: bool) -> _Figures:
-        """Compare the two models, or, with `repeat`, a model with itself in another session and another run."""
+        """Compare the two models; with `repeat`, a model with itself in another session and another run."""
         kept = kept_positions(self.groups, keep)
         probes = self._probes(kept)
         removed = remove(self.axis_graph, kept)

@@ -1,1 +1,1 @@
-"""The axis graph: which positions of which axes live and die together. The only room that imports networkx."""
+"""The axis graph: which positions of which axes live and die together. Only this room imports networkx."""

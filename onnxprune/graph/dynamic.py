@@ -2,8 +2,8 @@
 
 The extent of an axis is dynamic where it changes with a symbolic dim, so nothing can be said about its
 positions: it is pinned. One case is worth more: batch x heads on one axis, as attention is written for
-`(batch x heads, tokens, dims)`. There a Reshape shows which digit of the position is the head, and cutting heads
-is right for every batch, as long as nothing looks at positions of the joint axis.
+`(batch x heads, tokens, dims)`. There a Reshape shows which digit of the position is the head, and cutting
+heads is right for every batch, as long as nothing looks at positions of the joint axis.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def pin_dynamic(shapes: Shapes, relations: Relations) -> None:
         if start not in waiting:
             continue
         joined = _joined(relations, start, dynamic)
-        waiting -= joined
-        if not joined & relations.composed or any(axis in masked or _moved(relations, axis) for axis in joined):
+        waiting.difference_update(joined)
+        composed = any(axis in relations.composed for axis in joined)
+        if not composed or any(axis in masked or _moved(relations, axis) for axis in joined):
             for axis in joined:
                 graph.add_edge(axis, Barrier(Reason.DYNAMIC, f"{axis.value.name or '?'}[{axis.dim}]"))
 
@@ -44,15 +45,15 @@ def _edges(relations: Relations, axis: Axis) -> list[tuple[Axis, Edge]]:
     ]
 
 
-def _joined(relations: Relations, start: Axis, dynamic: set[Axis]) -> set[Axis]:
-    """Dynamic axes that are tied to `start` position by position."""
-    joined, queue = {start}, deque([start])
+def _joined(relations: Relations, start: Axis, dynamic: set[Axis]) -> list[Axis]:
+    """Dynamic axes that are tied to `start` position by position, in a fixed order."""
+    joined, queue = {start: None}, deque([start])
     while queue:
         for other, edge in _edges(relations, queue.popleft()):
             if other in dynamic and other not in joined and edge.a_index is None:
-                joined.add(other)
+                joined[other] = None
                 queue.append(other)
-    return joined
+    return list(joined)
 
 
 def _moved(relations: Relations, axis: Axis) -> bool:

@@ -1,12 +1,13 @@
 """From the axis graph to groups of units that can be removed.
 
-A unit is a class of tied positions. Units that touch the same axes, and units that a balance constraint holds
-together, form a group (a filter pruning group, or cluster). Positions that are tied to a barrier are no units.
+A unit is a class of tied positions. Units that touch the same axes, and units that a balance constraint
+holds together, form a group (a filter pruning group, or cluster). Positions that are tied to a barrier are no
+units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,8 +107,8 @@ def partition(axis_graph: AxisGraph) -> Partition:
     """Find the units and groups of a model.
 
     Where cuts exclude each other (whole heads, or dimensions of heads), the one that reaches the most weight
-    axes is used, then the one that meets the fewest products of two activations (heads meet none, dimensions of
-    heads Q.K^T), then the one with the most units. The others are listed as alternatives.
+    axes is used, then the one that meets the fewest products of two activations (heads meet none, dimensions
+    of heads Q.K^T), then the one with the most units. The others are listed as alternatives.
     """
     layout = lay_out(axis_graph)
     cuts = find_cuts(layout)
@@ -280,7 +281,7 @@ class _Finder:
             self._reject(Reason.INDIVISIBLE, lies)
             return None
         try:
-            cells = _cells(units, kinds, balances)
+            cells = _cells(units, kinds, balances, lambda: self._rank(lies, len(units)))
         except _Unbalanced as error:
             self._reject(error.reason, lies)
             return None
@@ -294,6 +295,16 @@ class _Finder:
         first = (sources or sinks)[0].unit
         width = int(np.bincount(first[first >= 0]).max())
         return Group("", name, len(units), tuple(uses), sources, sinks, cells, width, cut)
+
+    def _rank(self, lies: dict[int, Index], units: int) -> Index:
+        """Number units by where they lie on axes, by name: whatever the order of the nodes."""
+        axes = self.layout.axes
+        named = sorted((min(axes[n].name for n in self.axes_of[k]), k) for k in lies)
+        seen = np.concatenate([positions[positions >= 0] for _, k in named for positions in (lies[k],)])
+        _, first = np.unique(seen, return_index=True)
+        rank = np.empty(units, np.int64)
+        rank[np.argsort(first)] = np.arange(units)
+        return rank
 
     def _reject(self, reason: Reason, classes: Iterable[int]) -> None:
         axes = tuple(axis for k in classes for axis, _ in self.parameters.get(k, ()))
@@ -332,11 +343,12 @@ class _Unbalanced(Exception):
         self.reason = reason
 
 
-def _cells(units: Index, kinds: Index, balances: list[_Balanced]) -> Index | None:
+def _cells(units: Index, kinds: Index, balances: list[_Balanced], rank: Callable[[], Index]) -> Index | None:
     """Divide units into cells so that equal numbers per cell keep all constraints and empty no axis.
 
     Units of one cell lie in the same block of every constraint and touch the same axes (`kinds`). Cells are
-    divided further until all have the same size; then every block must have the same number of cells.
+    divided further, in the order of `rank`, until all have the same size; then every block must have the same
+    number of cells.
 
     Returns
     -------
@@ -350,7 +362,7 @@ def _cells(units: Index, kinds: Index, balances: list[_Balanced]) -> Index | Non
     >>> import numpy as np
     >>> twelve = np.arange(12)
     >>> balances = [_Balanced(twelve // 6, 2), _Balanced(twelve // 4, 3)]
-    >>> _cells(twelve, np.zeros(12, int), balances).tolist()
+    >>> _cells(twelve, np.zeros(12, int), balances, lambda: twelve).tolist()
     [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     """
     bound = [balance for balance in balances if (balance.block[units] >= 0).any()]
@@ -363,15 +375,17 @@ def _cells(units: Index, kinds: Index, balances: list[_Balanced]) -> Index | Non
     if size < 2:
         reason = Reason.INDIVISIBLE if len(set(sizes.tolist())) == 1 else Reason.INCOMPATIBLE_BLOCKS
         raise _Unbalanced(reason)
-    order = np.argsort(cell, kind="stable")
-    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    chunk = np.empty(len(units), np.int64)
-    chunk[order] = np.arange(len(units)) - first[cell[order]]
-    _, fine = np.unique(np.array([cell, chunk // size]).T, axis=0, return_inverse=True)
     for balance in bound:
         block = balance.block[units]
         if len(set(np.bincount(block[block >= 0], minlength=balance.count).tolist())) != 1:
             raise _Unbalanced(Reason.INCOMPATIBLE_BLOCKS)
+    if (sizes == size).all():
+        return np.asarray(cell, np.int64)
+    order = np.lexsort((rank(), cell))
+    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    chunk = np.empty(len(units), np.int64)
+    chunk[order] = np.arange(len(units)) - first[cell[order]]
+    _, fine = np.unique(np.array([cell, chunk // size]).T, axis=0, return_inverse=True)
     return np.asarray(fine.ravel(), np.int64)
 
 

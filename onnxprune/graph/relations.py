@@ -152,7 +152,7 @@ class Relations:
             self.pin(axis, Reason.AUXILIARY)
 
     def compose(self, axis: Axis) -> None:
-        """Part of the positions' digits of a dynamic `axis` is static and can be cut (see `graph.dynamic`)."""
+        """A factor of the dynamic `axis` is static and can be cut (see `graph.dynamic`)."""
         self.composed.add(axis)
 
     def balance(self, axis: Axis, blocks: int) -> None:

@@ -69,13 +69,13 @@ def _int(node: ir.Node, name: str, default: int | None) -> int | None:
 
 def _ints(node: ir.Node, inputs: Sequence[Array | None], name: str, slot: int) -> list[int] | None:
     if len(inputs) > slot and inputs[slot] is not None:
-        return [int(x) for x in np.ravel(inputs[slot])]
+        return [int(x) for x in np.ravel(np.asarray(inputs[slot]))]
     attr = node.attributes.get(name)
     return None if attr is None else [int(x) for x in attr.as_ints()]
 
 
 def _cast(node: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
-    dtype = ir.DataType(_int(node, "to", 0))
+    dtype = ir.DataType(_int(node, "to", 0) or 0)
     return None if dtype == ir.DataType.STRING else np.asarray(inputs[0]).astype(dtype.numpy())
 
 
@@ -122,7 +122,7 @@ def _reshape(node: ir.Node, inputs: Sequence[Array | None]) -> Array:
 
 
 def _constant_of_shape(node: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
-    shape = [int(x) for x in np.ravel(inputs[0])]
+    shape = [int(x) for x in np.ravel(np.asarray(inputs[0]))]
     if np.prod(shape) > 4096:
         return None
     attr = node.attributes.get("value")
@@ -131,7 +131,7 @@ def _constant_of_shape(node: ir.Node, inputs: Sequence[Array | None]) -> Array |
 
 
 def _expand(_: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
-    source, shape = np.asarray(inputs[0]), [int(x) for x in np.ravel(inputs[1])]
+    source, shape = np.asarray(inputs[0]), [int(x) for x in np.ravel(np.asarray(inputs[1]))]
     out = np.broadcast_shapes(source.shape, tuple(shape))
     return None if np.prod(out) > 4096 else np.broadcast_to(source, out)
 
@@ -139,7 +139,7 @@ def _expand(_: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
 def _divide(_: ir.Node, inputs: Sequence[Array | None]) -> Array:
     a, b = np.asarray(inputs[0]), np.asarray(inputs[1])
     if np.issubdtype(a.dtype, np.integer):
-        return (np.trunc(a / b)).astype(a.dtype)
+        return np.asarray(np.trunc(a / b)).astype(a.dtype)
     return np.asarray(a / b)
 
 

@@ -204,7 +204,7 @@ class _Engine:
             tensor = value.const_value
             if tensor is None:
                 continue
-            dims[value] = tuple(int(d) for d in tensor.shape)
+            dims[value] = tuple(int(d) for d in tensor.shape.numpy())
             if _tracked(tensor.dtype, tensor.size):
                 data[value] = tensor.numpy()
         for node in graph:

@@ -78,8 +78,9 @@ def target_line(report: Report) -> str:
 def soundness_line(report: Report) -> str:
     """The proof in one line."""
     s = report.soundness
+    inner = f" and {plural(s.inner, 'inner result')}" if s.inner else ""
     return (
-        f"masked == removed on {plural(s.samples, f'{s.tier} input')}: "
+        f"masked == removed on {plural(s.samples, f'{s.tier} input')}, in all outputs{inner}: "
         f"max |difference| {s.max_abs_diff:.2g}, max |output| {s.max_abs_output:.3g}"
     )
 
@@ -135,7 +136,7 @@ def barrier_lines(
     """
     if not barriers:
         return []
-    lines = ["", "layers whose output channels all stay (their input channels may still go):"]
+    lines = ["", *wrap("layers whose output channels all stay (their input channels may still go):", width)]
     lines.append(f"  {'MACs':>6}  {'params':>6}  because")
     for total, members in by_reason(barriers):
         head = f"  {share(total.macs, macs):>6}  {share(total.params, params):>6}  "
@@ -143,7 +144,8 @@ def barrier_lines(
         lines += wrap(f"{head}{count}: {total.explanation}", width, indent=len(head) + 2)
         for member in members if verbose else members[:_EXAMPLES]:
             names = some(member.layers, 10**6 if verbose else _EXAMPLES)
-            place = f", held by {member.where}" if member.where not in member.layers else ""
+            itself = any(member.where == name or repr(name) in member.where for name in member.layers)
+            place = "" if itself else f", held by {member.where}"
             lines += wrap(f"{' ' * len(head)}  {names}{place}", width, indent=len(head) + 4)
         if not verbose and len(members) > _EXAMPLES:
             lines.append(

@@ -1,7 +1,7 @@
 """What is known about operators: one file per family, one table of rules.
 
-A rule table is a plain value: `default_rules() | {("my.domain", "MyOp"): Rule(...)}` is a new table in which the
-right side wins. Third parties publish tables through the entry point group `onnxprune.rules`.
+A rule table is a plain value: `default_rules() | {("my.domain", "MyOp"): Rule(...)}` is a new table in which
+the right side wins. Third parties publish tables through the entry point group `onnxprune.rules`.
 """
 
 from __future__ import annotations

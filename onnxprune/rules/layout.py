@@ -2,8 +2,8 @@
 
 Reshape is read as a factorisation. Both shapes are cut into the finest common factors; `C -> (H, D)` has the
 factors H and D, both on C's axis. A factor that fills its axis on both sides is a tie. Otherwise it is one of
-several choices for the axis that holds more than one factor: cutting C along H removes whole heads, cutting it
-along D the same position of every head.
+several choices for the axis that holds more than one factor: cutting C along H removes whole heads, cutting
+it along D the same position of every head.
 
 Specification: https://onnx.ai/onnx/operators/onnx__Reshape.html and its neighbours.
 """
@@ -141,7 +141,7 @@ def _elsewhere(op: Op) -> list[Factor] | None:
 
 
 def _agree(op: Op, factors: list[Factor], elsewhere: list[Factor]) -> bool:
-    """Whether factors at two bindings are the same, but for some of dynamic axes that only one of them has."""
+    """Whether factors at two bindings are the same, but for those of dynamic axes that only one has."""
     left = list(factors)
     for factor in elsewhere:
         a, b = Axis(op.input(0), factor.a_dim), Axis(op.output(), factor.b_dim)
@@ -167,16 +167,23 @@ def _refit_reshape(op: Op, refit: Refit) -> None:
     x, y = op.input(0), op.output()
     asked = op.ints("shape", 1)
     wanted: dict[int, int] = {}
+    moving: dict[int, int] = {}
     for axis in op.axes(y):
         entry = None if asked is None else asked[axis.dim]
-        if op.dynamic(axis) or entry == -1 or (entry is None and not refit.changed(axis)):
+        if entry == -1 or (entry is None and not refit.changed(axis)):
             continue  # a -1 takes what is left
+        if op.dynamic(axis):
+            if refit.changed(axis):
+                moving[axis.dim] = refit.extent(axis)
+            continue
         copied = Axis(x, axis.dim)
         if entry == 0 and axis.dim < op.rank(x) and refit.extent(copied) == refit.extent(axis):
             continue  # a 0 copies the input's dim of the same index
         wanted[axis.dim] = refit.extent(axis)
     if op.has(1):
         refit.entries(1, wanted)
+        if moving:
+            refit.moving[1] = moving
     else:
         refit.set_ints("shape", [wanted.get(i, v) for i, v in enumerate(asked or [])])
 

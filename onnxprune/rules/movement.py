@@ -1,7 +1,7 @@
 """Data movement along an axis: Concat, Split, Slice, Gather, Pad, Expand, Tile.
 
-Each is an index array: position j of the output is position `index[j]` of an input. What carries an extent or a
-position (Split sizes, Slice ends, Pad widths, Gather indices) is refitted.
+Each is an index array: position j of the output is position `index[j]` of an input. What carries an extent or
+a position (Split sizes, Slice ends, Pad widths, Gather indices) is refitted.
 
 Specification: https://onnx.ai/onnx/operators/onnx__Concat.html and its neighbours.
 """

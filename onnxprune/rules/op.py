@@ -1,4 +1,4 @@
-"""What a rule sees of one node: its attributes, shapes and known integer inputs, never the rest of the graph."""
+"""What a rule sees of one node: attributes, shapes, known integer inputs; never the rest of the graph."""
 
 from __future__ import annotations
 
@@ -95,6 +95,10 @@ class Op:
         """Whether input `slot` is an initializer."""
         return self.has(slot) and self.input(slot).const_value is not None
 
+    def varies(self, *slots: int) -> bool:
+        """Whether the known value of one of these inputs depends on the symbolic dims."""
+        return any(self.has(slot) and self.input(slot) in self.shapes.varying for slot in slots)
+
     def ints(self, name: str, slot: int | None = None) -> list[int] | None:
         """Integers that older opsets give as attribute `name` and newer ones as input `slot`."""
         if slot is not None and self.has(slot):
@@ -112,10 +116,6 @@ class Op:
         """String attribute `name`."""
         attr = self.node.attributes.get(name)
         return default if attr is None else str(attr.as_string())
-
-    def varies(self, *slots: int) -> bool:
-        """Whether the known value of one of these inputs depends on the symbolic dims."""
-        return any(self.has(slot) and self.input(slot) in self.shapes.varying for slot in slots)
 
     def dynamic(self, axis: Axis) -> bool:
         """Whether the extent of `axis` depends on the input."""

@@ -76,10 +76,8 @@ def _top_k(op: Op, relations: Relations) -> None:
 def _softmax(op: Op, relations: Relations) -> None:
     x, y = op.input(0), op.output()
     rank = op.rank(x)
-    if op.opset >= 13:
-        dims = [op.int("axis", -1) % rank]
-    else:  # the input is flattened to two axes at `axis`
-        dims = list(range(op.int("axis", 1) % rank, rank))
+    first = op.int("axis", -1 if op.opset >= 13 else 1) % rank
+    dims = [first] if op.opset >= 13 else list(range(first, rank))  # flattened to two axes before
     tie_axes(op, relations, x, y, skip=tuple(dims))
     for dim in dims:
         relations.pin(Axis(x, dim), Reason.SOFTMAX)

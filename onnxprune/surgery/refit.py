@@ -27,6 +27,9 @@ class Refit:
         Its counterpart in the clone that is being cut. Mutated.
     wanted
         Entries that computed integer inputs must have, per slot: checked, and corrected, by the settling walk.
+    moving
+        The same for entries that depend on the symbolic dims: what they must be at the sizes of the analysis.
+        Where they are not, they become -1.
     """
 
     op: Op
@@ -34,6 +37,7 @@ class Refit:
     kept: Kept
     blocked: Mapping[Axis, Blocked]
     wanted: dict[int, dict[int, int]] = field(default_factory=dict)
+    moving: dict[int, dict[int, int]] = field(default_factory=dict)
 
     def changed(self, axis: Axis) -> bool:
         """Whether the axis loses positions."""

@@ -84,7 +84,7 @@ def _slice_one(value: ir.Value, dims: dict[int, Bools], blocked: dict[int, Block
     if data is None:
         raise ValueError(f"{value.name!r} is no initializer")
     if isinstance(data, ir.ExternalTensor):
-        shape = sliced_shape(tuple(int(d) for d in data.shape), dims, blocked)
+        shape = sliced_shape(tuple(data.shape.numpy()), dims, blocked)
         edit.set_lazy(value, shape, lambda: slice_array(data.numpy(), dims, blocked))
     else:
         edit.set_array(value, slice_array(data.numpy(), dims, blocked))
@@ -132,23 +132,30 @@ class _Settling:
     def before(self, node: ir.Node, dims: dict[ir.Value, Dims], data: Data) -> None:
         refit = self.wanted.get(node)
         if refit is not None:
-            for slot, entries in refit.wanted.items():
-                self._override(node, slot, entries, dims, data)
+            for slot in {**refit.wanted, **refit.moving}:
+                self._override(node, slot, self._corrections(refit, slot, data), dims, data)
         if node.op_type == "Cast":
             self._freeze(node, dims, data)
+
+    def _corrections(self, refit: Refit, slot: int, data: Data) -> dict[int, int]:
+        """Entries of a computed integer input that did not adapt by themselves, and what they have to be."""
+        value = refit.node.inputs[slot]
+        now = None if value is None else data.get(value)
+        wanted, moving = refit.wanted.get(slot, {}), refit.moving.get(slot, {})
+        if now is None:
+            return {**wanted, **dict.fromkeys(moving, -1)}
+        entries = np.ravel(now).tolist()
+        found = {i: w for i, w in wanted.items() if entries[i] != w}
+        return found | {i: -1 for i, w in moving.items() if entries[i] not in (w, -1)}
 
     def _override(
         self, node: ir.Node, slot: int, entries: dict[int, int], dims: dict[ir.Value, Dims], data: Data
     ) -> None:
-        """Correct a computed integer input where it did not adapt by itself: `Where(mask, wanted, computed)`."""
+        """Correct entries of a computed integer input: `Where(mask, wanted, computed)`."""
         value = node.inputs[slot]
-        if value is None:
+        if value is None or not entries:
             return
         now = data.get(value)
-        if now is not None:
-            entries = {i: w for i, w in entries.items() if int(np.ravel(now)[i]) != w}
-        if not entries:
-            return
         extents = dims.get(value)
         graph = node.graph
         if extents is None or len(extents) != 1 or extents[0] is None or not isinstance(graph, ir.Graph):
@@ -196,7 +203,7 @@ class _Settling:
 def _settle(axis_graph: AxisGraph, clone: Clone, kept: Kept, refits: list[Refit]) -> None:
     """Infer all shapes again, correct computed extents on the way, and compare with the kept positions."""
     back = {new: old for old, new in clone.nodes.items()}
-    settling = _Settling(axis_graph, clone, {r.node: r for r in refits if r.wanted}, back)
+    settling = _Settling(axis_graph, clone, {r.node: r for r in refits if r.wanted or r.moving}, back)
     found = walk_shapes(clone.model, axis_graph.shapes.bindings, settling.before)
     for old in axis_graph.model.graph:
         for value in old.outputs:

@@ -10,8 +10,8 @@ asserts:
 - removing nothing gives the same bytes;
 - the order of the nodes changes neither the groups nor the result.
 
-`check_criterion` draws weights and asserts that scores are finite, one per unit, and the same for the same seed and
-for units in another order.
+`check_criterion` draws weights and asserts that scores are finite, one per unit, and the same for the same
+seed and for units in another order.
 """
 
 from __future__ import annotations

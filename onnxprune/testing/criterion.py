@@ -19,8 +19,8 @@ def check_criterion(
 ) -> None:
     """Check a criterion on random weights.
 
-    It must give one finite number per unit, the same numbers for the same seed, and know units by their weights
-    alone: in another order they get the same scores.
+    It must give one finite number per unit, the same numbers for the same seed, and know units by their
+    weights alone: in another order they get the same scores.
 
     Parameters
     ----------

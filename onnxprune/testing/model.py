@@ -75,6 +75,7 @@ def check_model(
     seeds: Sequence[int] = (0, 1, 2),
     highs: Mapping[str, int] | None = None,
     feeds: Mapping[str, Array] | None = None,
+    tolerance: float = TOLERANCE,
     checker: bool = True,
     alive: bool = True,
 ) -> Checked:
@@ -94,6 +95,8 @@ def check_model(
         For integer inputs by name: the number of values, counted from 0 (2 where nothing is said).
     feeds
         Inputs by name, where drawn ones would not do.
+    tolerance
+        Largest difference between masked and removed, as a share of the largest output.
     checker
         Ask onnx's checker; False for models that it refuses and onnxruntime runs.
     alive
@@ -116,16 +119,17 @@ def check_model(
     axis_graph = build_axis_graph(normal, infer_shapes(normal, bindings), table)
     checked = Checked(axis_graph, partition(axis_graph))
     _check_groups(checked)
+    _check_again(checked, table, bindings)
     _check_nothing(checked)
     runs = [_Run(feed, outputs) for feed, outputs in _runs(checked, highs or {}, feeds or {})]
     _check_values(runs[0].outputs, alive)
-    moved = [_check_plan(checked, plan, runs, checker) for plan in _plans(checked, seeds)]
+    moved = [_check_plan(checked, plan, runs, tolerance, checker) for plan in _plans(checked, seeds)]
     contracted = {sink.axis for sink in axis_graph.sinks}
     reach = {use.axis for group in checked.groups for use in group.axes}
     if alive and reach & contracted and not any(moved):
         raise AssertionError("masking changes no output: equality of masked and removed would prove nothing")
-    for seed in seeds[:1]:
-        _check_order(checked, table, bindings, runs[0].feed, seed)
+    for seed in seeds:
+        _check_order(checked, table, bindings, runs[0].feed, tolerance, seed)
     return checked
 
 
@@ -220,8 +224,36 @@ def _check_groups(checked: Checked) -> None:
             found.update(use.unit[inside].tolist())
         if found != set(range(group.units)):
             raise AssertionError(f"{group} has units on no axis: {set(range(group.units)) - found}")
-        if group.blocks is not None and len(set(np.bincount(group.blocks).tolist())) > 1:
-            raise AssertionError(f"{group} has blocks of different sizes: {group.blocks}")
+        if group.blocks is not None:
+            _check_blocks(group, group.blocks)
+
+
+def _check_again(checked: Checked, table: RuleTable, bindings: Mapping[str, int] | None) -> None:
+    """A copy of the model gives the same groups under the same ids, unit by unit."""
+    copy = checked.axis_graph.model.clone()
+    again = partition(build_axis_graph(copy, infer_shapes(copy, bindings), table))
+    first, second = (
+        [
+            (g.id, g.name, g.alternatives, None if g.blocks is None else g.blocks.tolist())
+            + tuple((use.axis.name, use.unit.tolist()) for use in g.axes)
+            for g in (*parts.groups, *parts.alternatives)
+        ]
+        for parts in (checked.partition, again)
+    )
+    if first != second:
+        raise AssertionError(f"the same model gives other groups: {checked.groups} and {again.groups}")
+
+
+def _check_blocks(group: Group, blocks: Array) -> None:
+    """Blocks have the same size, and one unit of each leaves no axis empty."""
+    if len(set(np.bincount(blocks).tolist())) > 1:
+        raise AssertionError(f"{group} has blocks of different sizes: {blocks}")
+    for use in group.axes:
+        there = np.zeros(group.units, bool)
+        there[use.unit[use.unit >= 0]] = True
+        safe = (use.unit < 0).any() or any(there[blocks == block].all() for block in range(group.block_count))
+        if not safe:
+            raise AssertionError(f"keeping a unit of every block of {group} can empty {use.axis.name}")
 
 
 def _check_nothing(checked: Checked) -> None:
@@ -233,7 +265,9 @@ def _check_nothing(checked: Checked) -> None:
             raise AssertionError(f"{act.__name__} of nothing changes the model")
 
 
-def _check_plan(checked: Checked, plan: Mapping[str, Bools], runs: Sequence[_Run], checker: bool) -> bool:
+def _check_plan(
+    checked: Checked, plan: Mapping[str, Bools], runs: Sequence[_Run], tolerance: float, checker: bool
+) -> bool:
     """Masked == removed; returns whether masking changes the output."""
     axis_graph, kept, told = checked.axis_graph, _kept(checked, plan), f"({_tell(plan)})"
     model = axis_graph.model
@@ -252,8 +286,8 @@ def _check_plan(checked: Checked, plan: Mapping[str, Bools], runs: Sequence[_Run
     moved = False
     for one in runs:
         expected = execute(masked, one.feed)
-        _same(expected, execute(removed, one.feed), f"masked and removed differ {told}")
-        moved |= any(_distance(array, one.outputs[name]) > TOLERANCE for name, array in expected.items())
+        _same(expected, execute(removed, one.feed), tolerance, f"masked and removed differ {told}")
+        moved |= any(_distance(array, one.outputs[name]) > tolerance for name, array in expected.items())
     _check_shapes(removed, runs[0].feed, axis_graph.shapes.bindings)
     return moved
 
@@ -316,6 +350,7 @@ def _check_order(
     table: RuleTable,
     bindings: Mapping[str, int] | None,
     feed: Mapping[str, Array],
+    tolerance: float,
     seed: int,
 ) -> None:
     """Another topological order gives the same groups and the same cut model."""
@@ -341,6 +376,7 @@ def _check_order(
             _same(
                 execute(first, feed),
                 execute(second, feed),
+                tolerance,
                 f"another order of the nodes differs ({_tell(plan)})",
             )
 
@@ -402,14 +438,14 @@ def _check_values(outputs: Mapping[str, Array], alive: bool) -> None:
             raise AssertionError(f"output {name!r} of the model is all zero, so nothing can be compared")
 
 
-def _same(expected: Mapping[str, Array], got: Mapping[str, Array], what: str) -> None:
+def _same(expected: Mapping[str, Array], got: Mapping[str, Array], tolerance: float, what: str) -> None:
     for name, array in expected.items():
         other = got[name]
         if array.shape != other.shape or array.dtype != other.dtype:
             raise AssertionError(
                 f"{what}: {name!r} is {other.dtype}{other.shape} instead of {array.dtype}{array.shape}"
             )
-        if (distance := _distance(array, other)) > TOLERANCE:
+        if (distance := _distance(array, other)) > tolerance:
             raise AssertionError(f"{what}: {name!r} by {distance:.3g} of its largest value")
 
 

@@ -14,7 +14,7 @@ from onnxprune.graph.axes import Axis
 from onnxprune.rules import RuleTable
 from onnxprune.testing.builder import ModelBuilder
 from onnxprune.testing.feeds import Array, execute, make_feeds
-from onnxprune.testing.model import Checked, check_model
+from onnxprune.testing.model import TOLERANCE, Checked, check_model
 
 _PROJECTIONS = 4
 
@@ -75,6 +75,7 @@ def check_rule(
     groups: int | None = None,
     pinned: Mapping[str, Reason] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
+    tolerance: float = TOLERANCE,
     checker: bool = True,
 ) -> Checked:
     """Check the rule of one operator: masked == removed whatever is dropped, and what must be prunable is.
@@ -103,6 +104,8 @@ def check_rule(
         Axes that must be blocked, and the reason of the nearest barrier.
     seeds
         Of the draws of units to drop.
+    tolerance
+        Largest difference between masked and removed, as a share of the largest output.
     checker
         Ask onnx's checker; False for operators that it refuses and onnxruntime runs.
 
@@ -135,7 +138,7 @@ def check_rule(
     node = _Node(op_type, domain, version, opset, tuple(inputs), dict(attributes or {}), outputs)
     model, own = node.build(node.results())
     highs = {f"x{slot}": entry.high for slot, entry in enumerate(inputs) if isinstance(entry, Feed)}
-    checked = check_model(model, rules=rules, seeds=seeds, highs=highs, checker=checker)
+    checked = check_model(model, rules=rules, seeds=seeds, highs=highs, tolerance=tolerance, checker=checker)
     found = {name for name in checked.prunable() if name.rpartition("[")[0] in own}
     if expect is not None and found != set(expect):
         reasons = {

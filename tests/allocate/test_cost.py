@@ -1,4 +1,4 @@
-"""The cost that is predicted is the cost of the model that comes out, for MACs and parameters, to the unit."""
+"""The cost that is predicted is the cost of the model that comes out: MACs and parameters, to the unit."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def shared_biases() -> ir.Model:
 
 
 def shared_scales() -> ir.Model:
-    """One vector of different numbers scales two layers: equal again only where both lose the same channels."""
+    """One vector scales two layers: equal again only where both lose the same channels."""
     net = Net()
     scale = net.constant(np.linspace(0.5, 2, 16).astype(np.float32), "scale")
     x = net.data("x", ("n", 8))

@@ -76,7 +76,7 @@ def same(found, expected):
 @pytest.mark.parametrize(("kind", "value"), TARGETS)
 @pytest.mark.parametrize("round_to", [1, 8])
 def test_the_global_ranking(analysis, kind, value, round_to):
-    """All rungs of all groups, by score per unit; equal scores by group; the shortest prefix that is enough."""
+    """All rungs of all groups by score per unit, equal ones by group: the shortest prefix that is enough."""
     choices = Choices(Target(kind, value), round_to=round_to)
     scored = score_groups(analysis, choices)
     ladders = scored.ladders

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +24,9 @@ class Command:
         self.capsys = capsys
 
     def __call__(self, *arguments: object) -> Result:
-        root = logging.getLogger()
-        handlers, level = list(root.handlers), root.level
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as exit_info:
             main([str(argument) for argument in arguments])
-        root.handlers[:], root.level = handlers, level
         captured = self.capsys.readouterr()
         code = exit_info.value.code
         return Result(code if isinstance(code, int) else 0, captured.out, captured.err)

@@ -1,4 +1,4 @@
-"""What is written, and that it is whole or not there: existing outputs, folders, full disks, interruptions."""
+"""What is written is whole or not there: existing outputs, folders, full disks, interruptions."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def run(*arguments, command=COMMAND, **options):
     options = {"capture_output": True, "text": True, "timeout": 60, "env": environment(), **options}
-    return subprocess.run([*command, *map(str, arguments)], **options)  # noqa: PLW1510
+    return subprocess.run([*command, *map(str, arguments)], **options)
 
 
 def test_prune_as_a_module(net):

@@ -11,7 +11,8 @@ import pytest
 from small_nets import attention, convnet, feeds, save
 
 KEYS = {
-    "": "schema model target before after groups barriers coverage soundness calibration metric fidelity warnings",
+    "": "schema model target before after groups barriers coverage soundness calibration metric fidelity "
+    "warnings",
     "model": "path sha256",
     "target": "kind requested achieved met",
     "before": "params macs bytes nodes",
@@ -193,11 +194,14 @@ def test_long_lists_are_cut_short(command, tmp_path):
             "conv1.weight",
             ["conv1.weight[0]  (32 positions): prunable, in g1", "conv1.weight[1]  (16 positions)"],
         ),
-        ("conv1.weight[1]", ["prunable, in g0", "tied to relu0_out[1] by Conv 'conv1'"]),
+        (
+            "conv1.weight[1]",
+            ["prunable, in g0", "    conv0.bias[0]  by Conv 'conv1', Relu 'relu0', Conv 'conv0'"],
+        ),
         ("conv1.weight[-1]", ["conv1.weight[3]"]),
         ("conv1", ["conv1_out[1]", "conv1.bias[0]"]),
         ("g2", ["conv2.weight[0]", "head.weight[1]"]),
-        ("conv1.weight[2]", ["blocked", "slides a window", "blocked along:"]),
+        ("conv1.weight[2]", ["blocked", "slides a window", "    conv1.weight[2] is held by Conv"]),
         (
             "logits[1]",
             ["blocked, it is an axis of a graph output", "logits[1] is held by output 'logits'"],

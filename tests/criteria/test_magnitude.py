@@ -186,7 +186,7 @@ def test_grouped_convolutions(tmp_path):
 
 
 def test_consumers_stand_in_where_nothing_produces(tmp_path):
-    """The channels of a constant that is added have no weight of their own: the next layer's columns count."""
+    """The channels of a constant that is added have no weights: the next layer's columns count."""
     net = Net()
     x = net.op("Add", net.data("x", ("n", 1)), net.normal((16,), "offset"), name="spread")
     analysis = opened(net.model(net.linear(x, "out", 16, 3)), tmp_path)

@@ -40,6 +40,30 @@ def test_batch_and_heads_on_one_axis(batch):
     assert (heads.units, heads.width, len(heads.sources), len(heads.sinks)) == (4, 3, 6, 1)
 
 
+def test_attention_over_tokens_first():
+    """torch.nn.MultiheadAttention: (S, B, 3E) -> 3 x (S, B * H, D) -> (B * H, S, D) -> (S * B, E)."""
+    n = Net()
+    heads, depth, tokens = 4, 3, 5
+    x = n.transpose(n.tokens(8, tokens, batch="batch"), 1, 0, 2, channels=8)
+    qkv = n.linear(x, 3 * heads * depth, name="in_proj")
+    batch = n.op("Shape", x, start=1, end=2, name="batch")
+    folded = n.op("Mul", batch, n.constant([heads]), name="folded")
+    qkv = n.op("Unsqueeze", n.reshape(qkv, tokens, -1, 3, heads * depth), n.constant([0]))
+    qkv = n.op("Squeeze", n.transpose(qkv, 3, 1, 2, 0, 4), n.constant([3]))
+    target = n.op("Concat", n.constant([tokens]), folded, n.constant([depth]), axis=0, name="target")
+    parts = []
+    for i in range(3):
+        part = n.op("Gather", qkv, n.constant(np.array(i)), axis=0, name=f"part{i}")
+        parts.append(n.transpose(n.op("Reshape", part, target, name=f"fold{i}"), 1, 0, 2))
+    q, k, v = parts
+    scores = n.op("Softmax", n.op("MatMul", q, n.transpose(k, 0, 2, 1)), axis=-1)
+    mixed = n.transpose(n.op("MatMul", scores, v, name="mix"), 1, 0, 2)
+    flat = n.reshape(mixed, -1, heads * depth, channels=heads * depth, name="flat")
+    back = n.op("Concat", n.constant([tokens]), batch, n.constant([8]), axis=0, name="back")
+    result = checked(n, n.op("Reshape", n.gemm(flat, 8, name="out_proj"), back))
+    assert {(group.units, group.width) for group in result.groups} == {(heads, 3 * depth)}
+
+
 def test_positions_of_batch_and_heads_are_not_heads():
     """Something that picks positions of the joint axis makes it a barrier."""
     n = Net()

@@ -52,6 +52,25 @@ def test_group_counts_that_do_not_nest():
     assert sizes(checked(n, n.classify(x))) == {"stem": (12, 2), "g2": (12, 6), "g3": (12, 3)}
 
 
+def test_cells_do_not_depend_on_the_order_of_nodes():
+    """Two producers, one of them behind a permutation, divided into cells that no constraint fixes."""
+
+    def start():
+        n = Net()
+        x = n.image()
+        order = n.constant(np.random.default_rng(0).permutation(12))
+        b = n.mark(n.op("Gather", n.conv(x, 12, name="b"), order, axis=1, name="permuted"), 12)
+        return n, n.relu(n.add(n.conv(x, 12, name="a"), b))
+
+    n, y = start()
+    y = n.conv(n.conv(y, 12, group=2, name="g2"), 12, group=3, name="g3")
+    result = check_model(n.model(n.classify(y)), seeds=range(6))
+    assert sizes(result) == {"b": (12, 2), "g2": (12, 6), "g3": (12, 3)}
+    n, y = start()
+    y = n.add(n.conv(y, 12, group=2, name="g2"), n.conv(y, 12, group=3, name="g3"))
+    assert sizes(check_model(n.model(n.classify(y)), seeds=range(6))) == {"b": (12, 6), "g2": (12, 6)}
+
+
 def test_incompatible_group_counts():
     """2 groups of 3 into 3 groups of 2: cells of one unit, nothing to choose."""
     n, x = grouped(2, 3, channels=6)
@@ -73,6 +92,19 @@ def test_a_block_with_pinned_channels():
     result = checked(n, n.classify(n.conv(x, 8, group=2, name="grouped")), shown)
     assert "stem" not in sizes(result)
     assert Reason.INCOMPATIBLE_BLOCKS in {rejection.reason for rejection in result.partition.rejected}
+
+
+def test_units_that_lie_in_some_blocks():
+    """Four groups of four; channel 0 is tied to 4 and 8 to 12: those stay, the others balance."""
+    n = Net()
+    x = n.relu(n.conv(n.image(), 16, name="stem"))
+    order = np.arange(16)
+    order[[0, 4, 8, 12]] = [4, 0, 12, 8]
+    swapped = n.mark(n.op("Gather", x, n.constant(order), axis=1, name="swapped"), 16)
+    result = checked(n, n.classify(n.conv(n.add(x, swapped), 8, group=4, name="grouped")))
+    stem = by_name(result, "stem")
+    assert (stem.units, np.bincount(stem.blocks).tolist()) == (12, [3, 3, 3, 3])
+    assert np.flatnonzero(stem.sources[0].unit < 0).tolist() == [0, 4, 8, 12]
 
 
 def test_pinned_channels_in_every_block():

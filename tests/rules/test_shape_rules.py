@@ -197,7 +197,7 @@ def test_sizes_of_a_resize_through_floats():
 
 
 def test_padding_a_shortcut():
-    """The parameter-free shortcut of CIFAR ResNets: strided slice, then channels padded by computed widths."""
+    """The shortcut without parameters of CIFAR ResNets: strided slice, channels padded by computed widths."""
     b = ModelBuilder(17)
     x = b.input("x", (1, 3, 8, 8))
     h = b.op("Relu", b.op("Conv", x, b.weight((4, 3, 3, 3), "in/weight"), pads=[1] * 4, name="in"))

@@ -1,0 +1,96 @@
+"""The files of a run of the command line: which may be written, and writing those beside the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from onnxprune.model.io import LoadedModel
+    from onnxprune.pruning import Pruned
+
+
+def default_output(model: Path) -> Path:
+    """`model.pruned.onnx` beside `model.onnx`."""
+    return model.with_name(f"{model.stem}.pruned.onnx")
+
+
+def open_checked(
+    model: Path,
+    output: Path | None,
+    plan: Path | None,
+    reports: tuple[Path, ...],
+    force: bool,
+    *others: Path,
+) -> LoadedModel:
+    """Load a model; refuse, before any work is done, what could not be written after it.
+
+    Parameters
+    ----------
+    model
+        Path of the .onnx file.
+    output, plan, reports
+        What will be written.
+    force
+        Whether existing files may be replaced.
+    others
+        Files that must not be written over, besides the model and its data.
+
+    Raises
+    ------
+    UsageError
+        A file exists (without `force`), is an input, is named twice, or cannot be written.
+    ModelError
+        The file is no usable model.
+    """
+    from onnxprune.model import io
+    from onnxprune.model.write import data_path
+
+    files = [file for file in (plan, *reports) if file is not None]
+    taken: set[Path] = set()
+    for file in (output, None if output is None else data_path(output), *files):
+        if file is not None and file.resolve() in taken:
+            raise UsageError(f"{file} would be written twice", "Give every output a name of its own.")
+        taken |= set() if file is None else {file.resolve()}
+    for file in (output, *files) if model.exists() else ():
+        if file is not None:
+            io.check_writable(file, force=force, sources=(model, *others))
+    source = io.load(model)
+    for file in files:
+        io.check_writable(file, force=force, sources=(source.path, *source.data_files, *others))
+    return source
+
+
+def check_formats(reports: tuple[Path, ...]) -> None:
+    """Refuse reports of unknown formats."""
+    for report in reports:
+        if report.suffix not in (".json", ".md"):
+            raise UsageError(
+                f"--report {report} has no known format", "Use a name that ends in .json or .md."
+            )
+
+
+def write_side_files(pruned: Pruned, plan: Path | None, reports: tuple[Path, ...]) -> None:
+    """Write the plan and the reports of a model that was written.
+
+    Raises
+    ------
+    UsageError
+        One of them cannot be written; the message says that the model is there all the same.
+    """
+    from onnxprune.model.io import write_text
+    from onnxprune.report import json as as_json
+    from onnxprune.report import markdown
+
+    try:
+        if plan is not None:
+            pruned.plan.save(plan)
+        for report in reports:
+            render = as_json.render if report.suffix == ".json" else markdown.render
+            write_text(report, render(pruned.report))
+    except UsageError as error:
+        raise UsageError(
+            error.what, f"The model is complete in {pruned.path}; this file is missing."
+        ) from error

@@ -1,0 +1,80 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxprune.errors import UsageError
+
+FILE = click.Path(path_type=Path)
+"""A path; whether it exists and can be used is checked later, with better words."""
+
+
+def data_options(required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options that say which samples to use."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.option(
+                "--preprocess", help="For images: imagenet, a formula such as x/128-1, or a TOML file."
+            ),
+            click.option("--samples", type=int, help="Use at most this many samples."),
+            click.option(
+                "--data",
+                required=required,
+                help="A .npz, a folder of .npy/.npz samples or of images, or module:name.",
+            ),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def bind_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--bind NAME=N`, repeatable."""
+    return click.option(
+        "--bind",
+        "bind",
+        multiple=True,
+        metavar="NAME=N",
+        help="Size of a symbolic dim, for counting MACs and generating inputs.",
+    )(function)
+
+
+def verbosity(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`-q` and `-v`."""
+    function = click.option("-v", "--verbose", is_flag=True, help="List everything; log what is done.")(
+        function
+    )
+    return click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")(function)
+
+
+def provider_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--provider`."""
+    return click.option(
+        "--provider", default="auto", show_default=True, help="auto, cpu, cuda, ... or a full provider name."
+    )(function)
+
+
+def parse_bindings(pairs: tuple[str, ...]) -> dict[str, int]:
+    """`("seq=128",)` as `{"seq": 128}`.
+
+    Examples
+    --------
+    >>> parse_bindings(("batch=1", "seq=128"))
+    {'batch': 1, 'seq': 128}
+    """
+    bindings: dict[str, int] = {}
+    for pair in pairs:
+        name, equals, size = pair.rpartition("=")
+        if not equals or not name or not size.isdecimal() or int(size) < 1:
+            raise UsageError(f"--bind {pair!r} is not NAME=N", "Give a positive size, as in --bind seq=128.")
+        if bindings.get(name, int(size)) != int(size):
+            raise UsageError(f"--bind gives {name!r} two sizes: {bindings[name]} and {size}", "Give one.")
+        bindings[name] = int(size)
+    return bindings

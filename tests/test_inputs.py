@@ -1,0 +1,97 @@
+"""The inputs on which a model is proven: real samples, or generated ones that it accepts."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from small_nets import Net, attention, convnet, feeds, save
+
+import onnxprune
+from onnxprune.errors import UsageError
+from onnxprune.inputs import PROOF_SAMPLES, choose_inputs
+
+
+def loaded(model: ir.Model, tmp_path):
+    return onnxprune.load(save(model, tmp_path / "net.onnx"))
+
+
+def flattened(size: int) -> ir.Model:
+    """A model that runs at one size of its symbolic axis only: the linear layer says which."""
+    net = Net()
+    x = net.data("signal", ("n", "length"))
+    return net.model(net.linear(x, "fc", size, 4))
+
+
+def test_a_batch_of_one_is_generated(tmp_path):
+    found = choose_inputs(loaded(convnet(), tmp_path))
+    assert (found.data.tier, len(found.data), dict(found.bindings)) == ("synthetic", 2, {"n": 1})
+    assert found.data.feeds[0]["image"].shape == (1, 3, 8, 8)
+    assert found.notes == ("sizes of symbolic dims not given with --bind, so assumed: n=1",)
+    assert np.ptp(found.data.feeds[0]["image"] - found.data.feeds[1]["image"]) > 0
+
+
+def test_the_seed_decides_what_is_generated(tmp_path):
+    model = loaded(convnet(), tmp_path)
+    first, again, other = (choose_inputs(model, seed=seed).data.feeds[0]["image"] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_bindings_are_not_assumed(tmp_path):
+    found = choose_inputs(loaded(attention(), tmp_path), bindings={"n": 1})
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("size", [512, 64, 16, 3])
+def test_the_size_at_which_a_model_runs_is_found(tmp_path, size):
+    model = loaded(flattened(size), tmp_path)
+    if size == 3:
+        with pytest.raises(UsageError, match="no generated input runs") as error:
+            choose_inputs(model)
+        assert "--bind" in error.value.hint
+        assert choose_inputs(model, bindings={"length": 3}).bindings["length"] == 3
+        return
+    found = choose_inputs(model)
+    assert found.bindings["length"] == size
+    assert f"length={size}" in found.notes[0]
+
+
+def test_token_ids_stay_inside_the_embedding(tmp_path):
+    net = Net()
+    tokens = net.input("ids", ("n", 6), ir.DataType.INT64)
+    table = net.normal((5, 16), "table")
+    x = net.op("Gather", table, tokens, name="embed")
+    model = net.model(net.op("MatMul", x, net.normal((16, 4), "out"), name="out_proj"))
+    found = choose_inputs(loaded(model, tmp_path))
+    ids = np.concatenate([found.data.feeds[i]["ids"].ravel() for i in range(2)])
+    assert ids.min() >= 0
+    assert 2 <= ids.max() < 5
+    assert onnxprune.prune(tmp_path / "net.onnx", ratio=0.4).report.soundness.checked
+
+
+def test_data_decides_the_sizes(tmp_path):
+    model = loaded(attention(tokens=5), tmp_path)
+    samples = {"tokens": np.zeros((7, 5, 32), np.float32)}
+    found = choose_inputs(model, data=samples)
+    assert (len(found.data), len(found.proof), found.bindings["n"]) == (7, PROOF_SAMPLES, 1)
+    assert found.notes == ()
+
+
+def test_data_decides_the_size_of_other_axes(tmp_path):
+    model = loaded(flattened(48), tmp_path)
+    found = choose_inputs(model, data={"signal": np.zeros((3, 48), np.float32)})
+    assert dict(found.bindings) == {"n": 1, "length": 48}
+
+
+def test_the_number_of_samples_is_bounded(tmp_path):
+    found = choose_inputs(loaded(convnet(), tmp_path), data=feeds(6), samples=3)
+    assert (len(found.data), len(found.proof)) == (3, 3)
+    assert any("3 of 6 samples" in note for note in found.notes)
+
+
+def test_sizes_end_up_in_the_report(tmp_path):
+    path = save(flattened(64), tmp_path / "net.onnx")
+    report = onnxprune.prune(path, macs=1).report
+    assert dict(report.bindings) == {"n": 1, "length": 64}
+    assert report.before.macs == 64 * 4
