@@ -107,7 +107,7 @@ def prune(
     output = output or default_output(model)
     with Bar(quiet) as bar:
         bar.update("loading", 0, 0)
-        source = open_checked(model, output, plan_file, reports, force)
+        source = open_checked(model, output, (plan_file, *reports), force=force)
         pruned = api.prune(
             source,
             output,
@@ -171,7 +171,7 @@ def apply(
     output = output or default_output(model)
     with Bar(quiet) as bar:
         bar.update("loading", 0, 0)
-        source = open_checked(model, output, None, reports, force, plan)
+        source = open_checked(model, output, reports, force=force, others=(plan,))
         pruned = api.apply(
             source,
             plan,
@@ -209,7 +209,8 @@ def analyze(
     bindings = parse_bindings(bind)
     with Bar(quiet) as bar:
         to_file = None if json_file == Path("-") else json_file
-        source = open_checked(model, None, None, () if to_file is None else (to_file,), force, bar)
+        bar.update("loading", 0, 0)
+        source = open_checked(model, None, (to_file,), force=force)
         bar.update("analysing", 0, 0)
         result = api.analyze(source, bindings=bindings)
         text = reporter.render_json(result) if json_file is not None else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,10 @@ def default_output(model: Path) -> Path:
 def open_checked(
     model: Path,
     output: Path | None,
-    plan: Path | None,
-    reports: tuple[Path, ...],
+    beside: Sequence[Path | None],
+    *,
     force: bool,
-    *others: Path,
+    others: Sequence[Path] = (),
 ) -> LoadedModel:
     """Load a model; refuse, before any work is done, what could not be written after it.
 
@@ -31,8 +32,8 @@ def open_checked(
     ----------
     model
         Path of the .onnx file.
-    output, plan, reports
-        What will be written.
+    output, beside
+        The model, and the plan and reports, that will be written; None: it will not.
     force
         Whether existing files may be replaced.
     others
@@ -48,7 +49,7 @@ def open_checked(
     from onnxprune.model import io
     from onnxprune.model.write import data_path
 
-    files = [file for file in (plan, *reports) if file is not None]
+    files = [file for file in beside if file is not None]
     taken: set[Path] = set()
     for file in (output, None if output is None else data_path(output), *files):
         if file is not None and file.resolve() in taken:

@@ -60,7 +60,7 @@ def slice_array(
     blocked
         How divided dims are divided.
     """
-    for dim, flags in kept.items():
+    for dim in kept:
         if dim in blocked:
             return _slice_blocks(array, kept, dim, blocked[dim])
     for dim, flags in kept.items():

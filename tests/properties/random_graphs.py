@@ -229,6 +229,58 @@ class Walk:
         root = self.b.op("Sqrt", self.b.op("Cast", extent, to=1))
         return self.b.op("Div", value, root), c
 
+    def extent(self, value, dim):
+        return self.b.op("Gather", self.b.op("Shape", value), self.b.constant([dim]), axis=0)
+
+    def step_computed_shuffle(self):
+        """The target of the Reshape is computed from shapes, with the width or the number of parts given."""
+        value, c = self.pick()
+        g = self.divisor(c)
+        parts, width = self.b.constant([g]), self.b.constant([c // g])
+        if self.draw(st.booleans()):
+            width = self.b.op("Div", self.extent(value, 1), parts)
+        elif self.draw(st.booleans()):
+            parts = self.b.op("Div", self.extent(value, 1), width)
+        rest = [self.extent(value, dim) for dim in (0, 2, 3)]
+        target = self.b.op("Concat", rest[0], parts, width, *rest[1:], axis=0)
+        split = self.b.op("Transpose", self.b.op("Reshape", value, target), perm=[0, 2, 1, 3, 4])
+        return self.b.op("Reshape", split, self.b.op("Shape", value)), c
+
+    def step_halves(self):
+        """Two slices with computed bounds."""
+        value, c = self.pick()
+        if c < 2:
+            return self.step_conv()
+        middle = self.b.op("Div", self.extent(value, 1), self.b.constant([2]))
+        zero, one = self.b.constant([0]), self.b.constant([1])
+        first = self.b.op("Slice", value, zero, middle, one)
+        second = self.b.op("Slice", value, middle, self.extent(value, 1), one)
+        if c % 2 == 0 and self.draw(st.booleans()):
+            return self.b.op("Mul", first, self.b.op("Sigmoid", second)), c // 2
+        self.values.append((first, c // 2))
+        return second, c - c // 2
+
+    def step_transposed(self):
+        value, c = self.pick()
+        group = self.divisor(c)
+        channels = self.draw(st.integers(1, 3))
+        weight = self.b.weight((c, channels, 1, 1), "w")
+        return self.b.op("ConvTranspose", value, weight, group=group), group * channels
+
+    def step_shared(self):
+        """The same weight for two values."""
+        value, c = self.pick()
+        group = self.divisor(c)
+        channels = group * self.draw(st.integers(1, 3))
+        weight = self.b.weight((channels, c // group, 1, 1), "w")
+        first, second = (self.b.op("Conv", v, weight, group=group) for v in (value, self.partner(c)))
+        self.values.append((first, channels))
+        return second, channels
+
+    def step_slope(self):
+        value, c = self.pick()
+        return self.b.op("PRelu", value, self.b.weight((c, 1, 1), "slope")), c
+
     def finish(self):
         outputs = []
         for value, c in [self.values[-1], *([self.pick()] if self.draw(st.booleans()) else [])]:
