@@ -51,7 +51,7 @@ def build(kind: str, nodes: int, path: str) -> dict[str, Any]:
 
 
 def measure(path: str, run: int, collect: bool) -> dict[str, Any]:
-    """Seconds of every step on one model, and peak memory.
+    """CPU seconds of every step on one model, and peak memory.
 
     Parameters
     ----------
@@ -80,9 +80,9 @@ def measure(path: str, run: int, collect: bool) -> dict[str, Any]:
     took: dict[str, float] = {}
 
     def step(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        started = time.perf_counter()
+        started = time.process_time()
         result = function(*arguments)
-        took[name] = time.perf_counter() - started
+        took[name] = time.process_time() - started
         return result
 
     del run
@@ -178,12 +178,12 @@ def render(found: dict[str, list[dict[str, Any]]], about: Mapping[str, Any]) -> 
     parts = [
         "# How analysis and removal grow with the graph",
         "Chains of residual blocks (Conv, BatchNormalization, Relu, Conv, BatchNormalization, Add, Relu; 16 "
-        f"channels), half of all units removed; the fastest of {RUNS} runs, seconds. The residual stream makes "
+        f"channels), half of all units removed; the fastest of {RUNS} runs, in seconds of CPU time. The residual stream makes "
         "one group that spans the whole chain, every block one more. The proof in onnxruntime is not part of it.",
         table(header, rows),
         "What grows a little faster than the graph is Python's cyclic garbage collector, which walks over all "
         "objects now and then, in whichever step it is due; without it the growth is linear.",
-        "Other chains, seconds for all steps together: `dense` (each Conv reads the Concat of the last three "
+        "Other chains, CPU seconds for all steps together: `dense` (each Conv reads the Concat of the last three "
         "results, which ties the chain together), `shuffle` (ShuffleNet units, where every Reshape offers two ways "
         "of cutting the whole chain), `transformer` (attention written out).",
         _others(found),

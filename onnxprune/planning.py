@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -203,9 +204,10 @@ def _reachable(allocation: Allocation, target: Target, choices: Choices) -> str:
         limits += f"{', and ' if limits else ''}a group loses at most {_share(choices):.0%} of its units"
     limits = f" ({limits})" if limits else ""
     if target.kind == "ratio":
-        return f"at most {allocation.reachable:.1%} of them can be dropped{limits}"
+        return f"at most {math.floor(1000 * allocation.reachable) / 1000:.1%} of them can be dropped{limits}"
     unit = "MACs" if target.kind == "macs" else "parameters"
-    return f"{allocation.reachable:.1%} of the {unit} is as low as it gets{limits}"
+    lowest = math.ceil(1000 * allocation.reachable - 1e-9) / 1000  # rounded to what can be asked for
+    return f"{lowest:.1%} of the {unit} is as low as it gets{limits}"
 
 
 def _what_blocks(analysis: Analysis, scored: Scored) -> list[str]:

@@ -9,7 +9,7 @@ numbers. An axis whose extent changes between two bindings is dynamic.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,7 +57,7 @@ class Shapes:
     guessed
         The names in `bindings` that nobody gave.
     other
-        Extents at a second binding, one more for every symbolic dim; empty where there is none.
+        Extents at a second binding of the symbolic dims; empty where the model fits no other.
     """
 
     dims: Mapping[ir.Value, Dims]
@@ -90,25 +90,46 @@ def infer_shapes(model: ir.Model, bindings: Mapping[str, int] | None = None) -> 
     dynamic: set[tuple[ir.Value, int]] = set()
     varying: frozenset[ir.Value] = frozenset()
     elsewhere: Mapping[ir.Value, Dims] = {}
-    if sizes:
-        other, values = engine.walk({name: size + 1 for name, size in sizes.items()})
+    for others in _other_sizes(model.graph.inputs, sizes):
+        found, values = engine.walk(others)
         varying = frozenset(
             v for v, array in data.items() if v not in values or not np.array_equal(array, values[v])
         )
-        if not _lost(dims, other):
-            dynamic, elsewhere = _changed(dims, other), other
-        else:
-            log.info(
-                "the model only fits one size of its symbolic dims: treating all axes inside it as fixed"
-            )
-            dynamic = {
-                (value, axis)
-                for value in (*model.graph.inputs, *model.graph.outputs)
-                if value.shape is not None
-                for axis, dim in enumerate(value.shape)
-                if not isinstance(dim, int)
-            }
+        if not _lost(dims, found):
+            dynamic, elsewhere = _changed(dims, found), found
+            if len([name for name in sizes if others[name] != sizes[name]]) < len(sizes):
+                dynamic |= _symbolic(model)
+            break
+    else:
+        if sizes:
+            log.info("the model only fits one size of its symbolic dims: all axes inside it count as fixed")
+            dynamic = _symbolic(model)
     return Shapes(dims, data, frozenset(dynamic), varying, sizes, guessed, elsewhere)
+
+
+def _other_sizes(inputs: Iterable[ir.Value], sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Second bindings to try, the most telling first; the next where the model does not fit.
+
+    Twice as much of everything keeps most relations between dims (halves that meet again, old + new = all).
+    """
+    if not sizes:
+        return
+    yield {name: 2 * size if size else 1 for name, size in sizes.items()}
+    yield {name: size + 1 for name, size in sizes.items()}
+    leading = {symbol(v, 0) for v in inputs if v.shape and not isinstance(v.shape[0], int)}
+    if leading and leading != set(sizes):
+        yield {name: 2 * size if name in leading else size for name, size in sizes.items()}
+
+
+def _symbolic(model: ir.Model) -> set[tuple[ir.Value, int]]:
+    """Symbolic axes of the graph's inputs and outputs."""
+    return {
+        (value, axis)
+        for value in (*model.graph.inputs, *model.graph.outputs)
+        if value.shape is not None
+        for axis, dim in enumerate(value.shape)
+        if not isinstance(dim, int)
+    }
 
 
 def walk_shapes(model: ir.Model, sizes: Mapping[str, int], before: Hook) -> dict[ir.Value, Dims]:

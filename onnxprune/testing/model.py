@@ -144,18 +144,19 @@ class _Run:
 def _runs(
     checked: Checked, highs: Mapping[str, int], feeds: Mapping[str, Array]
 ) -> Iterator[tuple[Mapping[str, Array], Mapping[str, Array]]]:
-    """One run at the sizes of the analysis, and one at others where symbolic dims allow it."""
+    """One run at the sizes of the analysis, and more at others where symbolic dims allow it."""
     model, sizes = checked.axis_graph.model, checked.axis_graph.shapes.bindings
     feed = {**make_feeds(model, highs, sizes), **feeds}
     yield feed, execute(model, feed)
     if not sizes or feeds:
         return
-    feed = make_feeds(model, highs, {name: size + 1 for name, size in sizes.items()})
-    try:
-        outputs = execute(model, feed)
-    except AssertionError:  # it takes one size only
-        return
-    yield feed, outputs
+    for others in ({name: 2 * n for name, n in sizes.items()}, {name: n + 1 for name, n in sizes.items()}):
+        feed = make_feeds(model, highs, others)
+        try:
+            outputs = execute(model, feed)
+        except AssertionError:  # it does not fit that
+            continue
+        yield feed, outputs
 
 
 # --- plans -----------------------------------------------------------------------------------------------

@@ -134,6 +134,49 @@ def test_dynamic_images():
     assert {group.units for group in result.groups} == {8, 6}
 
 
+def test_images_that_have_to_be_divisible():
+    """Halved, doubled and joined again: only even sizes fit, and channels are cut all the same."""
+    n = Net()
+    x = n.mark(n.input("x", ("batch", 3, "height", "width")), 3)
+    skip = n.relu(n.conv(x, 6, name="down1"))
+    deep = n.relu(n.conv(skip, 10, stride=2, name="down2"))
+    up = n.op("Resize", deep, None, n.constant(np.float32([1, 1, 2, 2])), mode="nearest", name="up")
+    y = n.conv(n.concat(skip, n.mark(up, 10)), 8, name="up1")
+    result = checked(n, n.conv(y, 2, 1, name="out"), bindings={"height": 8, "width": 8})
+    assert [group.units for group in result.groups] == [6, 10, 8]
+    assert result.axis_graph.shapes.other
+
+
+def test_patches_of_images():
+    """A table for at least as many patches as there are: images of another size need the rest."""
+    n = Net()
+    x = n.mark(n.input("x", (1, 3, "height", "width")), 3)
+    w = n.weight((6, 3, 4, 4), "patch.weight")
+    x = n.op("Conv", x, w, strides=[4, 4], name="patch")
+    x = n.transpose(n.reshape(x, 0, 6, -1), 0, 2, 1, channels=6)
+    table = n.weight((1, 20, 6), "table")
+    count = n.op("Shape", x, start=1, end=2, name="count")
+    part = n.op("Slice", table, n.constant([0]), count, n.constant([1]), name="part")
+    result = checked(n, n.linear(n.add(x, part), 4, name="out"), bindings={"height": 8, "width": 8})
+    assert {"patch.weight[0]", "table[2]"} <= result.prunable()
+    assert "table[1]" not in result.prunable()
+
+
+@pytest.mark.parametrize("fixed", [4, 5])
+def test_a_model_that_fits_one_length(fixed):
+    """Tokens are symbolic, but the model takes one number of them; its batch is free."""
+    n = Net()
+    x = n.linear(n.mark(n.input("x", ("batch", "tokens", 8)), 8), 6, name="embed")
+    x = n.add(x, n.weight((1, fixed, 6), "table"))
+    heads = n.transpose(n.reshape(x, 0, 0, 3, 2), 0, 2, 1, 3)
+    folded = n.op("Sigmoid", n.reshape(heads, -1, fixed, 2, name="fold"))
+    merged = n.transpose(n.reshape(folded, -1, 3, fixed, 2), 0, 2, 1, 3)
+    y = n.linear(n.reshape(merged, 0, 0, -1, channels=6), 4, name="out")
+    result = checked(n, y, bindings={"tokens": fixed})
+    assert {"embed.weight[1]", "table[2]", "out.weight[0]"} <= result.prunable()
+    assert "table[1]" not in result.prunable()
+
+
 def test_extents_that_coincide():
     """As many tokens as channels: positions are told apart by their axis, not by their number."""
     n = Net()

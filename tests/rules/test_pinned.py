@@ -82,6 +82,39 @@ def test_reduced(name):
     assert checked.reason("in[1]") is reason
 
 
+def spread(t):
+    """x - mean(x), and its mean square."""
+    centred = t.b.op("Sub", t.h, t.b.op("ReduceMean", t.h, axes=[-1]))
+    return centred, t.b.op("ReduceMean", t.b.op("Pow", centred, t.b.constant(np.float32(2))), axes=[-1])
+
+
+def test_layer_norm_by_hand():
+    """ReduceMean, Sub, Pow, ReduceMean, Add, Sqrt, Div, Mul, Add."""
+    t = Between()
+    centred, variance = spread(t)
+    root = t.b.op("Sqrt", t.b.op("Add", variance, t.b.constant(np.float32(1e-5))))
+    scale, shift = t.b.weight((8,), "scale"), t.b.weight((8,), "shift")
+    checked = t.check(t.b.op("Add", t.b.op("Mul", t.b.op("Div", centred, root), scale), shift))
+    assert not checked.groups
+    assert {checked.reason(name) for name in ("in[1]", "out[0]", "scale[0]", "shift[0]")} == {Reason.REDUCED}
+
+
+def test_root_mean_square_norm_by_hand():
+    t = Between()
+    square = t.b.op("ReduceMean", t.b.op("Mul", t.h, t.h), axes=[-1])
+    root = t.b.op("Sqrt", t.b.op("Add", square, t.b.constant(np.float32(1e-5))))
+    checked = t.check(t.b.op("Mul", t.b.op("Div", t.h, root), t.b.weight((8,), "scale")))
+    assert not checked.groups and checked.reason("in[1]") is Reason.REDUCED
+
+
+def test_euclidean_norm_by_hand_is_exact():
+    """A sum of squares without a division by their number: zeros add nothing."""
+    t = Between()
+    root = t.b.op("Sqrt", t.b.op("ReduceSumSquare", t.h, axes=[-1]))
+    checked = t.check(t.b.op("Div", t.h, root))
+    assert [group.units for group in checked.groups] == [8]
+
+
 @pytest.mark.parametrize("op_type", ["ArgMax", "ArgMin"])
 def test_the_winner(op_type):
     t = Between()
