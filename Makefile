@@ -15,14 +15,14 @@ PLAIN     := $(VENV)/.installed
 INSTALLED := $(if $(wildcard $(DEV)),$(DEV),$(PLAIN))
 SOURCES   := $(shell find onnxprune -name '*.py')
 
-DEMO   := models/digits_resnet.onnx
-PRUNED := build/digits_resnet.pruned.onnx
+DEMO   := models/digits_vit.onnx
+PRUNED := build/digits_vit.pruned.onnx
 
 .PHONY: demo test lint types doctest pytest bench models clean
 
 demo: $(INSTALLED)
 	@mkdir -p build
-	$(BIN)/onnxprune prune $(DEMO) --macs 0.5 --data models/digits_calib.npz --criterion l2 -o $(PRUNED) --force
+	$(BIN)/onnxprune prune $(DEMO) --macs 0.8 --data models/digits_calib.npz -o $(PRUNED) --force
 	$(BIN)/onnxprune validate $(PRUNED) --data models/digits_test.npz --against $(DEMO) --metric top1
 
 test: lint types doctest pytest

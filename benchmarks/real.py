@@ -156,7 +156,7 @@ def render(entries: list[dict[str, Any]], labelled: list[dict[str, Any]], about:
         "The costliest barriers: layers whose output channels stay, and why. Their input channels may be cut all "
         "the same, which is why a last layer counts as reachable.",
         _barriers(entries),
-        f"## Half of the MACs of two CIFAR-10 classifiers, without repair",
+        "## Half of the MACs of two CIFAR-10 classifiers, without repair",
         f"`onnxprune prune MODEL --macs {MACS} --criterion l2 --data CALIBRATION`, then `onnxprune validate` on the "
         "test file; top-1. Nothing was chosen by the test data: it saw the default scope once. The uniform scope is "
         "shown on calibration data, as information.",

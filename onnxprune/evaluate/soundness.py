@@ -20,12 +20,12 @@ from onnxprune.calibrate.dataset import Dataset, InputSpec, input_specs
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
-from onnxprune.graph.axes import Axis
+from onnxprune.graph.axes import Axis, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
 from onnxprune.model.convert import to_float32
 from onnxprune.model.detach import detach_foreign, foreign_nodes
-from onnxprune.surgery.keep import Kept, kept_positions
+from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import RefitError, remove
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from onnxprune.errors import Reason
+
+Index = np.ndarray[Any, np.dtype[np.int64]]
+"""Positions."""
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+"""A keep set: one flag per position or unit."""
 
 
 class Axis(NamedTuple):
@@ -26,6 +35,10 @@ class Axis(NamedTuple):
     def name(self) -> str:
         """`value_name[dim]`, as messages and reports print it."""
         return f"{self.value.name}[{self.dim}]"
+
+
+Kept = Mapping[Axis, Bools]
+"""For every axis that loses positions: which of its positions stay."""
 
 
 @dataclass(frozen=True)

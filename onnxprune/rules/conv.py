@@ -22,7 +22,7 @@ from onnxprune.rules.rule import Key, Rule, Term, table
 if TYPE_CHECKING:
     from onnxprune.graph.relations import Relations
     from onnxprune.rules.op import Op
-    from onnxprune.surgery.refit import Refit
+    from onnxprune.rules.refit import Refit
 
 
 def _relate(op: Op, relations: Relations) -> None:

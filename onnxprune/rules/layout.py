@@ -25,7 +25,7 @@ from onnxprune.rules.rule import Key, Rule, table
 if TYPE_CHECKING:
     from onnxprune.graph.relations import Relations
     from onnxprune.rules.op import Op
-    from onnxprune.surgery.refit import Refit
+    from onnxprune.rules.refit import Refit
 
 
 @dataclass(frozen=True)

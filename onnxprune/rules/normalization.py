@@ -22,13 +22,17 @@ from onnxprune.rules.rule import Key, Rule, table
 if TYPE_CHECKING:
     from onnxprune.graph.relations import Relations
     from onnxprune.rules.op import Op
-    from onnxprune.surgery.refit import Refit
+    from onnxprune.rules.refit import Refit
 
 
 def _batch(op: Op, relations: Relations) -> None:
     x, y = op.input(0), op.output()
-    tie_axes(op, relations, x, y)
     channels = Axis(x, 1)
+    if op.int("training_mode", 0) or len(op.outputs) > 1:  # averages over all but the channels
+        relations.tie(channels, Axis(y, 1))
+        _pin(op, relations, [dim for dim in range(op.rank(x)) if dim != 1])
+    else:
+        tie_axes(op, relations, x, y)
     for slot in range(1, 5):
         relations.tie(channels, Axis(op.input(slot), 0))
     for statistics in op.outputs[1:]:  # in training mode

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from onnxprune.graph.axes import Axis
     from onnxprune.graph.relations import Relations
     from onnxprune.rules.op import Op
-    from onnxprune.surgery.refit import Refit
+    from onnxprune.rules.refit import Refit
 
 Key = tuple[str, str]
 """(domain, operator type); the default domain is the empty string."""

@@ -7,13 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.graph.axes import Axis, Blocked
+from onnxprune.graph.axes import Axis, Blocked, Bools
 from onnxprune.graph.groups import Group
-
-Index = np.ndarray[Any, np.dtype[np.int64]]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
-Kept = Mapping[Axis, Bools]
-"""For every axis that loses positions: which of its positions stay."""
 
 
 def kept_positions(groups: Mapping[str, Group], keep: Mapping[str, Bools]) -> dict[Axis, Bools]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.axes import Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.relations import Sink
 from onnxprune.model import edit
 from onnxprune.surgery.clone import clone_model
-from onnxprune.surgery.keep import Bools, Kept, zero_slices
+from onnxprune.surgery.keep import zero_slices
 
 
 def mask(axis_graph: AxisGraph, kept: Kept) -> ir.Model:

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph.axes import Axis, Blocked
+from onnxprune.graph.axes import Axis, Blocked, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model import edit, fold
 from onnxprune.model.shapes import Dims, walk_shapes
 from onnxprune.rules.op import Op
+from onnxprune.rules.refit import Refit
 from onnxprune.surgery.clone import Clone, clone_model
-from onnxprune.surgery.keep import Bools, Kept, slice_array, sliced_shape
-from onnxprune.surgery.refit import Refit
+from onnxprune.surgery.keep import slice_array, sliced_shape
 
 Data = dict[ir.Value, np.ndarray[Any, Any]]
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, Reason
-from onnxprune.graph.axes import Axis
+from onnxprune.graph.axes import Axis, Kept
 from onnxprune.graph.build import AxisGraph, build_axis_graph
 from onnxprune.graph.explain import nearest_barriers
 from onnxprune.graph.groups import Group, Partition, partition
@@ -19,7 +19,7 @@ from onnxprune.model.normalize import normalize
 from onnxprune.model.serialize import to_bytes
 from onnxprune.model.shapes import infer_shapes
 from onnxprune.rules import RuleTable, default_rules
-from onnxprune.surgery.keep import Kept, kept_positions
+from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import RefitError, remove
 from onnxprune.testing.feeds import Array, execute, make_feeds

@@ -22,6 +22,14 @@ def batch(shape, **kw):
 STATS = "x1[0] x2[0] x3[0] x4[0]"
 CASES = [
     *(batch((2, 6, 5, 4), expect=f"x0[0,1,2,3] {STATS} y0[0,1,2,3]", opset=o) for o in (9, 14, 15)),
+    batch(
+        (4, 6, 5),
+        expect=f"x0[1] {STATS} y0[1] y1[0] y2[0]",
+        outputs=3,
+        training_mode=1,
+        pinned={"x0[0]": N, "y0[2]": N},
+        note="training",
+    ),
     batch((3, 6), expect=f"x0[0,1] {STATS} y0[0,1]", note="2d"),
     batch((2, 6, 5), expect=f"x0[0,1,2] {STATS} y0[0,1,2]", epsilon=0.01, note="1d"),
     batch((2, 6, 3, 4, 2), expect=f"x0[0,1,2,3,4] {STATS} y0[0,1,2,3,4]", note="3d"),

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph.axes import Axis, Blocked
+from onnxprune.graph.axes import Axis, Blocked, Index, Kept
 from onnxprune.model import edit
 from onnxprune.rules.op import Op
-from onnxprune.surgery.keep import Index, Kept
 
 
 @dataclass
