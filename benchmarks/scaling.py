@@ -178,8 +178,9 @@ def render(found: dict[str, list[dict[str, Any]]], about: Mapping[str, Any]) -> 
     parts = [
         "# How analysis and removal grow with the graph",
         "Chains of residual blocks (Conv, BatchNormalization, Relu, Conv, BatchNormalization, Add, Relu; 16 "
-        f"channels), half of all units removed; the fastest of {RUNS} runs, in seconds of CPU time. The residual stream makes "
-        "one group that spans the whole chain, every block one more. The proof in onnxruntime is not part of it.",
+        f"channels), half of all units removed; the fastest of {RUNS} runs, in seconds of CPU time. The residual "
+        "stream makes one group that spans the whole chain, every block one more. The proof in onnxruntime is "
+        "not part of it.",
         table(header, rows),
         "What grows a little faster than the graph is Python's cyclic garbage collector, which walks over all "
         "objects now and then, in whichever step it is due; without it the growth is linear.",

@@ -43,14 +43,14 @@ def onnxprune(model: str, output: str, ratio: float, scope: str) -> Figures:
     analyse = watch.lap()
     coverage = {"params": analysis.coverage.params, "macs": analysis.coverage.macs}
     watch.lap()
-    plan = api.plan(analysis, ratio=ratio, scope=scope, best_effort=True)
+    plan = api.plan(analysis, ratio=ratio, scope=scope)
     choose = watch.lap()
     pruning.build(analysis, plan.keep, "remove")
     remove = watch.lap()
     memory = peak_mb()
     del source, analysis, plan
     watch.lap()
-    done = api.prune(model, output, ratio=ratio, scope=scope, best_effort=True, force=True, provider="cpu")
+    done = api.prune(model, output, ratio=ratio, scope=scope, force=True, provider="cpu")
     report = done.report
     return {
         "load": load,

@@ -192,7 +192,7 @@ def render(found: list[tuple[Original | None, list[Entry]]], about: Mapping[str,
         took = f", {original.milliseconds:.1f} ms" if original.milliseconds else ""
         parts += [f"## {first.model}, {first.exporter} exporter: {size}{took}", _details(original, entries)]
     if failures := list(_failures(found)):
-        parts += ["## What failed", "\n".join(failures)]
+        parts += ["## What failed, or is not valid", "\n".join(failures)]
     return "\n\n".join([*parts, environment_line(about)])
 
 
