@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from onnxprune.allocate.target import Target
@@ -12,7 +13,11 @@ from onnxprune.criteria import CriterionTable
 from onnxprune.errors import UsageError
 from onnxprune.explanation import explain
 from onnxprune.job import Job, Progress
-from onnxprune.model.io import LoadedModel, load
+from onnxprune.model import io
+from onnxprune.model.batchnorm import fold_batchnorm as fold
+from onnxprune.model.finalize import finalize
+from onnxprune.model.io import LoadedModel
+from onnxprune.model.normalize import normalize
 from onnxprune.planning import Choices, allocate, check_reached, score_groups
 from onnxprune.plans import Plan, read_plan
 from onnxprune.pruning import Pruned, apply_plan, prune_model
@@ -22,6 +27,30 @@ from onnxprune.validation import validate
 __all__ = ["analyze", "apply", "explain", "load", "plan", "prune", "validate"]
 
 Source = str | os.PathLike[str] | LoadedModel
+
+
+def load(path: str | os.PathLike[str], *, fold_batchnorm: bool = False) -> LoadedModel:
+    """Read an ONNX model; weights in external files are memory-mapped, not read.
+
+    Parameters
+    ----------
+    path
+        Path of the .onnx file; never modified.
+    fold_batchnorm
+        Fold BatchNormalization nodes into the layers before them where that is possible. By default they stay.
+
+    Raises
+    ------
+    UsageError, ModelError
+        As in `onnxprune.model.io.load`.
+    """
+    source = io.load(path)
+    return folded(source) if fold_batchnorm else source
+
+
+def folded(source: LoadedModel) -> LoadedModel:
+    """The same model with its BatchNormalization nodes folded; equal up to the rounding of the weights."""
+    return replace(source, ir=finalize(fold(normalize(source.ir))))
 
 
 def target_of(macs: float | None, params: float | None, ratio: float | None) -> Target:

@@ -14,7 +14,15 @@ import click
 from onnxprune import __version__
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.files import check_formats, default_output, open_checked, write_side_files
-from onnxprune.options import FILE, bind_option, data_options, parse_bindings, provider_option, verbosity
+from onnxprune.options import (
+    FILE,
+    bind_option,
+    data_options,
+    fold_option,
+    parse_bindings,
+    provider_option,
+    verbosity,
+)
 from onnxprune.progress import Bar
 
 _LOG = logging.getLogger("onnxprune")
@@ -63,6 +71,7 @@ def cli() -> None:
 @data_options(required=False)
 @click.option("--metric", help="Metric for labelled data: top1 (the default), top5.")
 @bind_option
+@fold_option
 @provider_option
 @click.option("--seed", type=int, default=0, show_default=True, help="For random numbers.")
 @click.option("--best-effort", is_flag=True, help="Where the target is out of reach, take what is reachable.")
@@ -88,6 +97,7 @@ def prune(
     preprocess: str | None,
     metric: str | None,
     bind: tuple[str, ...],
+    fold_batchnorm: bool,
     provider: str,
     seed: int,
     best_effort: bool,
@@ -108,6 +118,7 @@ def prune(
     with Bar(quiet) as bar:
         bar.update("loading", 0, 0)
         source = open_checked(model, output, (plan_file, *reports), force=force)
+        source = api.folded(source) if fold_batchnorm else source
         pruned = api.prune(
             source,
             output,
@@ -144,6 +155,7 @@ def prune(
 @click.option("--report", "reports", type=FILE, multiple=True, help="Also write a report: .json or .md.")
 @data_options(required=False)
 @bind_option
+@fold_option
 @provider_option
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @verbosity
@@ -157,6 +169,7 @@ def apply(
     samples: int | None,
     preprocess: str | None,
     bind: tuple[str, ...],
+    fold_batchnorm: bool,
     provider: str,
     force: bool,
     quiet: bool,
@@ -172,6 +185,7 @@ def apply(
     with Bar(quiet) as bar:
         bar.update("loading", 0, 0)
         source = open_checked(model, output, reports, force=force, others=(plan,))
+        source = api.folded(source) if fold_batchnorm else source
         pruned = api.apply(
             source,
             plan,

@@ -46,6 +46,15 @@ def bind_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+def fold_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--fold-batchnorm`."""
+    return click.option(
+        "--fold-batchnorm",
+        is_flag=True,
+        help="Fold BatchNormalization nodes into the layers before them; by default they stay.",
+    )(function)
+
+
 def verbosity(function: Callable[..., Any]) -> Callable[..., Any]:
     """`-q` and `-v`."""
     function = click.option("-v", "--verbose", is_flag=True, help="List everything; log what is done.")(

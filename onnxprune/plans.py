@@ -126,7 +126,7 @@ def read_plan(path: str | os.PathLike[str], analysis: Analysis) -> Plan:
     if claimed != ours:
         raise UsageError(
             f"the plan {path} contradicts itself: its groups and its initializers keep different indices",
-            "Edit `groups` only and leave `initializers` to the tool: make the plan again with --plan.",
+            "Make the plan again with --plan, and give --fold-batchnorm to both commands or to neither.",
         )
     return plan
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -215,3 +217,13 @@ def test_an_unwritable_output_is_found_before_the_work(path, monkeypatch):
     for model in (path, onnxprune.load(path)):
         with pytest.raises(UsageError, match="exists already"):
             onnxprune.prune(model, path.with_name("out.onnx"))
+
+
+def test_batchnorm_is_folded_only_on_request(tmp_path):
+    model = Path(__file__).parents[1] / "models" / "digits_resnet_ts.onnx"
+    kept = onnxprune.prune(model, macs=0.7)
+    folded = onnxprune.prune(onnxprune.load(model, fold_batchnorm=True), macs=0.7)
+    assert "BatchNormalization" in {node.op_type for node in kept.model.graph}
+    assert "BatchNormalization" not in {node.op_type for node in folded.model.graph}
+    assert folded.report.soundness.checked
+    assert folded.report.target.met

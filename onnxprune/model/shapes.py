@@ -87,6 +87,7 @@ def infer_shapes(model: ir.Model, bindings: Mapping[str, int] | None = None) -> 
     sizes, guessed = bind_dims(model.graph.inputs, bindings or {})
     engine = _Engine(model)
     dims, data = engine.walk(sizes)
+    refused = engine.refused
     dynamic: set[tuple[ir.Value, int]] = set()
     varying: frozenset[ir.Value] = frozenset()
     elsewhere: Mapping[ir.Value, Dims] = {}
@@ -95,7 +96,7 @@ def infer_shapes(model: ir.Model, bindings: Mapping[str, int] | None = None) -> 
         varying = frozenset(
             v for v, array in data.items() if v not in values or not np.array_equal(array, values[v])
         )
-        if not _lost(dims, found):
+        if not _lost(dims, found) and not engine.refused - refused:
             dynamic, elsewhere = _changed(dims, found), found
             if len([name for name in sizes if others[name] != sizes[name]]) < len(sizes):
                 dynamic |= _symbolic(model)
@@ -206,7 +207,8 @@ class _Engine:
         self._model = model
         self._opsets = dict(model.opset_imports)
         self._proto_opsets = [onnx.helper.make_opsetid(d, v) for d, v in self._opsets.items()]
-        self._cache: dict[object, tuple[Inferred, ...]] = {}
+        self.refused: set[ir.Node] = set()  # in the last walk, whatever shapes their outputs declare
+        self._cache: dict[object, tuple[Inferred, ...] | None] = {}
         self._attributes: dict[ir.Node, object] = {}
 
     def walk(
@@ -214,6 +216,7 @@ class _Engine:
     ) -> tuple[dict[ir.Value, Dims], dict[ir.Value, np.ndarray]]:
         dims: dict[ir.Value, Dims] = {}
         data: dict[ir.Value, np.ndarray] = {}
+        self.refused = set()
         graph = self._model.graph
         for value in graph.inputs:
             if value.shape is not None:
@@ -268,10 +271,12 @@ class _Engine:
         if any(value is not None and value not in dims for value in node.inputs):
             return unknown
         key = self._key(node, dims, data)
-        known = self._cache.get(key)
+        if key not in self._cache:
+            self._cache[key] = self._ask_onnx(node, version, dims, data)
+        known = self._cache[key]
         if known is None:
-            known = self._cache[key] = self._ask_onnx(node, version, dims, data)
-        return known
+            self.refused.add(node)
+        return unknown if known is None else known
 
     def _key(
         self, node: ir.Node, dims: Mapping[ir.Value, Dims], data: Mapping[ir.Value, np.ndarray]
@@ -296,7 +301,8 @@ class _Engine:
         version: int,
         dims: Mapping[ir.Value, Dims],
         data: Mapping[ir.Value, np.ndarray],
-    ) -> tuple[Inferred, ...]:
+    ) -> tuple[Inferred, ...] | None:
+        """What onnx infers for the outputs of `node`; None where it finds the inputs contradictory."""
         unknown: tuple[Inferred, ...] = ((None, None),) * len(node.outputs)
         try:
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
@@ -326,7 +332,7 @@ class _Engine:
             ValueError,
         ) as error:
             log.debug("no shape for %s (%s): %s", node.name, node.op_type, error)
-            return unknown
+            return None
         return tuple(_inferred(inferred.get(f"o{index}")) for index in range(len(node.outputs)))
 
 

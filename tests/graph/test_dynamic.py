@@ -175,6 +175,7 @@ def test_a_model_that_fits_one_length(fixed):
     result = checked(n, y, bindings={"tokens": fixed})
     assert {"embed.weight[1]", "table[2]", "out.weight[0]"} <= result.prunable()
     assert "table[1]" not in result.prunable()
+    assert result.axis_graph.shapes.other  # at another batch
 
 
 def test_extents_that_coincide():

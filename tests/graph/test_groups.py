@@ -249,15 +249,16 @@ def test_multi_query_heads():
     assert every == {(4, 2), (2, 4)}  # query heads; dimensions of query and key heads
 
 
-def test_heads_or_dimensions():
-    for fused in (False, True):
-        n = Net()
-        result = checked(n, attention(n, n.tokens(8), fused=fused))
-        (heads,) = result.groups
-        assert heads.units == 4
-        assert {group.units for group in result.partition.alternatives} == {3}
-        for group in result.partition.alternatives:
-            assert group.alternatives == (heads.id,)
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("heads", "depth"), [(4, 3), (2, 5)])
+def test_heads_or_dimensions(fused, heads, depth):
+    """Whole heads are used, however few they are; their dimensions are listed."""
+    n = Net()
+    result = checked(n, attention(n, n.tokens(8), fused=fused, heads=heads, depth=depth))
+    (group,) = result.groups
+    assert group.units == heads
+    assert {other.units for other in result.partition.alternatives} == {depth}
+    assert {other.alternatives for other in result.partition.alternatives} == {(group.id,)}
 
 
 def test_flatten_with_spatial_extent():

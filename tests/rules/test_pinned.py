@@ -199,9 +199,9 @@ def test_default_domain_by_its_other_name():
 
 def test_old_broadcasting_is_not_guessed_at():
     """Before opset 7 an attribute aligns the operands."""
-    t = Between(opset=6)
-    bias = t.b.weight((5,), "bias")
-    h = t.b.op("Add", t.h, bias, broadcast=1, axis=1)
-    model = normalize(t.b.model(t.b.op("MatMul", h, t.b.weight((8, 3), "out"))))
+    b = ModelBuilder(6)
+    h = b.op("MatMul", b.input("x", (2, 8, 6)), b.weight((6, 8), "in"))
+    h = b.op("Add", h, b.weight((8,), "bias"), broadcast=1, axis=1)  # along the tokens, not the channels
+    model = normalize(b.model(b.op("MatMul", h, b.weight((8, 3), "out"))))
     graph = build_axis_graph(model, infer_shapes(model), default_rules())
     assert not partition(graph).groups
