@@ -7,7 +7,6 @@ imports.
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from pathlib import Path
@@ -113,9 +112,8 @@ def torch_pruning(name: str, output: str, ratio: float, round_to: int) -> Figure
     attention = {m: m.num_heads for m in module.modules() if isinstance(m, nn.MultiheadAttention)}
     options: dict[str, Any] = {}
     if attention:
-        step = math.lcm(round_to, *attention.values())
         unwrapped = [(module.class_token, 2), (module.encoder.pos_embedding, 2)]
-        options = {"out_channel_groups": attention, "round_to": step, "unwrapped_parameters": unwrapped}
+        options = {"out_channel_groups": attention, "unwrapped_parameters": unwrapped}
     imports = peak_mb()
     watch = _Watch()
     pruner = tp.pruner.MagnitudePruner(
@@ -125,7 +123,8 @@ def torch_pruning(name: str, output: str, ratio: float, round_to: int) -> Figure
         global_pruning=False,
         pruning_ratio=ratio,
         ignored_layers=[m for m in linear if m.out_features == 1000],
-        **{"round_to": round_to, **options},
+        round_to=round_to,
+        **options,
     )
     analyse = watch.lap()
     pruner.step()

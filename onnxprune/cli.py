@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import sys
@@ -26,6 +27,9 @@ from onnxprune.options import (
 from onnxprune.progress import Bar
 
 _LOG = logging.getLogger("onnxprune")
+
+_GC_THRESHOLDS = (100_000, 20, 50)
+"""Graphs are many small objects that live long: collecting cycles at the default rate costs a third of a run."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -338,6 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: Sequence[str] | None) -> NoReturn:
+    gc.set_threshold(*_GC_THRESHOLDS)
     try:
         code = cli.main(arguments, prog_name="onnxprune", standalone_mode=False)
     except OnnxPruneError as error:

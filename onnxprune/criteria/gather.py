@@ -34,11 +34,15 @@ def _slices(axis_graph: AxisGraph, group: Group, use: AxisUse) -> UnitWeights:
     order = np.argsort(use.unit, kind="stable")
     order = order[use.unit[order] >= 0]
     counts = np.bincount(use.unit[order], minlength=group.units)
+    norm = float(np.linalg.norm(array))
+    if (counts == 1).all():
+        in_order = np.array_equal(order, np.arange(len(rows)))
+        return UnitWeights(parameter.kind, rows if in_order else rows[order], norm)
     values = np.zeros((group.units, int(counts.max()) * rows.shape[1]))
     slot = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     view = values.reshape(group.units, int(counts.max()), rows.shape[1])
     view[use.unit[order], slot] = rows[order]
-    return UnitWeights(parameter.kind, values, float(np.linalg.norm(array)))
+    return UnitWeights(parameter.kind, values, norm)
 
 
 def _rows(array: np.ndarray[Any, Any], dim: int, blocked: Blocked | None) -> np.ndarray[Any, Any]:

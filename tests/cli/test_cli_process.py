@@ -104,6 +104,11 @@ def slow_reader(net, seconds: float) -> dict[str, str]:
     return environment(PYTHONDONTWRITEBYTECODE="1")
 
 
+def listen_to_ctrl_c() -> None:
+    """Undo what a shell does to its background jobs, whose children would ignore the signal."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @posix
 def test_ctrl_c(net):
     """In the middle of the work: exit code 130, one line, no file."""
@@ -116,6 +121,7 @@ def test_ctrl_c(net):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=listen_to_ctrl_c,
     )
     assert process.stderr is not None
     assert process.stderr.readline() == "ready\n"
