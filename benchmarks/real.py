@@ -97,7 +97,7 @@ def _call(
     function: str, arguments: dict[str, Any], digests: Mapping[str, str], fresh: bool
 ) -> dict[str, Any]:
     WORK.mkdir(parents=True, exist_ok=True)
-    depends = {"source": source_digest(), **digests}
+    depends = {"source": source_digest(), "real": file_digest(HERE / "real.py"), **digests}
     missing = "output" in arguments and not Path(arguments["output"]).exists()
     done = call(f"benchmarks.real:{function}", arguments, depends=depends, fresh=fresh or missing)
     return done.value if done.ok else {"failure": done.failure}

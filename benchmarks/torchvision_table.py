@@ -131,7 +131,7 @@ def _measure_tool(tool: str, model: str, exporter: str, path: Path, digest: str,
     output = WORK / f"{model}_{exporter}_{tool.replace(', ', '_')}.onnx"
     output.parent.mkdir(parents=True, exist_ok=True)
     subject = {"name": model} if function == "torch_pruning" else {"model": str(path)}
-    depends = {"model": digest, package: version(package)}
+    depends = {"model": digest, package: version(package), "tools": file_digest(HERE / "tools.py")}
     if function == "onnxprune":
         depends["source"] = source_digest()
     arguments = {**subject, "output": str(output), "ratio": RATIO, **options}

@@ -1,0 +1,93 @@
+"""Puts a summary of the tables into the project's README, between its two `figures` marks.
+
+python -m benchmarks.readme
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import environment_line, share, table
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+MARKS = ("<!-- figures: python -m benchmarks.readme -->", "<!-- /figures -->")
+TOOLS = ("onnxprune", "onnxprune, uniform", "onnxsim", "Torch-Pruning")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite the README; arguments are ignored, so that it runs like the other benchmarks."""
+    del arguments
+    torchvision, real, scaling = (_read(name) for name in ("torchvision", "real", "scaling"))
+    parts = [
+        "torchvision's architectures (random weights) with `--ratio 0.5`, exported by PyTorch's TorchScript exporter. Each cell: "
+        "parameters / MACs / latency that stay. All of onnxprune's results passed onnx's checker and the proof, from both "
+        "exporters. **uniform** is what the other tools do: the same share of every group. "
+        "[All figures](benchmarks/torchvision.md).",
+        _torchvision(torchvision["entries"]),
+        "Torch-Pruning works on the PyTorch module, not on a file, and also narrows the residual width of the ViT under LayerNorm, "
+        "which is not exact.",
+        _real(real),
+        _scaling(scaling),
+        environment_line(torchvision["environment"]),
+    ]
+    text = README.read_text(encoding="utf-8")
+    start, end = MARKS
+    pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(text):
+        print(f"{README} has no marks {start} ... {end}", file=sys.stderr)
+        return 1
+    body = "\n\n".join(parts)
+    README.write_text(pattern.sub(lambda _: f"{start}\n\n{body}\n\n{end}", text), encoding="utf-8")
+    print(f"{README} rewritten")
+    return 0
+
+
+def _read(name: str) -> Any:
+    return json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _torchvision(entries: Sequence[Mapping[str, Any]]) -> str:
+    cells = {(e["model"], e["tool"]): e for e in entries if e["exporter"] == "ts"}
+    models = list(dict.fromkeys(model for model, _ in cells))
+    rows = [[f"`{model}`", *(_cell(cells.get((model, tool))) for tool in TOOLS)] for model in models]
+    return table(["", *TOOLS], rows)
+
+
+def _cell(entry: Mapping[str, Any] | None) -> str:
+    if entry is None or entry["failure"]:
+        return "failed"
+    after, before = entry["result"], entry["original"]
+    kept = [share(after[key], before[key]) for key in ("params", "macs")]
+    return " / ".join([*kept, f"{entry['latency']:.2f}"])
+
+
+def _real(real: Mapping[str, Any]) -> str:
+    sound = sum(model["checked"] and not model["rejected"] for model in real["models"])
+    lines = [
+        f"Trained models as their authors published them ([details](benchmarks/real.md)): {sound} of {len(real['models'])} are "
+        f"cut with `--ratio {real['ratio']}` and proven sound. Accuracy without repair, at half the MACs (top-1 on test data that "
+        "nothing was chosen by):"
+    ]
+    for entry in real["labelled"]:
+        before, after = entry["test"]["before"], entry["test"]["after"]
+        lines.append(f"- `{entry['model']}`: {before:.2%} -> {after:.2%}")
+    return "\n".join([lines[0], "", *lines[1:]])
+
+
+def _scaling(scaling: Mapping[str, Any]) -> str:
+    runs = scaling["chains"]["residual"]
+    first, last = runs[0], runs[-1]
+    return (
+        f"Analysis and removal grow with the graph ([details](benchmarks/scaling.md)): {first['total']:.1f} s for {first['nodes']:,} nodes, "
+        f"{last['total']:.1f} s for {last['nodes']:,}."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
