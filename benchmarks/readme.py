@@ -25,13 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     del arguments
     torchvision, real, scaling = (_read(name) for name in ("torchvision", "real", "scaling"))
     parts = [
-        "torchvision's architectures (random weights) with `--ratio 0.5`, exported by PyTorch's TorchScript exporter. Each cell: "
-        "parameters / MACs / latency that stay. All of onnxprune's results passed onnx's checker and the proof, from both "
-        "exporters. **uniform** is what the other tools do: the same share of every group. "
+        "torchvision's architectures (random weights) with `--ratio 0.5`, from PyTorch's TorchScript exporter. "
+        "Each cell: parameters / MACs / latency that stay. All of onnxprune's results passed onnx's checker and "
+        "the proof, from both exporters. **uniform** is what the other tools do: the same share of every group. "
         "[All figures](benchmarks/torchvision.md).",
         _torchvision(torchvision["entries"]),
-        "Torch-Pruning works on the PyTorch module, not on a file, and also narrows the residual width of the ViT under LayerNorm, "
-        "which is not exact.",
+        "Torch-Pruning works on the PyTorch module, not on a file, and also narrows the residual width of the "
+        "ViT under LayerNorm, which is not exact.",
         _real(real),
         _scaling(scaling),
         environment_line(torchvision["environment"]),
@@ -70,9 +70,9 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
 def _real(real: Mapping[str, Any]) -> str:
     sound = sum(model["checked"] and not model["rejected"] for model in real["models"])
     lines = [
-        f"Trained models as their authors published them ([details](benchmarks/real.md)): {sound} of {len(real['models'])} are "
-        f"cut with `--ratio {real['ratio']}` and proven sound. Accuracy without repair, at half the MACs (top-1 on test data that "
-        "nothing was chosen by):"
+        f"Trained models as their authors published them ([details](benchmarks/real.md)): {sound} of "
+        f"{len(real['models'])} are cut with `--ratio {real['ratio']}` and proven sound. Accuracy without repair, "
+        "at half the MACs (top-1 on test data that nothing was chosen by):"
     ]
     for entry in real["labelled"]:
         before, after = entry["test"]["before"], entry["test"]["after"]
@@ -84,8 +84,8 @@ def _scaling(scaling: Mapping[str, Any]) -> str:
     runs = scaling["chains"]["residual"]
     first, last = runs[0], runs[-1]
     return (
-        f"Analysis and removal grow with the graph ([details](benchmarks/scaling.md)): {first['total']:.1f} s for {first['nodes']:,} nodes, "
-        f"{last['total']:.1f} s for {last['nodes']:,}."
+        "Analysis and removal grow with the graph ([details](benchmarks/scaling.md)): "
+        f"{first['total']:.1f} s for {first['nodes']:,} nodes, {last['total']:.1f} s for {last['nodes']:,}."
     )
 
 
