@@ -11,16 +11,8 @@ from typing import Any
 
 from benchmarks.isolated import version
 
-PACKAGES = (
-    "onnx",
-    "onnx-ir",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxsim",
-    "torch",
-    "torchvision",
-    "torch-pruning",
-)
+BASE = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu")
+"""Packages that every page depends on."""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1) -> str:
@@ -47,15 +39,16 @@ def seconds(value: float | None) -> str:
     return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
-def environment() -> dict[str, Any]:
-    """Versions and the kind of machine; no names, paths or dates."""
-    versions = {name: version(name) for name in PACKAGES if version(name)}
-    return {"python": platform.python_version(), **versions, "machine": platform.machine(), "cores": _cores()}
+def environment(*packages: str) -> dict[str, Any]:
+    """Versions of `BASE` and of `packages`, and the kind of machine; no names, paths or dates."""
+    versions = {name: version(name) for name in (*BASE, *packages) if version(name)}
+    machine = {"machine": platform.machine(), "cores": _cores()}
+    return {"versions": {"Python": platform.python_version(), **versions}, **machine}
 
 
 def environment_line(found: Mapping[str, Any]) -> str:
     """The environment in one sentence."""
-    versions = ", ".join(f"{name} {found[name]}" for name in ("python", *PACKAGES) if name in found)
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     return f"Made with {versions} on {found['cores']} {found['machine']} cores that other work shared."
 
 

@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import torch
+from torch import library as operators
 
-_DECLARED: list[torch.library.Library] = []  # a Library takes its declarations back when it is collected
+_DECLARED: list[operators.Library] = []  # a Library takes its declarations back when it is collected
 
 
 def import_torchvision() -> ModuleType:
@@ -45,11 +45,11 @@ def import_torchvision() -> ModuleType:
 
 
 def _declare_operators() -> None:
-    library = torch.library.Library("torchvision", "DEF")
+    declared = operators.Library("torchvision", "DEF")
     for name in sorted(_registered_names()):
         if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor input) -> Tensor")
-    _DECLARED.append(library)
+            declared.define(f"{name}(Tensor input) -> Tensor")
+    _DECLARED.append(declared)
 
 
 def _registered_names() -> set[str]:

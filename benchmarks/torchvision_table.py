@@ -62,11 +62,11 @@ not the subject).
 *params*, *MACs*: of the result, counted by onnxprune for all tools, and as a share of the original.
 *valid*: onnx's checker with `full_check`; "runs" means that it refuses the file and onnxruntime runs it all
 the same. *sound*: masked == removed, largest difference over largest output; the other tools do not check
-it. *analysis*, *removal*: seconds without imports (onnxsim does both in one call; onnxprune's analysis is
-followed by scoring and choosing, listed as *choice*). *whole*: seconds of onnxprune's job from file to
-file, proof included. *memory*: peak MB at the end of the removal, of which the first figure was there after
-the imports. *latency*: median of one image on one thread of onnxruntime, relative to the original, runs
-interleaved.
+it. *analysis*, *removal*: seconds without imports and files (onnxsim does both in one call; onnxprune's
+analysis is followed by scoring and choosing, listed as *choice*). *memory*: peak MB at the end of the
+removal; the first figure was there after the imports. *whole*: seconds, and peak MB, of onnxprune's job
+from file to file, proof in onnxruntime included. *latency*: median of one image on one thread of
+onnxruntime, relative to the original, runs interleaved.
 """
 
 
@@ -182,7 +182,7 @@ def _line(entry: Entry) -> str:
 
 def render(found: list[tuple[Original | None, list[Entry]]], about: Mapping[str, Any]) -> str:
     """The page."""
-    parts = ["# torchvision's models, pruned by three tools", LEGEND]
+    parts = ["# torchvision's models, pruned by three tools", LEGEND.strip()]
     parts += ["## Parameters and MACs that stay", _summary(found)]
     for original, entries in found:
         if original is None:
@@ -214,19 +214,8 @@ def _summary(found: list[tuple[Original | None, list[Entry]]]) -> str:
 
 
 def _details(original: Original, entries: list[Entry]) -> str:
-    header = [
-        "tool",
-        "valid",
-        "sound",
-        "params, M",
-        "MACs, M",
-        "analysis",
-        "choice",
-        "removal",
-        "whole",
-        "memory",
-        "latency",
-    ]
+    header = ["tool", "valid", "sound", "params, M", "MACs, M", "analysis", "choice", "removal"]
+    header += ["memory", "whole", "memory, whole", "latency"]
     rows = []
     for entry in entries:
         if entry.failure:
@@ -247,8 +236,9 @@ def _details(original: Original, entries: list[Entry]) -> str:
                 seconds(f["analysis"]) if "analysis" in f else "",
                 seconds(f["choice"]) if "choice" in f else "",
                 seconds(f["removal"]),
-                seconds(f["whole"]) if "whole" in f else "",
                 f"{f['imports']:.0f} / {f['memory']:.0f}",
+                seconds(f["whole"]) if "whole" in f else "",
+                f"{f['memory_whole']:.0f}" if "memory_whole" in f else "",
                 f"{entry.latency:.2f}" if entry.latency else "",
             ]
         )
@@ -282,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
         for model in options.names or MODELS
         for exporter in EXPORTERS
     ]
-    about = environment()
+    about = environment("onnxsim", "torch", "torchvision", "torch-pruning")
     data = {
         "schema": "onnxprune-bench-torchvision/1",
         "ratio": RATIO,

@@ -23,6 +23,8 @@ from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import RefitError, remove
 from onnxprune.testing.feeds import Array, execute, make_feeds
+from onnxprune.testing.groups import check_groups
+from onnxprune.testing.order import shuffled, signature
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -118,7 +120,7 @@ def check_model(
     table = default_rules() if rules is None else rules
     axis_graph = build_axis_graph(normal, infer_shapes(normal, bindings), table)
     checked = Checked(axis_graph, partition(axis_graph))
-    _check_groups(checked)
+    check_groups(checked.groups)
     _check_again(checked, table, bindings)
     _check_nothing(checked)
     runs = [_Run(feed, outputs) for feed, outputs in _runs(checked, highs or {}, feeds or {})]
@@ -212,23 +214,6 @@ def _tell(plan: Mapping[str, Bools]) -> str:
 # --- assertions ------------------------------------------------------------------------------------------
 
 
-def _check_groups(checked: Checked) -> None:
-    """No position is in two groups in use, no unit is on no axis, blocks are of equal size."""
-    taken: dict[Axis, Bools] = {}
-    for group in checked.groups:
-        found: set[int] = set()
-        for use in group.axes:
-            inside = use.unit >= 0
-            if (taken.get(use.axis, False) & inside).any():
-                raise AssertionError(f"{use.axis.name} has positions in two groups, one of them {group}")
-            taken[use.axis] = taken.get(use.axis, False) | inside
-            found.update(use.unit[inside].tolist())
-        if found != set(range(group.units)):
-            raise AssertionError(f"{group} has units on no axis: {set(range(group.units)) - found}")
-        if group.blocks is not None:
-            _check_blocks(group, group.blocks)
-
-
 def _check_again(checked: Checked, table: RuleTable, bindings: Mapping[str, int] | None) -> None:
     """A copy of the model gives the same groups under the same ids, unit by unit."""
     copy = checked.axis_graph.model.clone()
@@ -243,18 +228,6 @@ def _check_again(checked: Checked, table: RuleTable, bindings: Mapping[str, int]
     )
     if first != second:
         raise AssertionError(f"the same model gives other groups: {checked.groups} and {again.groups}")
-
-
-def _check_blocks(group: Group, blocks: Array) -> None:
-    """Blocks have the same size, and one unit of each leaves no axis empty."""
-    if len(set(np.bincount(blocks).tolist())) > 1:
-        raise AssertionError(f"{group} has blocks of different sizes: {blocks}")
-    for use in group.axes:
-        there = np.zeros(group.units, bool)
-        there[use.unit[use.unit >= 0]] = True
-        safe = (use.unit < 0).any() or any(there[blocks == block].all() for block in range(group.block_count))
-        if not safe:
-            raise AssertionError(f"keeping a unit of every block of {group} can empty {use.axis.name}")
 
 
 def _check_nothing(checked: Checked) -> None:
@@ -355,15 +328,15 @@ def _check_order(
     seed: int,
 ) -> None:
     """Another topological order gives the same groups and the same cut model."""
-    other = _shuffled(checked.axis_graph.model, np.random.default_rng(seed))
+    other = shuffled(checked.axis_graph.model, np.random.default_rng(seed))
     axis_graph = build_axis_graph(other, infer_shapes(other, bindings), table)
     again = Checked(axis_graph, partition(axis_graph))
     for mine, theirs, what in (
         (checked.partition.groups, again.partition.groups, "groups"),
         (checked.partition.alternatives, again.partition.alternatives, "alternatives"),
     ):
-        ours = {_signature(group)[0]: group for group in mine}
-        found = {_signature(group)[0]: group for group in theirs}
+        ours = {signature(group)[0]: group for group in mine}
+        found = {signature(group)[0]: group for group in theirs}
         if ours.keys() != found.keys():
             raise AssertionError(f"another order of the nodes gives other {what}: {mine} and {theirs}")
         rng = np.random.default_rng(seed)
@@ -371,7 +344,7 @@ def _check_order(
             flags = draw_keep(ours[key], rng)
             plan = {ours[key].id: flags}
             twin = np.zeros_like(flags)
-            twin[_signature(found[key])[1]] = flags[_signature(ours[key])[1]]
+            twin[signature(found[key])[1]] = flags[signature(ours[key])[1]]
             first = remove(checked.axis_graph, _kept(checked, plan))
             second = remove(again.axis_graph, _kept(again, {found[key].id: twin}))
             _same(
@@ -380,55 +353,6 @@ def _check_order(
                 tolerance,
                 f"another order of the nodes differs ({_tell(plan)})",
             )
-
-
-def _signature(group: Group) -> tuple[str, Array]:
-    """A text that is the same for the same group of any order of nodes, and the order of units it uses."""
-    uses = sorted(group.axes, key=lambda use: use.axis.name)
-    seen = np.concatenate([use.unit[use.unit >= 0] for use in uses])
-    _, first = np.unique(seen, return_index=True)
-    order = np.argsort(first)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    lines = [f"{use.axis.name} {np.where(use.unit < 0, -1, rank[use.unit]).tolist()}" for use in uses]
-    if group.blocks is not None:
-        lines.append(f"blocks {_partition_of(group.blocks[order])}")
-    return "\n".join(lines), order
-
-
-def _partition_of(labels: Array) -> list[int]:
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return [int(first[i]) for i in inverse]
-
-
-def _shuffled(model: ir.Model, rng: np.random.Generator) -> ir.Model:
-    """A copy with its nodes and initializers in another valid order."""
-    model = model.clone()
-    graph = model.graph
-    waiting = list(graph)
-    graph.remove(waiting)
-    done: set[ir.Node] = set()
-    inside = set(waiting)
-    while waiting:
-        ready = [node for node in waiting if all(p not in inside or p in done for p in _producers(node))]
-        node = ready[int(rng.integers(len(ready)))]
-        waiting.remove(node)
-        done.add(node)
-        graph.append(node)
-    return model
-
-
-def _producers(node: ir.Node) -> Iterator[ir.Node]:
-    used = [value for value in node.inputs if value is not None]
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            used.extend(
-                v for inner in attribute.as_graph().all_nodes() for v in inner.inputs if v is not None
-            )
-    for value in used:
-        producer = value.producer()
-        if producer is not None:
-            yield producer
 
 
 def _check_values(outputs: Mapping[str, Array], alive: bool) -> None:
