@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import library as operators
 
 _DECLARED: list[operators.Library] = []  # a Library takes its declarations back when it is collected
