@@ -14,12 +14,11 @@ import numpy as np
 
 from onnxprune.analysis import Analysis
 from onnxprune.errors import UsageError
-from onnxprune.graph.axes import Kept
+from onnxprune.graph.axes import Bools, Kept
 from onnxprune.model.io import write_text
 from onnxprune.surgery.keep import kept_positions
 
 SCHEMA = "onnxprune-plan/1"
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Kept_indices = Mapping[str, Mapping[int, list[Any]]]
 
 

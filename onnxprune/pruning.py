@@ -6,15 +6,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxprune.allocate.solve import Allocation
 from onnxprune.analysis import Analysis
 from onnxprune.errors import Reason, SoundnessError
 from onnxprune.evaluate.soundness import Soundness
+from onnxprune.graph.axes import Bools
 from onnxprune.job import Job, Opened, open_model
 from onnxprune.measuring import Measurements, check_metric, measure_both
 from onnxprune.model import io
@@ -27,7 +26,6 @@ from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import remove
 
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Source = str | os.PathLike[str] | io.LoadedModel
 
 

@@ -14,13 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.allocate.twins import TwinVectors
-from onnxprune.graph.axes import Axis
+from onnxprune.graph.axes import Axis, Bools, Index
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group, Partition
 from onnxprune.rules.rule import Term
-
-Index = np.ndarray[Any, np.dtype[np.int64]]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -75,9 +72,7 @@ class CostModel:
         self._base = np.concatenate([[1.0], layout.extent.astype(np.float64)])
         self.node_terms: list[tuple[int, Term]] = []
         for number, op in enumerate(axis_graph.ops):
-            rule = axis_graph.rules.get(
-                ("" if op.node.domain == "ai.onnx" else op.node.domain, op.node.op_type)
-            )
+            rule = axis_graph.rules.of(op.node)
             if rule is not None and all(v is None or op.dims(v) is not None for v in op.node.inputs):
                 self.node_terms.extend((number, term) for term in rule.macs(op))
         self._macs = self._terms([term for _, term in self.node_terms])

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.graph.axes import Bools, Index
 from onnxprune.graph.groups import Group
 
-Index = np.ndarray[Any, np.dtype[np.int64]]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Scores = np.ndarray[Any, np.dtype[np.float64]]
 
 

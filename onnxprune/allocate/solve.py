@@ -24,8 +24,7 @@ import numpy as np
 from onnxprune.allocate.cost import Cost, CostModel
 from onnxprune.allocate.ladder import Ladder
 from onnxprune.allocate.target import Target
-
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
+from onnxprune.graph.axes import Bools
 
 
 @dataclass(frozen=True)

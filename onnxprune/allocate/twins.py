@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.axes import Bools, Index
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Partition
 from onnxprune.model.origin import twins
-
-Index = np.ndarray[Any, np.dtype[np.int64]]
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)

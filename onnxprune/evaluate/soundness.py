@@ -20,7 +20,7 @@ from onnxprune.calibrate.dataset import Dataset, InputSpec, input_specs
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
-from onnxprune.graph.axes import Axis, Kept
+from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
 from onnxprune.model.convert import to_float32
@@ -31,7 +31,6 @@ from onnxprune.surgery.remove import RefitError, remove
 
 log = logging.getLogger(__name__)
 
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Feed = Mapping[str, np.ndarray[Any, Any]]
 TOLERANCE = 1e-4
 """Largest difference, as a share of the largest output."""

@@ -15,7 +15,7 @@ from onnxprune.graph.dynamic import pin_dynamic
 from onnxprune.graph.relations import Balance, Relations, Sink
 from onnxprune.model.shapes import Shapes
 from onnxprune.rules.op import Op
-from onnxprune.rules.rule import RuleTable
+from onnxprune.rules.rule import RuleTable, domain_of
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ def build_axis_graph(model: ir.Model, shapes: Shapes, rules: RuleTable) -> AxisG
     ops: list[Op] = []
     parameters: dict[ir.Value, Parameter] = {}
     for node in model.graph:
-        domain = "" if node.domain == "ai.onnx" else node.domain
+        domain = domain_of(node)
         op = Op(node, shapes, model.opset_imports.get(domain, 0))
         ops.append(op)
-        rule = rules.get((domain, node.op_type))
+        rule = rules.of(node)
         relations.enter(op)
         if rule is None:
             relations.leave(Reason.NO_RULE)

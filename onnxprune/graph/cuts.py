@@ -16,9 +16,9 @@ from typing import Any
 import networkx as nx
 import numpy as np
 
-from onnxprune.graph.axes import Axis, Barrier
+from onnxprune.graph.axes import Axis, Barrier, Index
 from onnxprune.graph.build import AxisGraph
-from onnxprune.graph.positions import Index, components
+from onnxprune.graph.positions import components
 from onnxprune.graph.relations import Edge
 
 Site = tuple[int, Axis]

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from onnxprune.errors import Reason
-from onnxprune.graph.axes import Axis
+from onnxprune.graph.axes import Axis, Bools, Index
 from onnxprune.graph.build import AxisGraph, Parameter
 from onnxprune.graph.cuts import Cut, Layout, find_cuts, join_labels, lay_out
-from onnxprune.graph.positions import Index, components, hashes
-
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
+from onnxprune.graph.positions import components, hashes
 
 
 @dataclass(frozen=True)

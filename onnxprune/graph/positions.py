@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-Index = np.ndarray[Any, np.dtype[np.int64]]
+from onnxprune.graph.axes import Index
 
 
 def components(n: int, a: Index, b: Index) -> Index:

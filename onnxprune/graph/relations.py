@@ -10,14 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
-import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import Reason
-from onnxprune.graph.axes import Axis, Barrier, Blocked
+from onnxprune.graph.axes import Axis, Barrier, Blocked, Index
 from onnxprune.rules.op import Op
-
-Index = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)

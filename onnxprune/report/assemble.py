@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
 
 from onnxprune.analysis import Analysis
 from onnxprune.errors import Reason
+from onnxprune.graph.axes import Bools
 from onnxprune.report.report import BarrierResult, GroupResult
-
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def group_results(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune.graph.axes import Axis
+from onnxprune.graph.axes import Axis, Index
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from onnxprune.graph.relations import Relations
     from onnxprune.rules.op import Op
-
-Index = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def arange(n: int) -> Index:

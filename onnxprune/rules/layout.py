@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxprune.errors import Reason
-from onnxprune.graph.axes import Axis
-from onnxprune.rules.helpers import Index, arange
+from onnxprune.graph.axes import Axis, Index
+from onnxprune.rules.helpers import arange
 from onnxprune.rules.op import normalized
 from onnxprune.rules.rule import Key, Rule, table
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from onnxprune.graph.axes import Axis
     from onnxprune.graph.relations import Relations
     from onnxprune.rules.op import Op
@@ -81,8 +83,17 @@ class RuleTable(Mapping[Key, Rule]):
     def __len__(self) -> int:
         return len(self._rules)
 
+    def of(self, node: ir.Node) -> Rule | None:
+        """The rule of a node's operator; None where there is none."""
+        return self._rules.get((domain_of(node), node.op_type))
+
     def __or__(self, other: Mapping[Key, Rule]) -> RuleTable:
         return RuleTable({**self._rules, **other})
+
+
+def domain_of(node: ir.Node) -> str:
+    """The domain of a node's operator; the default one has two names in files and the empty one here."""
+    return "" if node.domain == "ai.onnx" else node.domain
 
 
 def table(rule: Rule, *op_types: str, domain: str = "") -> dict[Key, Rule]:

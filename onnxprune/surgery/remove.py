@@ -96,7 +96,7 @@ def _refit(axis_graph: AxisGraph, clone: Clone, op: Op, kept: Kept, touched: set
         value in touched for value in (*node.inputs, *node.outputs) if value is not None
     ):
         return None
-    rule = axis_graph.rules.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
+    rule = axis_graph.rules.of(node)
     if rule is None:
         return None
     refit = Refit(op, clone.nodes[node], kept, axis_graph.blocked)

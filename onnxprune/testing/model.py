@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, Reason
-from onnxprune.graph.axes import Axis, Kept
+from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph, build_axis_graph
 from onnxprune.graph.explain import nearest_barriers
 from onnxprune.graph.groups import Group, Partition, partition
@@ -25,8 +24,6 @@ from onnxprune.surgery.remove import RefitError, remove
 from onnxprune.testing.feeds import Array, execute, make_feeds
 from onnxprune.testing.groups import check_groups
 from onnxprune.testing.order import shuffled, signature
-
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 TOLERANCE = 1e-4
 """Largest difference between masked and removed in fp32, as a share of the largest output."""
