@@ -149,7 +149,7 @@ def export_module(
     out_path.parent.mkdir(parents=True, exist_ok=True)
     partial = out_path.with_name(f"{out_path.stem}.{os.getpid()}.partial")
     try:
-        with _quiet():
+        with quiet():
             try:
                 write(module, torch.zeros(2, *input_shape), partial, opset, True)
             except Exception as error:  # the exporters raise whatever they met inside the model
@@ -195,7 +195,7 @@ def _export_ts(module: nn.Module, x: torch.Tensor, path: Path, opset: int | None
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Swallow what the exporters print, and keep attention in the operators that every runtime knows."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

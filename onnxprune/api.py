@@ -99,7 +99,9 @@ def plan(
     criterion
         "l1", "l2", "geometric-median", "bn-scale", "random" or a registered one.
     scope
-        "global" (one ranking over all groups; the default) or "uniform" (one level for every group).
+        "local" (every group loses the same share, until the target is reached; the default with `ratio`), "global"
+        (one ranking over all groups; the default without) or "uniform" (NNCF's rule: one level for every group,
+        widths rounded up).
     round_to
         Channels that stay are a multiple of this.
     ignore, only
@@ -140,7 +142,7 @@ def make_choices(
 ) -> Choices:
     """`Choices` in which a preset decides what was left open."""
     if scope is None:
-        scope = "uniform" if preset == "nncf" else "global"
+        scope = "uniform" if preset == "nncf" else "local" if target.kind == "ratio" else "global"
     return Choices(
         target=target,
         criterion=criterion,

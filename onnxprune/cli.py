@@ -52,8 +52,9 @@ def cli() -> None:
 )
 @click.option(
     "--scope",
-    type=click.Choice(["global", "uniform"]),
-    help="One ranking over all groups (default), or the same level for every group.",
+    type=click.Choice(["global", "local", "uniform"]),
+    help="global: one ranking over all groups (default); local: the same share of every group (default with "
+    "--ratio); uniform: NNCF's level per group.",
 )
 @click.option(
     "--preset", type=click.Choice(["nncf"]), help="nncf: first and strided convolutions stay whole."

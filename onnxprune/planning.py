@@ -20,7 +20,7 @@ from onnxprune.report.assemble import barrier_results
 from onnxprune.report.tables import by_reason, plural, share, some
 from onnxprune.select import PRESETS, excluded_groups
 
-SCOPES = ("global", "uniform")
+SCOPES = ("global", "local", "uniform")
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,14 @@ class Choices:
     criterion
         Name of a criterion.
     scope
-        "global": one ranking over all groups. "uniform": the same level for every group.
+        "global": one ranking over all groups. "local": the same share of every group, growing until the target is
+        reached. "uniform": the same, but a ratio is NNCF's level, which rounding may leave unreached.
     round_to
         Channels that stay are a multiple of this.
     min_channels
         At least this many channels of a group stay, and never fewer than `round_to`.
     max_ratio
-        At most this share of a group's units goes. None: 0.9 with the global scope, all with the uniform one.
+        At most this share of a group's units goes. None: 0.9 with the global scope, all with the others.
     ignore, only
         Patterns of groups to leave whole, or to cut exclusively.
     preset

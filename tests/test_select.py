@@ -109,11 +109,12 @@ def test_every_first_convolution_counts(select):
     assert found == dict.fromkeys(("g0", "g1", "g2"), Reason.FIRST_CONV)
 
 
-def test_the_preset_means_uniform_unless_said_otherwise(tmp_path):
+def test_the_scope_that_is_meant_unless_said_otherwise(tmp_path):
     path = save(convnet(), tmp_path / "net.onnx")
     assert onnxprune.prune(path, ratio=0.4, preset="nncf").report.scope == "uniform"
     assert onnxprune.prune(path, ratio=0.4, preset="nncf", scope="global").report.scope == "global"
-    assert onnxprune.prune(path, ratio=0.4).report.scope == "global"
+    assert onnxprune.prune(path, ratio=0.4).report.scope == "local"
+    assert onnxprune.prune(path, macs=0.9).report.scope == "global"
 
 
 def test_nothing_is_excluded_by_default(select):

@@ -165,7 +165,7 @@ def test_random_tie_breaking(tmp_path):
         proto.graph.initializer.extend(tensors[turn:] + tensors[:turn])
         path = tmp_path / f"net{turn}.onnx"
         onnx.save(proto, path)
-        plan = onnxprune.plan(onnxprune.analyze(path), ratio=0.25)
+        plan = onnxprune.plan(onnxprune.analyze(path), ratio=0.25, scope="global")
         assert [np.flatnonzero(~flags).tolist() for flags in plan.keep.values()] == [list(range(32))]
 
 

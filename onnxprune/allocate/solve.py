@@ -69,7 +69,8 @@ def solve(
     target
         What to reach.
     scope
-        "uniform" or "global".
+        "global", "local" or "uniform"; the last takes a ratio as NNCF does: as the level of every ladder,
+        whatever rounding then leaves of it.
     units
         Of how many units a ratio is the share; by default of those of all ladders.
     """
@@ -142,8 +143,8 @@ class _Path:
 
 
 def _path(ladders: Sequence[Ladder], scope: str) -> _Path:
-    """Order all rungs: by the level at which they go (uniform) or by score; equal ones by group and unit."""
-    uniform = scope == "uniform"
+    """Order all rungs: by the level at which they go (local, uniform) or by score; equal ones by group and unit."""
+    uniform = scope != "global"
     keys = [_levels(ladder) if uniform else ladder.scores / ladder.rungs.shape[1] for ladder in ladders]
     owners = [np.full(ladder.height, number, np.int64) for number, ladder in enumerate(ladders)]
     flat = np.concatenate([*keys, np.zeros(0)])

@@ -231,7 +231,7 @@ def test_targets_outside_0_to_1(kind, value):
 @pytest.mark.parametrize(
     "bad",
     [
-        {"scope": "local"},
+        {"scope": "layer"},
         {"round_to": 0},
         {"min_channels": 0},
         {"max_ratio": 0.0},
@@ -263,3 +263,13 @@ def test_trained_models(name, scope):
         found = allocate(analysis, score_groups(analysis, choices), choices)
         assert found.met
         assert value - 0.12 < found.achieved <= value
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7])
+def test_a_local_ratio_is_reached_with_about_the_same_share_of_every_group(tmp_path, ratio):
+    path = tmp_path / "net.onnx"
+    ir.save(convnet([64, 96, 200]), path)
+    report = api.prune(path, ratio=ratio).report
+    assert report.scope == "local" and report.target.met and ratio <= report.target.achieved < ratio + 0.1
+    for group in report.groups:
+        assert abs((group.units - group.kept) - ratio * group.units) <= 16

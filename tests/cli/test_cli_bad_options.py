@@ -32,7 +32,7 @@ def test_targets_outside_0_to_1(command, net, target, value):
         (["--macz", "0.5"], ["No such option", "--macz"]),
         (["--criterion", "l3"], ["no criterion 'l3'", "l2", "geometric-median"]),
         (["--criterion", "bn-scale"], ["bn-scale reads bn-scale", "no group has any"]),
-        (["--scope", "local"], ["'local' is not one of"]),
+        (["--scope", "layer"], ["'layer' is not one of"]),
         (["--preset", "resnet"], ["'resnet' is not"]),
         (["--mode", "zero"], ["'zero' is not one of"]),
         (["--round-to", "0"], ["--round-to 0 is not positive"]),

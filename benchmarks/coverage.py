@@ -1,0 +1,187 @@
+"""What onnxprune makes of the architectures of torchvision, timm and transformers, from both exporters.
+
+    python -m benchmarks.coverage --jobs 2
+
+writes `coverage.md` and `coverage.json` beside this file. Every model is built with random weights, exported,
+pruned with `--ratio 0.5` and with `--macs 0.6`, and checked; `onnxsim.pruning` gets the same files and
+Torch-Pruning the modules behind them. Each step runs in a process of its own with a time limit. A run that was
+interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.coverage_page import render
+from benchmarks.isolated import Outcome, call, file_digest, source_digest, version
+from benchmarks.tables import environment, write
+
+LIBRARIES = ("torchvision", "timm", "transformers")
+EXPORTERS = ("ts", "dynamo")
+TARGETS: dict[str, dict[str, float]] = {"ratio": {"ratio": 0.5}, "macs": {"macs": 0.6}}
+LIMIT = 600.0
+HERE = Path(__file__).parent
+STEPS = HERE / "coverage_steps.py"
+ZOO = Path("build/zoo/coverage")
+WORK = Path("build/bench/coverage")
+
+
+@dataclass
+class Row:
+    """One file and what the tools made of it; outcomes as `benchmarks.isolated` gives them."""
+
+    library: str
+    name: str
+    exporter: str
+    export: dict[str, Any]
+    onnxprune: dict[str, Any] | None = None
+    onnxsim: dict[str, Any] | None = None
+    onnxsim_simplified: dict[str, Any] | None = None
+    torch_pruning: dict[str, Any] | None = None
+
+
+def names(library: str) -> list[str]:
+    """The models of one library, asked in a process of its own: this one stays free of PyTorch."""
+    code = f"import benchmarks.families.{library}_models as m; print(*m.MODELS)"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if asked.returncode:
+        raise SystemExit(f"{library}: {asked.stderr.strip().splitlines()[-1]}")
+    return asked.stdout.split()
+
+
+def measure(library: str, name: str, exporter: str, zoo: Path, peers: bool) -> Row:
+    """Export one model where that was not done, and give the file to all tools."""
+    path = zoo / library / f"{name}_{exporter}.onnx"
+    subject = {"library": library, "name": name}
+    row = Row(library, name, exporter, _export({**subject, "exporter": exporter}, path))
+    if row.export["failure"]:
+        return row
+    digest = {"model": file_digest(path), "steps": file_digest(STEPS)}
+    row.onnxprune = asdict(
+        call(
+            "benchmarks.coverage_steps:prune",
+            {"model": str(path), "folder": str(WORK / library), "targets": TARGETS},
+            limit=LIMIT,
+            depends={**digest, "source": source_digest()},
+        )
+    )
+    if not peers:
+        return row
+    for simplify, field in ((False, "onnxsim"), (True, "onnxsim_simplified")):
+        outcome = call(
+            "benchmarks.coverage_steps:onnxsim",
+            {
+                "model": str(path),
+                "output": str(WORK / library / f"{path.stem}.{field}.onnx"),
+                "simplify": simplify,
+            },
+            limit=LIMIT,
+            depends={**digest, "onnxsim": version("onnxsim")},
+        )
+        setattr(row, field, asdict(outcome))
+    if exporter == EXPORTERS[0]:
+        row.torch_pruning = asdict(_torch_pruning(subject))
+    return row
+
+
+def _export(subject: dict[str, str], path: Path) -> dict[str, Any]:
+    """Export once; what came of it lies beside the file. To export anew, delete the folder."""
+    known = path.with_suffix(".json")
+    if not known.exists():
+        done = call(
+            "benchmarks.coverage_steps:export", {**subject, "path": str(path)}, limit=LIMIT, fresh=True
+        )
+        known.parent.mkdir(parents=True, exist_ok=True)
+        known.write_text(json.dumps(asdict(done)), encoding="utf-8")
+    return dict(json.loads(known.read_text(encoding="utf-8")))
+
+
+def _torch_pruning(subject: dict[str, str]) -> Outcome:
+    packages = ("torch", "torch-pruning", subject["library"])
+    return call(
+        "benchmarks.coverage_steps:torch_pruning",
+        subject,
+        limit=LIMIT,
+        depends={"steps": file_digest(STEPS)} | {package: version(package) for package in packages},
+    )
+
+
+def _line(row: Row) -> str:
+    head = f"{row.library:12} {row.name:32} {row.exporter:6}"
+    if row.export["failure"]:
+        return f"{head} not exported: {row.export['failure'][:100]}"
+    found = row.onnxprune or {}
+    if found.get("failure"):
+        return f"{head} FAILED: {found['failure'][:140]}"
+    value = found["value"]
+    parts = [f"{head} groups {value['groups']:4} coverage {value['coverage']['macs']:.2f}"]
+    for label, target in value["targets"].items():
+        if "failure" in target:
+            parts.append(f"{label} FAILED {target['failure'][:140]}")
+            continue
+        notes = [] if target["sound"] else [f"REJECTED {len(target['rejected'])}"]
+        if not target["run"]["ok"] or target["run"]["shapes"] != value["original"].get("shapes"):
+            notes.append(
+                f"RUN {target['run'].get('why', 'shapes')} (original {value['original'].get('why', 'ok')})"
+            )
+        if target["checker"]:
+            notes.append(f"CHECKER {target['checker'][:80]}")
+        parts.append(" ".join([f"{label} keeps {target['macs']:.3f}", f"{target['seconds']:.0f}s", *notes]))
+    if value["coverage"]["macs"] < 0.9:
+        parts += [f"[{b['reason']} {b['where'][:40]} {b['macs']:.2f}]" for b in value["barriers"][:2]]
+    return "  ".join(parts)
+
+
+def run(todo: Iterable[tuple[str, str, str]], zoo: Path, peers: bool, jobs: int) -> list[Row]:
+    """Measure everything, `jobs` models at a time, in a fixed order."""
+    with ThreadPoolExecutor(jobs) as pool:
+        rows = []
+        for row in pool.map(lambda item: measure(*item, zoo, peers), todo):
+            print(_line(row), flush=True)
+            rows.append(row)
+        return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run everything that is not kept from before, and write the page."""
+    parser = argparse.ArgumentParser(prog="benchmarks.coverage", description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="MODEL", help="default: all of them")
+    parser.add_argument("--library", choices=LIBRARIES, action="append", help="default: all three")
+    parser.add_argument("--exporter", choices=EXPORTERS, action="append", help="default: both")
+    parser.add_argument("--zoo", type=Path, default=ZOO, help="folder of exported models")
+    parser.add_argument("--folder", type=Path, default=HERE, help="where the page goes")
+    parser.add_argument("--no-peers", action="store_true", help="leave the other tools out; writes no page")
+    parser.add_argument("--jobs", type=int, default=1, help="models at a time")
+    options = parser.parse_args(arguments)
+    todo = [
+        (library, name, exporter)
+        for library in options.library or LIBRARIES
+        for name in names(library)
+        for exporter in options.exporter or EXPORTERS
+        if not options.names or name in options.names
+    ]
+    rows = run(todo, options.zoo, not options.no_peers, options.jobs)
+    if options.no_peers or options.names:
+        return 0
+    packages = ("torch", "torchvision", "timm", "transformers", "onnxscript", "onnxsim", "torch-pruning")
+    about = environment(*packages)
+    data = {
+        "schema": "onnxprune-bench-coverage/1",
+        "targets": TARGETS,
+        "environment": about,
+        "rows": [asdict(row) for row in rows],
+    }
+    write(options.folder, "coverage", render(data), data)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
