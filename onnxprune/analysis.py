@@ -207,14 +207,15 @@ def _check_valid(source: LoadedModel) -> None:
 
 def _analyze(source: LoadedModel, bindings: Mapping[str, int] | None, rules: RuleTable | None) -> Analysis:
     graph = normalize(source.ir)
-    shapes = infer_shapes(graph, bindings)
+    table = rules or default_rules()
+    shapes = infer_shapes(graph, bindings, table.infer)
     unknown = sorted(set(bindings or {}) - set(shapes.bindings))
     if unknown:
         known = ", ".join(sorted(shapes.bindings)) or "none"
         raise UsageError(
             f"--bind {unknown[0]}: the model has no symbolic dim of that name", f"It has: {known}."
         )
-    axis_graph = build_axis_graph(graph, shapes, rules or default_rules())
+    axis_graph = build_axis_graph(graph, shapes, table)
     if not axis_graph.parameters:
         raise ModelError(
             f"{source.path} has no float weights, so there is nothing to prune",

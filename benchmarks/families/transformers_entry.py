@@ -50,33 +50,30 @@ class Draw:
 class Positional(nn.Module):
     """A transformers model called with positional tensors, giving tensors only."""
 
-    def __init__(
-        self, model: nn.Module, names: Iterable[str], outputs: tuple[str, ...], options: dict[str, Any]
-    ) -> None:
+    def __init__(self, model: nn.Module, names: Iterable[str], outputs: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
         self.names = tuple(names)
         self.outputs = outputs
-        self.options = options
 
     def forward(
         self, first: torch.Tensor, second: torch.Tensor | None = None, third: torch.Tensor | None = None
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Call the model with its inputs by name."""
         tensors = dict(zip(self.names, (first, second, third), strict=False))
-        result = self.model(**tensors, **self.options)
+        result = self.model(**tensors)
         if isinstance(result, torch.Tensor):
             return result
         picked = tuple(result[name] for name in self.outputs) or (result[0],)
         return picked[0] if len(picked) == 1 else picked
 
 
-def sample(module: nn.Module, draws: Mapping[str, Draw], fixed: bool = False) -> Sample:
-    """Give `module` its final weights, and draw its inputs; `fixed` leaves no dynamic dimension."""
+def sample(module: nn.Module, draws: Mapping[str, Draw]) -> Sample:
+    """Give `module` its final weights, and draw its inputs."""
     randomise(module)
     _strengthen(module)
     inputs = {name: draw.tensor() for name, draw in draws.items()}
-    dynamic = {name: {} if fixed else {0: "batch"} | dict(draw.axes or {}) for name, draw in draws.items()}
+    dynamic = {name: {0: "batch"} | dict(draw.axes or {}) for name, draw in draws.items()}
     settle_statistics(module, tuple(draw.tensor(SETTLING_BATCH) for draw in draws.values()))
     return Sample(module.eval(), inputs, dynamic)
 
@@ -88,12 +85,7 @@ def _strengthen(module: nn.Module) -> None:
     """
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if (
-                parameter.dim() < 2
-                or "embed" in name
-                or "original" in name
-                or not parameter.is_floating_point()
-            ):
+            if parameter.dim() < 2 or "embed" in name or "original" in name:  # lookups and weight norms
                 continue
             is_experts = parameter.dim() == 3 and "expert" in name
             fan_in = parameter.shape[-1] if is_experts else parameter[0].numel()
@@ -115,28 +107,21 @@ def build_model(name: str, config: dict[str, Any]) -> nn.Module:
     return model
 
 
-def entry(
-    name: str,
-    draws: Mapping[str, Draw],
-    *,
-    outputs: tuple[str, ...] = (),
-    options: dict[str, Any] | None = None,
-    fixed: bool = False,
-    **config: Any,
-) -> Builder:
-    """Give a builder of model class `name`: its inputs, the outputs kept (the first), extra call options."""
+def entry(name: str, draws: Mapping[str, Draw], *, outputs: tuple[str, ...] = (), **config: Any) -> Builder:
+    """Give a builder of model class `name`: its inputs, the outputs kept (the first), its configuration."""
 
     def build() -> Sample:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            module = Positional(build_model(name, config), draws, outputs, options or {})
-            return sample(module, draws, fixed)
+            module = Positional(build_model(name, config), draws, outputs)
+            return sample(module, draws)
 
     return build
 
 
 TOKENS = {"input_ids": Draw((12,), VOCABULARY, {1: "sequence"})}
 MASKED = TOKENS | {"attention_mask": Draw((12,), axes={1: "sequence"}, kind="mask")}
+UNROLLED = {"input_ids": Draw((12,), VOCABULARY)}  # for models whose length the exporters freeze
 IMAGE = {"pixel_values": Draw((3, 64, 64))}
 WAVE = {"input_values": Draw((2000,), axes={1: "samples"})}
 TEXT_TO_TEXT = TOKENS | {"decoder_input_ids": Draw((7,), VOCABULARY, {1: "target"})}

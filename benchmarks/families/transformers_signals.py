@@ -274,7 +274,7 @@ AUDIO = {
     "wav2vec2_conformer": entry("Wav2Vec2ConformerForCTC", WAVE, **_WAVE),
     "hubert": entry("HubertForSequenceClassification", WAVE, num_labels=5, classifier_proj_size=32, **_WAVE),
     "wavlm": entry("WavLMModel", WAVE, num_buckets=8, max_bucket_distance=16, **_WAVE),
-    "sew": entry("SEWForCTC", WAVE, squeeze_factor=2, **_WAVE),
+    "sew": entry("SEWForCTC", {"input_values": Draw((2000,))}, squeeze_factor=2, **_WAVE),
     "unispeech": entry("UniSpeechForCTC", WAVE, num_ctc_classes=32, **_WAVE),
     "ast": entry(
         "ASTForAudioClassification",
@@ -316,7 +316,7 @@ AUDIO = {
 
 MULTIMODAL = {
     "clip": entry("CLIPModel", PAIR, outputs=_CONTRAST, **_TOWERS),
-    "siglip": entry("SiglipModel", PAIR, outputs=_CONTRAST, fixed=False, **_TOWERS),
+    "siglip": entry("SiglipModel", PAIR, outputs=_CONTRAST, **_TOWERS),
     "blip_text_image": entry("BlipForImageTextRetrieval", PAIR, image_text_hidden_size=32, **_TOWERS),
     "owlvit": entry("OwlViTModel", PAIR, outputs=_CONTRAST, **_TOWERS),
     "groupvit": entry(

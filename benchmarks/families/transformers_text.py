@@ -13,6 +13,7 @@ from benchmarks.families.transformers_entry import (
     TEXT,
     TEXT_TO_TEXT,
     TOKENS,
+    UNROLLED,
     VOCABULARY,
     Builder,
     Draw,
@@ -101,7 +102,7 @@ ENCODERS = {
     "squeezebert": entry("SqueezeBertModel", MASKED, embedding_size=64, **TEXT),
     "funnel": entry(
         "FunnelModel",
-        TOKENS,
+        UNROLLED,
         vocab_size=VOCABULARY,
         block_sizes=[1, 1],
         num_decoder_layers=1,
@@ -247,15 +248,15 @@ EXPERTS_AND_STATES = {
         expert_capacity=64,
         **_T5,
     ),
-    "mamba": entry("MambaForCausalLM", TOKENS, **_STATE),
+    "mamba": entry("MambaForCausalLM", UNROLLED, **_STATE),
     "mamba2": entry(
-        "Mamba2ForCausalLM", TOKENS, num_heads=8, head_dim=16, n_groups=2, chunk_size=4, **_STATE
+        "Mamba2ForCausalLM", UNROLLED, num_heads=8, head_dim=16, n_groups=2, chunk_size=4, **_STATE
     ),
-    "falcon_mamba": entry("FalconMambaForCausalLM", TOKENS, **_STATE),
-    "rwkv": entry("RwkvForCausalLM", TOKENS, context_length=64, **_STATE),
+    "falcon_mamba": entry("FalconMambaForCausalLM", UNROLLED, **_STATE),
+    "rwkv": entry("RwkvForCausalLM", UNROLLED, context_length=64, **_STATE),
     "recurrent_gemma": entry(
         "RecurrentGemmaForCausalLM",
-        MASKED,
+        UNROLLED | {"attention_mask": Draw((12,), kind="mask")},
         lru_width=64,
         attention_window_size=8,
         head_dim=16,

@@ -68,8 +68,10 @@ class CostModel:
         layout = partition.layout
         self._layout = layout
         self._axis_graph = axis_graph
-        # class 0 is the constant 1; class k+1 is class k of the layout
+        # class 0 is the constant 1; class k+1 is class k of the layout; the rest divide by numbers of blocks
         self._base = np.concatenate([[1.0], layout.extent.astype(np.float64)])
+        self._divisors = self._number_divisors()
+        self._base = np.concatenate([self._base, [1.0 / blocks for _, blocks in self._divisors]])
         self.node_terms: list[tuple[int, Term]] = []
         for number, op in enumerate(axis_graph.ops):
             rule = axis_graph.rules.of(op.node)
@@ -80,6 +82,7 @@ class CostModel:
         self.inner_params = sum(inner_weights(axis_graph).values())
         self._twins = TwinVectors(axis_graph, partition)
         self._uses = {group.id: self._unit_counts(group) for group in partition.groups}
+        self._blocks_gone = {group.id: self._whole_blocks(group) for group in partition.groups}
         self.full = self.cost({})
 
     def cost(self, keep: Mapping[str, Bools]) -> Cost:
@@ -110,7 +113,32 @@ class CostModel:
         for name, flags in keep.items():
             classes, counts = self._uses[name]
             extent[classes] -= counts[:, ~flags].sum(axis=1)
+            for divisor, whole in self._blocks_gone[name]:
+                extent[divisor] = 1.0 / (1.0 / extent[divisor] - whole[~flags].sum())
         return extent
+
+    def _number_divisors(self) -> dict[tuple[int, int], int]:
+        """Position in the extents of `1 / blocks that are left`, per class of a divided axis and its blocks."""
+        found: dict[tuple[int, int], int] = {}
+        for axis, blocked in self._axis_graph.blocked.items():
+            if axis in self._layout.number:
+                key = (int(self._layout.klass[self._layout.number[axis]]) + 1, blocked.blocks)
+                found.setdefault(key, len(self._base) + len(found))
+        return found
+
+    def _whole_blocks(self, group: Group) -> list[tuple[int, Index]]:
+        """Divisors that a group changes, and how many whole blocks each of its units takes."""
+        found: dict[int, Index] = {}
+        for use in group.axes:
+            blocked = self._axis_graph.blocked.get(use.axis)
+            if blocked is None:
+                continue
+            k = int(self._layout.klass[self._layout.number[use.axis]]) + 1
+            runs = use.unit.reshape(blocked.blocks, -1)
+            whole = runs[(runs == runs[:, :1]).all(axis=1) & (runs[:, 0] >= 0), 0]
+            if runs.shape[1] > 1 and len(whole):
+                found[self._divisors[k, blocked.blocks]] = np.bincount(whole, minlength=group.units)
+        return list(found.items())
 
     def _unit_counts(self, group: Group) -> tuple[Index, Index]:
         """Classes of axes that a group touches, and how many positions each unit has there."""
@@ -138,9 +166,11 @@ class CostModel:
                 if number is None:
                     factor *= self._axis_graph.shapes.dims[axis.value][axis.dim] or 0
                 else:
+                    k = int(self._layout.klass[number]) + 1
+                    classes.append(k)
                     blocked = self._axis_graph.blocked.get(axis)
-                    factor /= 1 if blocked is None else blocked.blocks
-                    classes.append(int(self._layout.klass[number]) + 1)
+                    if blocked is not None:
+                        classes.append(self._divisors[k, blocked.blocks])
             factors.append(factor)
         return _Terms(np.array(factors, float), np.array(classes, np.int64), np.array(start, np.int64))
 

@@ -45,11 +45,16 @@ Kept = Mapping[Axis, Bools]
 class Blocked:
     """How a weight's axis is divided: block `i` of `blocks` has its own columns for its share of the rows.
 
-    Position `i * columns + j` of the axis is column `j` of the rows of block `i` along `rows`.
+    Position `i * columns + j` of the axis is column `j` of the rows of block `i` along `rows`. A block that
+    loses all its rows loses all its columns; the others keep equal numbers of columns.
     """
 
     blocks: int
     rows: int
+
+    def columns(self, flags: Bools) -> int:
+        """How many columns every block that stays keeps; `flags` has one entry per position of the axis."""
+        return int(flags.reshape(self.blocks, -1).sum(axis=1).max())
 
 
 @dataclass(frozen=True)

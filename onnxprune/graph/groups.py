@@ -7,6 +7,7 @@ units.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from onnxprune.graph.axes import Axis, Bools, Index
 from onnxprune.graph.build import AxisGraph, Parameter
 from onnxprune.graph.cuts import Cut, Layout, find_cuts, join_labels, lay_out
 from onnxprune.graph.positions import components, hashes
+from onnxprune.graph.relations import Balance
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,9 @@ def partition(axis_graph: AxisGraph) -> Partition:
 
     Where cuts exclude each other (whole heads, or dimensions of heads), the one that reaches the most weight
     axes is used, then the one that meets the fewest products of two activations (heads meet none, dimensions
-    of heads Q.K^T), then the one with the most units. The others are listed as alternatives.
+    of heads Q.K^T), then the one that leaves more widths to choose from where those are few (multiples of
+    `WIDTH`, which the blocks of a grouped convolution have to share), then the one with the most units. The
+    others are listed as alternatives.
     """
     layout = lay_out(axis_graph)
     cuts = find_cuts(layout)
@@ -123,12 +127,27 @@ def partition(axis_graph: AxisGraph) -> Partition:
     return _number(layout, found, used, tuple(finder.rejected))
 
 
-def _rank(groups: Sequence[Group], masked: set[Axis]) -> tuple[int, int, int, list[str]]:
+WIDTH = 8
+"""Widths that run fast are multiples of this: the default of `--round-to`."""
+
+
+_FINE = 4
+"""Widths to choose from that are enough."""
+
+
+def _widths(group: Group) -> int:
+    """How many smaller widths a group can be cut to."""
+    channels = group.width * group.block_count
+    return math.ceil(group.units * group.width / math.lcm(WIDTH, channels)) - 1
+
+
+def _rank(groups: Sequence[Group], masked: set[Axis]) -> tuple[int, int, int, int, list[str]]:
     """Smaller is better; names settle the rest, so that the order of nodes does not matter."""
     weights = {use.axis for group in groups for use in (*group.sources, *group.sinks)}
     touched = {use.axis for group in groups for use in group.axes}
     units = sum(group.units for group in groups)
-    return -len(weights), len(touched & masked), -units, sorted(axis.name for axis in touched)
+    stiff = max((max(0, _FINE - _widths(group)) for group in groups), default=0)
+    return -len(weights), len(touched & masked), stiff, -units, sorted(axis.name for axis in touched)
 
 
 def _number(
@@ -162,7 +181,7 @@ class _Finder:
         self.parameters: dict[int, list[tuple[Axis, Parameter]]] = {}
         self.axes_of: dict[int, list[int]] = {}
         self.classes_of: dict[int, list[int]] = {}
-        self.balances: dict[int, list[tuple[Axis, int]]] = {}
+        self.balances: dict[int, list[Balance]] = {}
         self.parameter_of: dict[Axis, Parameter] = {}
         self.rejected: list[Rejection] = []
         self.sink_axes = {sink.parameter for sink in axis_graph.sinks if sink.parameter is not None}
@@ -179,7 +198,7 @@ class _Finder:
         for balance in axis_graph.balances:
             if balance.axis in layout.number:
                 component = layout.component(balance.axis)
-                self.balances.setdefault(component, []).append((balance.axis, balance.blocks))
+                self.balances.setdefault(component, []).append(balance)
 
     def groups(self, cut: Cut, number: int) -> list[Group]:
         """The groups of one cut; empty where everything in it is pinned."""
@@ -228,10 +247,12 @@ class _Finder:
 
         A unit that lies in several blocks but not evenly cannot be dropped: `free` is cleared for it.
         """
+        taken = {(id(edge.where), edge.factor) for edge in cut.choices}
         stated = {
-            (int(self.layout.klass[self.layout.number[axis]]), blocks): None
+            (int(self.layout.klass[self.layout.number[balance.axis]]), balance.blocks): None
             for component in sorted(cut.components)
-            for axis, blocks in self.balances.get(component, ())
+            for balance in self.balances.get(component, ())
+            if (id(balance.where), balance.unless) not in taken
         }
         found: list[_Balanced] = []
         for k, blocks in stated:

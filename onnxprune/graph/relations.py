@@ -69,11 +69,22 @@ class Sink:
 
 @dataclass(frozen=True)
 class Balance:
-    """`axis` is divided into `blocks` equal runs; every run must keep the same number of positions."""
+    """`axis` is divided into `blocks` equal runs; every run must keep the same number of positions.
+
+    Attributes
+    ----------
+    axis, blocks
+        The axis and its runs.
+    where
+        The node that states it.
+    unless
+        It does not hold where that node's choice of this factor is taken; -1: it always holds.
+    """
 
     axis: Axis
     blocks: int
     where: Op
+    unless: int = -1
 
 
 class Relations:
@@ -125,7 +136,10 @@ class Relations:
         self.sinks.append(Sink(a, slot, parameter, self._where))
 
     def choice(self, a: Axis, b: Axis, a_index: Index, b_index: Index, factor: int) -> None:
-        """One way of cutting axes that a Reshape splits or merges: along `factor`."""
+        """One way of cutting two axes: along `factor`, a factor of a Reshape or another number for this node.
+
+        With empty index arrays the choice ties nothing; it stands for what else the node states.
+        """
         self._relate("choice", a, b, a_index, b_index, factor)
 
     def pin(self, axis: Axis, reason: Reason) -> None:
@@ -152,10 +166,10 @@ class Relations:
         """A factor of the dynamic `axis` is static and can be cut (see `graph.dynamic`)."""
         self.composed.add(axis)
 
-    def balance(self, axis: Axis, blocks: int) -> None:
-        """`axis` is divided into `blocks` runs that must keep equal numbers of positions."""
+    def balance(self, axis: Axis, blocks: int, unless: int = -1) -> None:
+        """`axis` is divided into `blocks` runs that must keep equal numbers of positions (see `Balance`)."""
         self._mention(axis)
-        self.balances.append(Balance(axis, blocks, self._where))
+        self.balances.append(Balance(axis, blocks, self._where, unless))
 
     def divide(self, axis: Axis, blocks: int, rows: int) -> Axis:
         """Declare that the weight's `axis` stands for `blocks` private runs of columns (see `Blocked`)."""

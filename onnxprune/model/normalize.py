@@ -1,6 +1,7 @@
 """The form in which a graph is analysed: functions inlined, constants lifted, small shared constants split.
 
-Names of inputs, outputs, nodes and weights stay, BatchNormalization nodes stay, opset imports stay.
+Names of inputs, outputs, nodes and weights stay, BatchNormalization nodes stay, opset imports stay. Only nodes
+that make one weight of another are evaluated once and for all (`onnxprune.model.constants`).
 Subgraphs (If, Loop, Scan) are left as they are. `onnxprune.model.finalize` takes the model back to the form
 of its file.
 """
@@ -12,6 +13,7 @@ from collections import defaultdict
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.constants import fold_constants
 from onnxprune.model.edit import drop_unused, used_names
 from onnxprune.model.inline import inline_functions
 from onnxprune.model.origin import note_twins, remember, twins
@@ -22,8 +24,9 @@ def normalize(model: ir.Model) -> ir.Model:
 
     Inlines model-local functions, turns Constant nodes into initializers, takes initializers out of the
     graph's inputs (`finalize` lists them again), reads through `Identity(initializer)`, drops what nothing
-    uses, and gives every use of a shared bias, scale or shape constant its own initializer, so that sharing
-    alone ties nothing. Shared weights stay shared: their uses are tied.
+    uses, folds arithmetic on weights alone (that stays folded), and gives every use of a shared bias, scale or
+    shape constant its own initializer, so that sharing alone ties nothing. Shared weights stay shared: their
+    uses are tied.
 
     Parameters
     ----------
@@ -40,6 +43,8 @@ def normalize(model: ir.Model) -> ir.Model:
     for value in [value for value in graph.inputs if value.is_initializer()]:
         graph.inputs.remove(value)
     _alias_identities(graph)
+    drop_unused(graph, keep=origin.idle)
+    fold_constants(graph, frozenset(origin.inputs))
     drop_unused(graph, keep=origin.idle)
     _split_shared(graph)
     return model

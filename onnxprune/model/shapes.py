@@ -3,13 +3,14 @@
 The graph is walked once per binding of the symbolic dims. onnx's own per-operator inference
 (`onnx.shape_inference.infer_node_outputs`) gives shapes; small integer tensors are evaluated on the way
 (`onnxprune.model.fold`), so that shapes computed by `Shape -> Gather -> Concat -> Reshape` chains are known
-numbers. An axis whose extent changes between two bindings is dynamic.
+numbers. An axis whose extent changes between two bindings is dynamic. Operators that onnx has no schema for
+(onnxruntime's own, third parties') are inferred by a function that the caller hands in.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,11 @@ Dims = tuple[int | None, ...]
 Inferred = tuple[Dims | None, ir.DataType | None]
 Hook = Callable[[ir.Node, dict[ir.Value, Dims], dict[ir.Value, np.ndarray]], None]
 """Called before each node of a walk; may edit the node and must keep the two dicts up to date."""
+Custom = Callable[
+    [ir.Node, int, Mapping[ir.Value, Dims], Mapping[ir.Value, np.ndarray]], Sequence[Inferred] | None
+]
+"""Infers the outputs of an operator that onnx has no schema for: the node, the version of its domain, extents
+and values known so far. None, or a shorter sequence: nothing is known."""
 MAX_DATA = 4096
 """Elements of an integer tensor up to which its values are tracked."""
 
@@ -69,7 +75,9 @@ class Shapes:
     other: Mapping[ir.Value, Dims] = field(default_factory=dict)
 
 
-def infer_shapes(model: ir.Model, bindings: Mapping[str, int] | None = None) -> Shapes:
+def infer_shapes(
+    model: ir.Model, bindings: Mapping[str, int] | None = None, custom: Custom | None = None
+) -> Shapes:
     """Infer the extents of all axes of the main graph, and which of them are dynamic.
 
     Parameters
@@ -79,13 +87,15 @@ def infer_shapes(model: ir.Model, bindings: Mapping[str, int] | None = None) -> 
         changes.
     bindings
         Sizes of symbolic dims by name. A batch dim that is not named is 1, another gets a guess.
+    custom
+        Infers operators that onnx does not know; `RuleTable.infer` does.
 
     Returns
     -------
     Shapes
     """
     sizes, guessed = bind_dims(model.graph.inputs, bindings or {})
-    engine = _Engine(model)
+    engine = _Engine(model, custom)
     dims, data = engine.walk(sizes)
     refused = engine.refused
     dynamic: set[tuple[ir.Value, int]] = set()
@@ -133,9 +143,11 @@ def _symbolic(model: ir.Model) -> set[tuple[ir.Value, int]]:
     }
 
 
-def walk_shapes(model: ir.Model, sizes: Mapping[str, int], before: Hook) -> dict[ir.Value, Dims]:
+def walk_shapes(
+    model: ir.Model, sizes: Mapping[str, int], before: Hook, custom: Custom | None = None
+) -> dict[ir.Value, Dims]:
     """Infer extents at one binding, calling `before` ahead of each node; it may edit the node."""
-    dims, _ = _Engine(model).walk(sizes, before)
+    dims, _ = _Engine(model, custom).walk(sizes, before)
     return dims
 
 
@@ -203,8 +215,9 @@ def _changed(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> s
 class _Engine:
     """Walks a graph; remembers the result of every distinct (operator, attributes, input types, data)."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, custom: Custom | None) -> None:
         self._model = model
+        self._custom = custom
         self._opsets = dict(model.opset_imports)
         self._proto_opsets = [onnx.helper.make_opsetid(d, v) for d, v in self._opsets.items()]
         self.refused: set[ir.Node] = set()  # in the last walk, whatever shapes their outputs declare
@@ -307,7 +320,11 @@ class _Engine:
         try:
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         except onnx.defs.SchemaError:
-            return unknown
+            made = () if self._custom is None else self._custom(node, version, dims, data) or ()
+            return tuple(
+                found if out.name else (None, None)
+                for out, found in zip(node.outputs, (*made, *unknown), strict=False)
+            )
         proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
         types, values = {}, {}
         for index, value in enumerate(node.inputs):

@@ -10,8 +10,15 @@ from functools import cache
 from importlib.metadata import entry_points
 
 from onnxprune.rules import (
+    attention,
+    contrib,
+    contrib_attention,
+    contrib_conv,
     conv,
+    einsum,
     elementwise,
+    generating,
+    indexing,
     layout,
     linear,
     movement,
@@ -20,7 +27,10 @@ from onnxprune.rules import (
     recurrent,
     reduction,
     resize,
+    rotary,
     shape,
+    signal,
+    vision,
 )
 from onnxprune.rules.op import Op
 from onnxprune.rules.rule import Rule, RuleTable, Term
@@ -28,8 +38,12 @@ from onnxprune.rules.rule import Rule, RuleTable, Term
 __all__ = ["Op", "Rule", "RuleTable", "Term", "builtin_rules", "default_rules"]
 
 _FAMILIES = (
+    attention,
     conv,
+    einsum,
     elementwise,
+    generating,
+    indexing,
     layout,
     linear,
     movement,
@@ -38,7 +52,13 @@ _FAMILIES = (
     recurrent,
     reduction,
     resize,
+    rotary,
     shape,
+    signal,
+    vision,
+    contrib,  # after normalization, whose rule it completes
+    contrib_attention,
+    contrib_conv,
 )
 
 

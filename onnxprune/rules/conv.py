@@ -1,11 +1,16 @@
-"""Conv and ConvTranspose.
+"""Conv, ConvTranspose and DeformConv.
 
 With one group, output channels are the rows of the weight and input channels its columns: the operator sums
 over them. With `g` groups the channels fall into `g` blocks with private columns. Where every block has at
-least two channels on both sides, each block must keep the same number (a balance constraint, any positions).
-Where a block has a single channel on one side (depthwise), blocks live and die whole and `group` shrinks.
+least two channels on both sides, there is a choice: each block keeps the same number (a balance constraint, any
+positions), or blocks live and die whole and `group` shrinks. Where a block has a single channel on one side
+(depthwise), only the latter is left.
 
-Specification: https://onnx.ai/onnx/operators/onnx__Conv.html, https://onnx.ai/onnx/operators/onnx__ConvTranspose.html
+A deformable convolution samples each of its `offset_group` runs of input channels at offsets of their own, so
+these runs keep equal numbers, too.
+
+Specification: https://onnx.ai/onnx/operators/onnx__Conv.html,
+https://onnx.ai/onnx/operators/onnx__ConvTranspose.html, https://onnx.ai/onnx/operators/onnx__DeformConv.html
 """
 
 from __future__ import annotations
@@ -17,12 +22,17 @@ import numpy as np
 from onnxprune.errors import Reason
 from onnxprune.graph.axes import Axis, Index
 from onnxprune.rules.helpers import arange
+from onnxprune.rules.pins import pin_dims
 from onnxprune.rules.rule import Key, Rule, Term, table
 
 if TYPE_CHECKING:
     from onnxprune.graph.relations import Relations
     from onnxprune.rules.op import Op
     from onnxprune.rules.refit import Refit
+
+
+_WITHIN, _WHOLE = range(2)
+"""The choices of a grouped convolution: channels within every group, or whole groups."""
 
 
 def _relate(op: Op, relations: Relations) -> None:
@@ -39,26 +49,42 @@ def _relate(op: Op, relations: Relations) -> None:
         relations.tie(outgoing, rows)
         relations.contract(incoming, columns)
     elif _whole_blocks(op):
-        _tie_blocks(relations, incoming, op.extent(incoming) or 0, outgoing, op.extent(outgoing) or 0, groups)
+        m, n = op.extent(incoming) or 0, op.extent(outgoing) or 0
+        relations.tie(incoming, outgoing, *_block_pairs(m, n, groups))
         relations.tie(incoming if transposed else outgoing, Axis(w, 0))
         relations.pin(Axis(w, 1), Reason.INDIVISIBLE)
     else:
         _divide(op, relations, incoming, outgoing, groups)
-    if op.has(2):
-        relations.tie(outgoing, Axis(op.input(2), 0))
+    bias = 3 if op.node.op_type == "DeformConv" else 2
+    if op.has(bias):
+        relations.tie(outgoing, Axis(op.input(bias), 0))
+
+
+def _relate_deformable(op: Op, relations: Relations) -> None:
+    _relate(op, relations)
+    x = op.input(0)
+    for slot in (2, 4):  # offsets, and how much each sample counts
+        if op.has(slot):
+            places = op.input(slot)
+            relations.tie(Axis(x, 0), Axis(places, 0))
+            relations.pin(Axis(places, 1), Reason.AUXILIARY)
+            pin_dims(relations, places, range(2, op.rank(places)), Reason.SPATIAL)
+    runs = op.int("offset_group", 1)
+    if runs > 1:
+        relations.balance(Axis(x, 1), runs)
 
 
 def _divide(op: Op, relations: Relations, incoming: Axis, outgoing: Axis, groups: int) -> None:
-    """Several channels per group on both sides: groups keep equal numbers of any of their channels."""
+    """Several channels per group on both sides: equal numbers of any channels of each group, or whole groups."""
     w = op.input(1)
     transposed = op.node.op_type == "ConvTranspose"
     columns, inner = Axis(w, 0), Axis(w, 1)
     if transposed:
         relations.contract(incoming, columns)
-        relations.balance(incoming, groups)
+        relations.balance(incoming, groups, unless=_WHOLE)
     else:
         relations.tie(outgoing, columns)
-        relations.balance(outgoing, groups)
+        relations.balance(outgoing, groups, unless=_WHOLE)
     if not _divisible(op):  # the columns of all groups go together: they cannot be told apart elsewhere
         relations.pin(inner, Reason.INCOMPATIBLE_BLOCKS)
         relations.pin(outgoing if transposed else incoming, Reason.INCOMPATIBLE_BLOCKS)
@@ -66,10 +92,13 @@ def _divide(op: Op, relations: Relations, incoming: Axis, outgoing: Axis, groups
     private = relations.divide(inner, groups, rows=0)
     if transposed:
         relations.tie(outgoing, private)
-        relations.balance(outgoing, groups)
+        relations.balance(outgoing, groups, unless=_WHOLE)
     else:
         relations.contract(incoming, private)
-        relations.balance(incoming, groups)
+        relations.balance(incoming, groups, unless=_WHOLE)
+    m, n = op.extent(incoming) or 0, op.extent(outgoing) or 0
+    relations.choice(incoming, outgoing, arange(0), arange(0), _WITHIN)
+    relations.choice(incoming, outgoing, *_block_pairs(m, n, groups), _WHOLE)
 
 
 def _divisible(op: Op) -> bool:
@@ -90,19 +119,19 @@ def _whole_blocks(op: Op) -> bool:
     return groups > 1 and any(c is not None and c == groups for c in channels)
 
 
-def _tie_blocks(relations: Relations, a: Axis, m: int, b: Axis, n: int, groups: int) -> None:
-    """All positions of block i of `a` and of block i of `b` are one unit."""
+def _block_pairs(m: int, n: int, groups: int) -> tuple[Index, Index]:
+    """Index arrays that make one unit of block i of an axis of `m` positions and block i of one of `n`."""
     per_a, per_b = m // groups, n // groups
     first_b: Index = arange(m) // per_a * per_b
     first_a: Index = arange(n) // per_b * per_a
-    relations.tie(a, b, np.concatenate([arange(m), first_a]), np.concatenate([first_b, arange(n)]))
+    return np.concatenate([arange(m), first_a]), np.concatenate([first_b, arange(n)])
 
 
 def _refit(op: Op, refit: Refit) -> None:
-    if _whole_blocks(op):
-        channels = Axis(op.input(0), 1)
-        per_block = (op.extent(channels) or 0) // op.int("group", 1)
-        refit.set_int("group", refit.extent(channels) // per_block)
+    channels, groups = Axis(op.input(0), 1), op.int("group", 1)
+    if groups > 1 and refit.changed(channels):
+        live = refit.kept[channels].reshape(groups, -1).any(axis=1)
+        refit.set_int("group", int(live.sum()))
 
 
 def _macs(op: Op) -> list[Term]:
@@ -115,6 +144,7 @@ def _macs(op: Op) -> list[Term]:
     return [Term(float(places), (Axis(w, 0), Axis(w, 1)))]
 
 
-RULES: dict[Key, Rule] = table(
-    Rule(_relate, _refit, _macs, weights=(1,), kinds={2: "bias"}), "Conv", "ConvTranspose"
-)
+RULES: dict[Key, Rule] = {
+    **table(Rule(_relate, _refit, _macs, weights=(1,), kinds={2: "bias"}), "Conv", "ConvTranspose"),
+    **table(Rule(_relate_deformable, _refit, _macs, weights=(1,), kinds={3: "bias"}), "DeformConv"),
+}

@@ -1,19 +1,23 @@
 """Data movement along an axis: Concat, Split, Slice, Gather, Pad, Expand, Tile.
 
 Each is an index array: position j of the output is position `index[j]` of an input. What carries an extent or
-a position (Split sizes, Slice ends, Pad widths, Gather indices) is refitted.
+a position (Split sizes, Slice ends, Pad widths, Gather indices) is refitted. A Gather with a single index, or
+with a table of them, keeps the axis that it looks into.
 
 Specification: https://onnx.ai/onnx/operators/onnx__Concat.html and its neighbours.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxprune.errors import Reason
 from onnxprune.graph.axes import Axis, Index
+from onnxprune.model import edit
 from onnxprune.rules.helpers import arange, tie_axes, tie_broadcast
 from onnxprune.rules.op import normalized
 from onnxprune.rules.rule import Key, Rule, table
@@ -30,32 +34,32 @@ if TYPE_CHECKING:
 def _concat(op: Op, relations: Relations) -> None:
     y = op.output()
     axis = op.int("axis", 0) % op.rank(y)
-    offset = 0
-    for value in op.node.inputs:
-        if value is None:
-            continue
+    parts = [value for value in op.node.inputs if value is not None]
+    for value in parts:
         tie_axes(op, relations, value, y, skip=(axis,))
-        part = Axis(value, axis)
-        extent = op.extent(part)
-        if extent is None:
-            relations.pin(Axis(y, axis), Reason.UNKNOWN_SHAPE)
-            return
-        relations.tie(part, Axis(y, axis), arange(extent), arange(extent) + offset)
-        offset += extent
+    _tie_parts(op, relations, [Axis(value, axis) for value in parts], Axis(y, axis))
 
 
 def _split(op: Op, relations: Relations) -> None:
     x = op.input(0)
     axis = op.int("axis", 0) % op.rank(x)
-    offset = 0
-    for part in op.node.outputs:
+    for part in op.outputs:
         tie_axes(op, relations, x, part, skip=(axis,))
-        extent = op.extent(Axis(part, axis))
-        if extent is None:
-            relations.pin(Axis(x, axis), Reason.UNKNOWN_SHAPE)
-            return
-        relations.tie(Axis(part, axis), Axis(x, axis), arange(extent), arange(extent) + offset)
-        offset += extent
+    _tie_parts(op, relations, [Axis(part, axis) for part in op.outputs], Axis(x, axis))
+
+
+def _tie_parts(op: Op, relations: Relations, parts: list[Axis], whole: Axis) -> None:
+    """Tie runs of `whole`, one behind the other; where the runs begin must be known for all of them."""
+    extents = [op.extent(part) for part in parts]
+    if None in extents:
+        for axis in (*parts, whole):
+            relations.pin(axis, Reason.UNKNOWN_SHAPE)
+        return
+    offset = 0
+    for part, extent in zip(parts, extents, strict=True):
+        positions = arange(extent or 0)
+        relations.tie(part, whole, positions, positions + offset)
+        offset += extent or 0
 
 
 def _refit_split(op: Op, refit: Refit) -> None:
@@ -63,7 +67,8 @@ def _refit_split(op: Op, refit: Refit) -> None:
     parts = [Axis(part, axis) for part in op.node.outputs]
     sizes = [refit.extent(part) for part in parts]
     if op.opset >= 13 and op.has(1):
-        refit.entries(1, {i: size for i, size in enumerate(sizes) if not op.dynamic(parts[i])})
+        known = [op.extent(part) is not None and not op.dynamic(part) for part in parts]
+        refit.entries(1, {i: size for i, size in enumerate(sizes) if known[i]})
     elif any(refit.changed(part) for part in parts):
         if op.opset >= 13:
             refit.set_input(1, np.array(sizes, np.int64))
@@ -75,45 +80,82 @@ def _refit_split(op: Op, refit: Refit) -> None:
 # --- Slice -----------------------------------------------------------------------------------------------
 
 
-def _slice_spans(op: Op) -> dict[int, tuple[int, int, int, int]] | None:
-    """Per sliced dim: entry in starts/ends, start, stop, step; None where they are not known."""
-    starts, ends = op.ints("starts", 1), op.ints("ends", 2)
-    if (
-        starts is None
-        or ends is None
-        or (op.has(3) and op.data(3) is None)
-        or (op.has(4) and op.data(4) is None)
-    ):
+@dataclass(frozen=True)
+class _Span:
+    """What is taken of one axis.
+
+    Attributes
+    ----------
+    entry
+        The number of the axis in `starts` and `ends`.
+    start, stop, step
+        As of a Python slice, inside the extent.
+    """
+
+    entry: int
+    start: int
+    stop: int
+    step: int
+
+    @property
+    def positions(self) -> Index:
+        """Positions of the input, in the order of the output."""
+        return np.arange(self.start, self.stop, self.step, dtype=np.int64)
+
+
+def _slice_dims(op: Op) -> list[int] | None:
+    """The dims that are sliced, in the order of `starts`; None where they are not known."""
+    if op.has(3) and op.data(3) is None:
         return None
+    starts = op.ints("starts", 1)
+    count = (op.dims(op.input(1)) or (None,))[0] if starts is None else len(starts)
+    axes = op.ints("axes", 3)
+    if axes is None and count is None:
+        return None
+    return normalized(axes or range(count or 0), op.rank(op.input(0)))
+
+
+def _spans(op: Op) -> dict[int, _Span | None] | None:
+    """Per sliced dim what is taken, None where that is known at run time only."""
+    dims = _slice_dims(op)
+    if dims is None:
+        return None
+    starts, ends = op.ints("starts", 1), op.ints("ends", 2)
+    steps = op.ints("steps", 4) or ([1] * len(dims) if not op.has(4) else None)
+    if starts is None or ends is None or steps is None:
+        return dict.fromkeys(dims)
     x = op.input(0)
-    axes = normalized(op.ints("axes", 3) or range(len(starts)), op.rank(x))
-    steps = op.ints("steps", 4) or [1] * len(starts)
-    spans = {}
-    for entry, (dim, start, end, step) in enumerate(zip(axes, starts, ends, steps, strict=True)):
-        extent = op.extent(Axis(x, dim))
-        if extent is None or step == 0:
-            return None
-        lower = None if step < 0 and end < -extent else end
-        spans[dim] = (entry, *slice(start, lower, step).indices(extent))
-    return spans
+    return {
+        dim: _span(entry, op.extent(Axis(x, dim)), *bounds)
+        for entry, (dim, *bounds) in enumerate(zip(dims, starts, ends, steps, strict=True))
+    }
+
+
+def _span(entry: int, extent: int | None, start: int, end: int, step: int) -> _Span | None:
+    if extent is None or step == 0:
+        return None
+    lower = None if step < 0 and end < -extent else end
+    return _Span(entry, *slice(start, lower, step).indices(extent))
 
 
 def _slice(op: Op, relations: Relations) -> None:
     x, y = op.input(0), op.output()
-    spans = _slice_spans(op)
+    spans = _spans(op)
     if spans is None:
         return
     tie_axes(op, relations, x, y, skip=tuple(spans))
-    for dim, (_, start, stop, step) in spans.items():
-        source = np.arange(start, stop, step, dtype=np.int64)
-        if op.varies(1, 2, 3, 4):  # another input takes other positions
-            relations.pin(Axis(x, dim), Reason.DYNAMIC)
-            relations.pin(Axis(y, dim), Reason.DYNAMIC)
-        elif step != 1:  # what is kept need not be evenly spaced any more
-            relations.pin(Axis(x, dim), Reason.ORDERED)
-            relations.pin(Axis(y, dim), Reason.ORDERED)
-        else:
-            relations.tie(Axis(x, dim), Axis(y, dim), source, arange(len(source)))
+    for dim, span in spans.items():
+        a, b = Axis(x, dim), Axis(y, dim)
+        if span is not None and not op.varies(1, 2, 3, 4):
+            source = span.positions
+            relations.tie(a, b, source, arange(len(source)))
+            continue
+        if op.extent(a) is None:
+            reason = Reason.UNKNOWN_SHAPE
+        else:  # at run time another input may take other positions
+            reason = Reason.INDEXED if span is None else Reason.DYNAMIC
+        relations.pin(a, reason)
+        relations.pin(b, reason)
 
 
 def _refit_slice(op: Op, refit: Refit) -> None:
@@ -121,23 +163,60 @@ def _refit_slice(op: Op, refit: Refit) -> None:
     starts, ends = op.ints("starts", 1), op.ints("ends", 2)
     if starts is None or ends is None:
         return
-    for dim, (entry, start, stop, _) in (_slice_spans(op) or {}).items():
+    steps: dict[int, int] = {}
+    fixed = []
+    for dim, span in (_spans(op) or {}).items():
         axis = Axis(x, dim)
-        extent = op.extent(axis) or 0
+        if span is None:
+            continue
+        if not op.dynamic(axis):
+            fixed.append(span.entry)
         keep = refit.keep(axis)
         if keep is None:
             continue
-        starts[entry] = int((keep < start).sum())
-        if ends[entry] <= extent:  # beyond, it means "to the end"
-            ends[entry] = int((keep < stop).sum())
-    fixed = [dim for dim in range(op.rank(x)) if not op.dynamic(Axis(x, dim))]
-    entries = [entry for dim, (entry, *_) in (_slice_spans(op) or {}).items() if dim in fixed]
+        if span.step == 1:
+            starts[span.entry] = int((keep < span.start).sum())
+            if ends[span.entry] <= (op.extent(axis) or 0):  # beyond, it means "to the end"
+                ends[span.entry] = int((keep < span.stop).sum())
+        else:
+            taken = np.searchsorted(keep, np.intersect1d(span.positions, keep))[:: 1 if span.step > 0 else -1]
+            starts[span.entry], ends[span.entry], steps[span.entry] = _take(refit, dim, taken)
     if op.has(1):
-        refit.entries(1, {entry: starts[entry] for entry in entries})
-        refit.entries(2, {entry: ends[entry] for entry in entries})
+        refit.entries(1, {entry: starts[entry] for entry in fixed})
+        refit.entries(2, {entry: ends[entry] for entry in fixed})
+        if steps:
+            refit.entries(4, steps)
     elif any(refit.changed(axis) for axis in op.axes(x)):
         refit.set_ints("starts", starts)
         refit.set_ints("ends", ends)
+
+
+def _take(refit: Refit, dim: int, positions: Index) -> tuple[int, int, int]:
+    """Start, end and step that take these positions of the cut input.
+
+    What is left of evenly spaced positions need not be evenly spaced: then a Gather takes them first, and
+    the Slice passes all of them on.
+    """
+    if not len(positions):
+        return 0, 0, 1
+    first, last = int(positions[0]), int(positions[-1])
+    gaps = np.unique(np.diff(positions))
+    if len(gaps) <= 1:
+        step = int(gaps[0]) if len(gaps) else 1
+        end = last + (1 if step > 0 else -1)
+        return first, end if end >= 0 else np.iinfo(np.int32).min, step
+    node = refit.node
+    graph = node.graph
+    if not isinstance(graph, ir.Graph):
+        raise ValueError(f"{refit.op.label} belongs to no graph")
+    name = f"{node.name or node.outputs[0].name}/positions"
+    constant = edit.add_initializer(graph, name, positions, ir.DataType.INT64)
+    edit.insert_before(node, 0, "Gather", [constant])
+    taken = node.inputs[0]
+    gather = None if taken is None else taken.producer()
+    if gather is not None:
+        gather.attributes["axis"] = ir.AttrInt64("axis", dim)
+    return 0, len(positions), 1
 
 
 def _merged(old: list[int], changes: dict[int, int]) -> list[int]:
@@ -147,6 +226,14 @@ def _merged(old: list[int], changes: dict[int, int]) -> list[int]:
 # --- Gather ----------------------------------------------------------------------------------------------
 
 
+def _picked(op: Op) -> Index | None:
+    """Constant indices along one axis; None where they are computed, or have another rank."""
+    if not op.is_constant(1) or op.rank(op.input(1)) != 1:
+        return None
+    tensor = op.input(1).const_value  # a table may be indexed by more positions than shapes ever have
+    return None if tensor is None else np.asarray(tensor.numpy(), np.int64)
+
+
 def _gather(op: Op, relations: Relations) -> None:
     data, indices, y = op.input(0), op.input(1), op.output()
     axis = op.int("axis", 0) % op.rank(data)
@@ -154,30 +241,27 @@ def _gather(op: Op, relations: Relations) -> None:
     for dim in range(op.rank(data)):
         if dim != axis:
             relations.tie(Axis(data, dim), Axis(y, dim if dim < axis else dim + width - 1))
-    picked = op.data(1)
-    if picked is None:
-        relations.pin(Axis(data, axis), Reason.INDEXED)
-        for dim in range(width):
-            relations.tie(Axis(indices, dim), Axis(y, axis + dim))
-    elif width == 1 and op.is_constant(1):
-        source: Index = np.asarray(picked, np.int64) % (op.extent(Axis(data, axis)) or 1)
-        relations.tie(Axis(data, axis), Axis(y, axis), source, arange(len(source)))
+    picked, extent = _picked(op), op.extent(Axis(data, axis))
+    if picked is not None and extent:
+        relations.tie(Axis(data, axis), Axis(y, axis), picked % extent, arange(len(picked)))
         relations.auxiliary(indices)
-    else:
-        relations.pin(Axis(data, axis), Reason.SELECTED)
+        return
+    relations.pin(Axis(data, axis), Reason.INDEXED)
+    for dim in range(width):
+        relations.tie(Axis(indices, dim), Axis(y, axis + dim))
 
 
 def _refit_gather(op: Op, refit: Refit) -> None:
     axis = op.int("axis", 0) % op.rank(op.input(0))
     source, target = Axis(op.input(0), axis), Axis(op.output(), axis)
     keep = refit.keep(source)
-    picked = op.data(1)
+    picked = _picked(op)
     if keep is None or picked is None:
         return
     renumber = np.full(op.extent(source) or 0, -1, np.int64)
     renumber[keep] = np.arange(len(keep))
     kept = refit.keep(target)
-    wanted = np.asarray(picked, np.int64) % len(renumber)
+    wanted = picked % len(renumber)
     refit.set_input(1, renumber[wanted if kept is None else wanted[kept]])
 
 

@@ -52,7 +52,7 @@ class Refit:
         flags = self.kept.get(axis)
         if flags is not None:
             blocked = self.blocked.get(axis)
-            return int(flags.sum()) // (1 if blocked is None else blocked.blocks)
+            return int(flags.sum()) if blocked is None else blocked.columns(flags)
         return self.op.extent(axis) or 0
 
     def count(self, axis: Axis, start: int, stop: int) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxprune.model.shapes import Dims, Inferred, Shapes
+from onnxprune.rules.op import Op
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from onnxprune.graph.axes import Axis
     from onnxprune.graph.relations import Relations
-    from onnxprune.rules.op import Op
     from onnxprune.rules.refit import Refit
 
 Key = tuple[str, str]
@@ -52,6 +56,9 @@ class Rule:
         Input slots whose initializer is a weight that criteria score (a filter bank, a projection).
     kinds
         What other parameter slots are: "bias", "scale", ...
+    extents
+        For operators that onnx has no schema for: extents and element type of every output, from those of
+        the inputs. Without it, outputs have the shapes that the file declares.
     """
 
     relate: Callable[[Op, Relations], None]
@@ -59,6 +66,7 @@ class Rule:
     macs: Callable[[Op], list[Term]] = no_macs
     weights: tuple[int, ...] = ()
     kinds: Mapping[int, str] = field(default_factory=dict)
+    extents: Callable[[Op], Sequence[Inferred]] | None = None
 
 
 class RuleTable(Mapping[Key, Rule]):
@@ -86,6 +94,19 @@ class RuleTable(Mapping[Key, Rule]):
     def of(self, node: ir.Node) -> Rule | None:
         """The rule of a node's operator; None where there is none."""
         return self._rules.get((domain_of(node), node.op_type))
+
+    def infer(
+        self,
+        node: ir.Node,
+        version: int,
+        dims: Mapping[ir.Value, Dims],
+        data: Mapping[ir.Value, np.ndarray[Any, Any]],
+    ) -> Sequence[Inferred] | None:
+        """What the rule of a node's operator says about its outputs (see `onnxprune.model.shapes.Custom`)."""
+        rule = self.of(node)
+        if rule is None or rule.extents is None:
+            return None
+        return rule.extents(Op(node, Shapes(dims, data), version))
 
     def __or__(self, other: Mapping[Key, Rule]) -> RuleTable:
         return RuleTable({**self._rules, **other})

@@ -70,9 +70,10 @@ def _slice_blocks(
     per_block = array.shape[blocked.rows] // blocked.blocks
     parts = []
     for block, columns in enumerate(kept[dim].reshape(blocked.blocks, -1)):
-        span = np.arange(block * per_block, (block + 1) * per_block)
-        part = np.take(array, span[rows[span]], axis=blocked.rows)
-        parts.append(np.compress(columns, part, axis=dim))
+        if columns.any():  # otherwise the block has gone, and its rows with it
+            span = np.arange(block * per_block, (block + 1) * per_block)
+            part = np.take(array, span[rows[span]], axis=blocked.rows)
+            parts.append(np.compress(columns, part, axis=dim))
     joined = np.concatenate(parts, axis=blocked.rows)
     for other, flags in kept.items():
         if other not in (dim, blocked.rows):
@@ -86,7 +87,7 @@ def sliced_shape(
     """Shape of `slice_array`'s result."""
     result = list(shape)
     for dim, flags in kept.items():
-        result[dim] = int(flags.sum()) // (blocked[dim].blocks if dim in blocked else 1)
+        result[dim] = blocked[dim].columns(flags) if dim in blocked else int(flags.sum())
     return tuple(result)
 
 

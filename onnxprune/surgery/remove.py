@@ -204,7 +204,7 @@ def _settle(axis_graph: AxisGraph, clone: Clone, kept: Kept, refits: list[Refit]
     """Infer all shapes again, correct computed extents on the way, and compare with the kept positions."""
     back = {new: old for old, new in clone.nodes.items()}
     settling = _Settling(axis_graph, clone, {r.node: r for r in refits if r.wanted or r.moving}, back)
-    found = walk_shapes(clone.model, axis_graph.shapes.bindings, settling.before)
+    found = walk_shapes(clone.model, axis_graph.shapes.bindings, settling.before, axis_graph.rules.infer)
     for old in axis_graph.model.graph:
         for value in old.outputs:
             extents = axis_graph.shapes.dims.get(value)

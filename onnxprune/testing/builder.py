@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxprune.model import edit
 from onnxprune.model.shapes import infer_shapes
+from onnxprune.rules import default_rules
 
 Array = np.ndarray[Any, Any]
 
@@ -122,7 +123,7 @@ class ModelBuilder:
             name="built",
         )
         model = ir.Model(graph, ir_version=8 if self.opset < 21 else 10, producer_name="onnxprune.testing")
-        shapes = infer_shapes(model, bindings)
+        shapes = infer_shapes(model, bindings, default_rules().infer)
         for node in graph:
             for value in node.outputs:
                 extents = shapes.dims.get(value)

@@ -115,7 +115,7 @@ def check_model(
         _accepted(model, "the model itself")
     normal = normalize(model)
     table = default_rules() if rules is None else rules
-    axis_graph = build_axis_graph(normal, infer_shapes(normal, bindings), table)
+    axis_graph = build_axis_graph(normal, infer_shapes(normal, bindings, table.infer), table)
     checked = Checked(axis_graph, partition(axis_graph))
     check_groups(checked.groups)
     _check_again(checked, table, bindings)
@@ -214,7 +214,7 @@ def _tell(plan: Mapping[str, Bools]) -> str:
 def _check_again(checked: Checked, table: RuleTable, bindings: Mapping[str, int] | None) -> None:
     """A copy of the model gives the same groups under the same ids, unit by unit."""
     copy = checked.axis_graph.model.clone()
-    again = partition(build_axis_graph(copy, infer_shapes(copy, bindings), table))
+    again = partition(build_axis_graph(copy, infer_shapes(copy, bindings, table.infer), table))
     first, second = (
         [
             (g.id, g.name, g.alternatives, None if g.blocks is None else g.blocks.tolist())
@@ -259,7 +259,7 @@ def _check_plan(
         expected = execute(masked, one.feed)
         _same(expected, execute(removed, one.feed), tolerance, f"masked and removed differ {told}")
         moved |= any(_distance(array, one.outputs[name]) > tolerance for name, array in expected.items())
-    _check_shapes(removed, runs[0].feed, axis_graph.shapes.bindings)
+    _check_shapes(removed, runs[0].feed, axis_graph)
     return moved
 
 
@@ -294,10 +294,10 @@ def _elements(model: ir.Model, like: ir.Model) -> int:
     )
 
 
-def _check_shapes(removed: ir.Model, feed: Mapping[str, Array], bindings: Mapping[str, int]) -> None:
+def _check_shapes(removed: ir.Model, feed: Mapping[str, Array], whole: AxisGraph) -> None:
     """All inferred extents, and all declared ones, are those that onnxruntime makes."""
     model = removed.clone()
-    shapes = infer_shapes(model, bindings)
+    shapes = infer_shapes(model, whole.shapes.bindings, whole.rules.infer)
     outputs = set(model.graph.outputs)
     for node in model.graph:
         for value in node.outputs:
@@ -326,7 +326,7 @@ def _check_order(
 ) -> None:
     """Another topological order gives the same groups and the same cut model."""
     other = shuffled(checked.axis_graph.model, np.random.default_rng(seed))
-    axis_graph = build_axis_graph(other, infer_shapes(other, bindings), table)
+    axis_graph = build_axis_graph(other, infer_shapes(other, bindings, table.infer), table)
     again = Checked(axis_graph, partition(axis_graph))
     for mine, theirs, what in (
         (checked.partition.groups, again.partition.groups, "groups"),

@@ -85,6 +85,7 @@ NETS = {
     "norm": lambda: convnet(norm=True),
     "residual": residual,
     "grouped": grouped,
+    "whole-groups": lambda: grouped(104, 13),
     "attention": attention,
     "depthwise": depthwise,
     "concatenated": concatenated,

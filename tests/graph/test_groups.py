@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxprune.errors import Reason
+from onnxprune.rules import RuleTable, default_rules
 from onnxprune.testing import check_model
 from tests.nets import Net, attention
 
@@ -76,7 +77,24 @@ def test_incompatible_group_counts():
     n, x = grouped(2, 3, channels=6)
     result = checked(n, n.classify(x))
     assert sizes(result) == {"stem": (6, 2), "g3": (6, 3)}
-    assert [rejection.reason for rejection in result.partition.rejected] == [Reason.INCOMPATIBLE_BLOCKS]
+    reasons = {rejection.reason for rejection in result.partition.rejected}
+    assert reasons == {Reason.INCOMPATIBLE_BLOCKS, Reason.INDIVISIBLE}
+
+
+def test_whole_groups_where_equal_numbers_leave_no_widths():
+    """13 groups of 8 (RegNet): any number of whole groups, or only multiples of 13 channels."""
+    n, x = grouped(13, channels=104)
+    result = checked(n, n.classify(x))
+    assert sizes(result) == {"stem": (13, 1)}
+    assert by_name(result, "stem").width == 8
+    assert sorted((g.name, g.units) for g in result.partition.alternatives) == [("g13", 104), ("stem", 104)]
+
+
+def test_equal_numbers_where_they_leave_widths():
+    n, x = grouped(4, channels=128)
+    result = checked(n, n.classify(x))
+    assert sizes(result) == {"stem": (128, 4), "g4": (128, 4)}
+    assert [(g.name, g.units, g.width) for g in result.partition.alternatives] == [("stem", 4, 32)]
 
 
 def test_one_channel_per_block():
@@ -101,7 +119,7 @@ def test_units_that_lie_in_some_blocks():
     order = np.arange(16)
     order[[0, 4, 8, 12]] = [4, 0, 12, 8]
     swapped = n.mark(n.op("Gather", x, n.constant(order), axis=1, name="swapped"), 16)
-    result = checked(n, n.classify(n.conv(n.add(x, swapped), 8, group=4, name="grouped")))
+    result = checked(n, n.classify(n.conv(n.add(x, swapped), 16, group=4, name="grouped")))
     stem = by_name(result, "stem")
     assert (stem.units, np.bincount(stem.blocks).tolist()) == (12, [3, 3, 3, 3])
     assert np.flatnonzero(stem.sources[0].unit < 0).tolist() == [0, 4, 8, 12]
@@ -291,7 +309,8 @@ def test_unknown_operator_is_a_barrier():
     n = Net()
     x = n.relu(n.conv(n.image(), 6, name="conv"))
     det = n.mark(n.op("Einsum", x, equation="bchw->bchw", name="einsum"), 6)
-    result = checked(n, n.classify(n.conv(det, 8, name="next")))
+    rules = RuleTable({key: rule for key, rule in default_rules().items() if key != ("", "Einsum")})
+    result = checked(n, n.classify(n.conv(det, 8, name="next")), rules=rules)
     assert sizes(result) == {"next": (8, 1)}
     assert result.reason("conv.weight[0]") is Reason.NO_RULE
 

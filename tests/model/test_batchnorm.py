@@ -176,7 +176,7 @@ KEPT = {
     "something between": kept([conv(), helper.make_node("Relu", ["h"], ["r"]), norm("r")]),
     "nothing before": kept([norm("x")]),
     "another layer": kept([helper.make_node("MatMul", ["x", "m"], ["h"]), norm()], {"m": weights(4, 4)}),
-    "computed weight": kept([helper.make_node("Relu", ["w"], ["v"]), conv(weight="v"), norm()]),
+    "computed weight": kept([helper.make_node("Erf", ["w"], ["v"]), conv(weight="v"), norm()]),
     "computed mean": kept([conv(), norm()], inputs=["mean"]),
     "computed bias": kept([helper.make_node("Conv", ["x", "w", "b"], ["h"]), norm()], inputs=["b"]),
 }

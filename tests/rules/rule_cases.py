@@ -22,6 +22,7 @@ class Case:
     outputs: Any = 1
     note: str = ""
     checker: bool = True
+    domain: str = ""
 
     def check(self) -> None:
         check_rule(
@@ -29,6 +30,7 @@ class Case:
             inputs=self.inputs,
             attributes=self.attributes,
             outputs=self.outputs,
+            domain=self.domain,
             opset=self.opset,
             expect=self.expect,
             groups=self.groups,
@@ -48,11 +50,12 @@ def case(
     outputs: Any = 1,
     note: str = "",
     checker: bool = True,
+    domain: str = "",
     **attributes: Any,
 ) -> Case:
     """`expect` lists axes as `x0[0,1] y0[1]`: dims 0 and 1 of input 0, dim 1 of output 0."""
     return Case(
-        op_type, inputs, axes(expect), attributes, opset, groups, pinned or {}, outputs, note, checker
+        op_type, inputs, axes(expect), attributes, opset, groups, pinned or {}, outputs, note, checker, domain
     )
 
 
@@ -67,4 +70,4 @@ def axes(text: str) -> frozenset[str]:
 
 
 def identify(case: Case) -> str:
-    return "-".join(str(part) for part in (case.op_type, case.opset, case.note) if part)
+    return "-".join(str(part) for part in (case.domain, case.op_type, case.opset, case.note) if part)

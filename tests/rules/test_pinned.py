@@ -42,9 +42,10 @@ REASONS = {
     "log softmax": (op("LogSoftmax", axis=2), Reason.SOFTMAX),
     "layer norm": (scaled("LayerNormalization"), Reason.NORMALIZED),
     "cumulative sum": (op("CumSum", np.array(2)), Reason.ORDERED),
-    "reversed": (op("Slice", np.array([-1]), np.array([-99]), np.array([2]), np.array([-1])), Reason.ORDERED),
+    "reversed": (op("Slice", np.array([-1]), np.array([-99]), np.array([2]), np.array([-1])), None),
     "reflected": (op("Pad", np.array([0, 0, 0, 0, 0, 0]), mode="reflect"), None),
-    "unknown operator": (op("Einsum", equation="bij->bij"), Reason.NO_RULE),
+    "triangle": (op("Trilu"), Reason.ORDERED),
+    "random numbers": (op("RandomNormalLike", seed=1.0), Reason.RANDOM),
     "quantised": (
         lambda t: t.b.op(
             "DequantizeLinear",

@@ -11,6 +11,6 @@ from onnxprune.rules import builtin_rules
 def test_every_rule_is_covered():
     covered = set()
     for file in sorted(Path(__file__).parent.glob("test_*_rules.py")):
-        covered |= {("", case.op_type) for case in importlib.import_module(file.stem).CASES}
+        covered |= {(case.domain, case.op_type) for case in importlib.import_module(file.stem).CASES}
     assert set(builtin_rules()) - covered == set()
     assert covered - set(builtin_rules()) == set()
