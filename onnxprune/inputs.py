@@ -14,9 +14,9 @@ from onnxprune.calibrate.dataset import Dataset, input_specs, symbol
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError, UsageError
+from onnxprune.model.binding import candidates
 from onnxprune.model.detach import foreign_nodes
 from onnxprune.model.io import LoadedModel
-from onnxprune.model.shapes import bind_dims
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,6 @@ PROOF_SAMPLES = 4
 """Real samples on which masked == removed is proven."""
 
 SYNTHETIC_SAMPLES = 2
-_SIZES = (512, 256, 128, 64, 32, 16, 1024, 8, 4, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def choose_inputs(
     count = SYNTHETIC_SAMPLES
     ranges = _index_ranges(source.ir)
     failure: ModelError | None = None
-    for sizes in _candidates(source.ir, given):
+    for sizes in candidates(source.ir.graph.inputs, given):
         made = synthetic_dataset(specs, sizes, samples=count, seed=seed, int_ranges=ranges)
         failure = _refusal(source.ir, made, provider)
         if failure is None:
@@ -94,16 +93,6 @@ def choose_inputs(
         f"no generated input runs through the model; onnxruntime says: {failure}",
         "Give real samples with --data, or the sizes of symbolic dims with --bind NAME=N.",
     )
-
-
-def _candidates(model: ir.Model, given: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """Bindings to try: the first guess, then other sizes for the dims that nobody bound."""
-    sizes, guessed = bind_dims(model.graph.inputs, given)
-    yield sizes
-    free = [name for name in guessed if sizes[name] != 1]
-    if free:
-        for size in _SIZES:
-            yield {**sizes, **dict.fromkeys(free, size)}
 
 
 def _refusal(model: ir.Model, data: Dataset, provider: str) -> ModelError | None:

@@ -161,7 +161,7 @@ def open_model(
 
 
 def _check_bindings(source: io.LoadedModel, bindings: Mapping[str, int]) -> None:
-    from onnxprune.model.shapes import bind_dims
+    from onnxprune.model.binding import bind_dims
 
     known, _ = bind_dims(source.ir.graph.inputs, {})
     for name, size in bindings.items():

@@ -23,7 +23,7 @@ _NARROW = {"embed_dim": 192, "num_heads": 3, **_VIT}
 # name -> (pixels; None: the architecture's own, options of the constructor)
 _VARIANTS: dict[str, tuple[int | None, dict[str, Any]]] = {
     "beit_base_patch16_224": (64, _NARROW),
-    "halonet_h1": (128, {}),
+    "halonet_h1": (None, {}),
     "lambda_resnet26t": (None, {}),
     "eca_botnext26ts_256": (None, {}),
     "mobileone_s1": (_SIZE, {}),
@@ -31,7 +31,7 @@ _VARIANTS: dict[str, tuple[int | None, dict[str, Any]]] = {
     "cait_xxs24_224": (64, _VIT),
     "coat_lite_tiny": (None, {}),
     "convit_tiny": (64, _VIT),
-    "convmixer_768_32": (_SIZE, {"depth": 6}),
+    "convmixer_768_32": (_SIZE, {}),
     "convnext_atto": (_SIZE, {}),
     "convnextv2_atto": (_SIZE, {}),
     "cpubone_nano": (_SIZE, {}),

@@ -56,7 +56,8 @@ class Group:
     blocks
         Block of each unit, or None: every block keeps the same number of units.
     width
-        Positions that one unit takes on its first source axis (a head: its dimensions).
+        Positions that one unit takes on the axes of the weights that produce it (a head: its dimensions); the
+        least, where axes differ.
     cut
         Groups with the same cut number belong together; see `alternatives`.
     alternatives
@@ -105,11 +106,11 @@ class Partition:
 def partition(axis_graph: AxisGraph) -> Partition:
     """Find the units and groups of a model.
 
-    Where cuts exclude each other (whole heads, or dimensions of heads), the one that reaches the most weight
-    axes is used, then the one that meets the fewest products of two activations (heads meet none, dimensions
-    of heads Q.K^T), then the one that leaves more widths to choose from where those are few (multiples of
-    `WIDTH`, which the blocks of a grouped convolution have to share), then the one with the most units. The
-    others are listed as alternatives.
+    Where cuts exclude each other (whole heads, or dimensions of heads), the one that meets the fewest products
+    of two activations is used (heads meet none, dimensions of heads Q.K^T), then the one that reaches the most of
+    all weight axes, then the one that leaves more widths to choose from where those are few (multiples of `WIDTH`,
+    which the blocks of a grouped convolution have to share), then the one with the most units. The others are
+    listed as alternatives.
     """
     layout = lay_out(axis_graph)
     cuts = find_cuts(layout)
@@ -141,13 +142,14 @@ def _widths(group: Group) -> int:
     return math.ceil(group.units * group.width / math.lcm(WIDTH, channels)) - 1
 
 
-def _rank(groups: Sequence[Group], masked: set[Axis]) -> tuple[int, int, int, int, list[str]]:
+def _rank(groups: Sequence[Group], masked: set[Axis]) -> tuple[int, float, int, int, list[str]]:
     """Smaller is better; names settle the rest, so that the order of nodes does not matter."""
-    weights = {use.axis for group in groups for use in (*group.sources, *group.sinks)}
+    weights = [use for group in groups for use in (*group.sources, *group.sinks)]
+    reached = round(sum(float((use.unit >= 0).mean()) for use in weights), 6)
     touched = {use.axis for group in groups for use in group.axes}
     units = sum(group.units for group in groups)
     stiff = max((max(0, _FINE - _widths(group)) for group in groups), default=0)
-    return -len(weights), len(touched & masked), stiff, -units, sorted(axis.name for axis in touched)
+    return len(touched & masked), -reached, stiff, -units, sorted(axis.name for axis in touched)
 
 
 def _number(
@@ -310,8 +312,8 @@ class _Finder:
         sources, sinks, name = self._roles(uses)
         if not sources and not sinks:
             return None
-        first = (sources or sinks)[0].unit
-        width = int(np.bincount(first[first >= 0]).max())
+        weights = [use for use in sources if self.parameter_of[use.axis].kind == "weight"]
+        width = min(int(np.bincount(use.unit[use.unit >= 0]).max()) for use in weights or sources or sinks)
         return Group("", name, len(units), tuple(uses), sources, sinks, cells, width, cut)
 
     def _rank(self, lies: dict[int, Index], units: int) -> Index:

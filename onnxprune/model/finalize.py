@@ -7,8 +7,9 @@ from collections import defaultdict
 import onnx_ir as ir
 
 from onnxprune.model import edit
+from onnxprune.model.binding import bind_dims
 from onnxprune.model.origin import Origin, forget, remember, twins
-from onnxprune.model.shapes import bind_dims, walk_shapes
+from onnxprune.model.shapes import walk_shapes
 
 _INPUTS_ARE_LISTED_BELOW = 4
 """IR version from which on initializers need not be graph inputs."""

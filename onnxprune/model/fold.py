@@ -167,6 +167,25 @@ def _reduce(function: Callable[..., Any]) -> Callable[[ir.Node, Sequence[Array |
     return apply
 
 
+def _clip(node: ir.Node, inputs: Sequence[Array | None]) -> Array:
+    source = np.asarray(inputs[0])
+    for slot, name, bound in ((1, "min", np.maximum), (2, "max", np.minimum)):
+        limit = inputs[slot] if len(inputs) > slot else None
+        attr = node.attributes.get(name)
+        if limit is None and attr is not None:
+            limit = np.asarray(attr.as_float())
+        if limit is not None:
+            source = bound(source, limit).astype(source.dtype)
+    return source
+
+
+def _cum_sum(node: ir.Node, inputs: Sequence[Array | None]) -> Array | None:
+    if _int(node, "exclusive", 0) or _int(node, "reverse", 0):
+        return None
+    source = np.asarray(inputs[0])
+    return np.cumsum(source, axis=int(np.ravel(np.asarray(inputs[1]))[0]), dtype=source.dtype)
+
+
 def _numpy(function: Callable[..., Any]) -> Callable[[ir.Node, Sequence[Array | None]], Array]:
     def apply(_: ir.Node, inputs: Sequence[Array | None]) -> Array:
         return np.asarray(function(*inputs))
@@ -201,6 +220,11 @@ _FUNCTIONS: dict[str, Callable[[ir.Node, Sequence[Array | None]], Array | None]]
     "Pow": _numpy(lambda a, b: np.power(a, b).astype(a.dtype)),
     "Neg": _numpy(np.negative),
     "Abs": _numpy(np.abs),
+    "Clip": _clip,
+    "CumSum": _cum_sum,
+    "NonZero": _numpy(lambda x: np.array(np.nonzero(x), np.int64)),
+    "Relu": _numpy(lambda x: np.maximum(x, 0).astype(x.dtype)),
+    "Sign": _numpy(np.sign),
     "Floor": _numpy(np.floor),
     "Ceil": _numpy(np.ceil),
     "Round": _numpy(np.round),

@@ -10,7 +10,7 @@ numbers. An axis whose extent changes between two bindings is dynamic. Operators
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.model import fold
+from onnxprune.model.binding import bind_dims, candidates, other_sizes, symbol
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +37,6 @@ MAX_DATA = 4096
 _FLOAT_DATA = 64
 _FLOAT_READERS = frozenset({"OneHot", "Range", "Resize", "Upsample"})
 """Operators whose shape inference reads values of float inputs."""
-
-_GUESSES = (
-    (("seq", "length", "token", "time", "frame"), 128),
-    (("height", "width"), 224),
-    (("past", "cache"), 16),
-)
 
 
 @dataclass(frozen=True)
@@ -94,14 +89,13 @@ def infer_shapes(
     -------
     Shapes
     """
-    sizes, guessed = bind_dims(model.graph.inputs, bindings or {})
+    _, guessed = bind_dims(model.graph.inputs, bindings or {})
     engine = _Engine(model, custom)
-    dims, data = engine.walk(sizes)
-    refused = engine.refused
+    sizes, dims, data, refused = _fitting(engine, candidates(model.graph.inputs, bindings or {}))
     dynamic: set[tuple[ir.Value, int]] = set()
     varying: frozenset[ir.Value] = frozenset()
     elsewhere: Mapping[ir.Value, Dims] = {}
-    for others in _other_sizes(model.graph.inputs, sizes):
+    for others in other_sizes(model.graph.inputs, sizes):
         found, values = engine.walk(others)
         varying = frozenset(
             v for v, array in data.items() if v not in values or not np.array_equal(array, values[v])
@@ -118,18 +112,17 @@ def infer_shapes(
     return Shapes(dims, data, frozenset(dynamic), varying, sizes, guessed, elsewhere)
 
 
-def _other_sizes(inputs: Iterable[ir.Value], sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """Second bindings to try, the most telling first; the next where the model does not fit.
+_Walk = tuple[dict[str, int], dict[ir.Value, Dims], dict[ir.Value, np.ndarray], set[ir.Node]]
 
-    Twice as much of everything keeps most relations between dims (halves that meet again, old + new = all).
-    """
-    if not sizes:
-        return
-    yield {name: 2 * size if size else 1 for name, size in sizes.items()}
-    yield {name: size + 1 for name, size in sizes.items()}
-    leading = {symbol(v, 0) for v in inputs if v.shape and not isinstance(v.shape[0], int)}
-    if leading and leading != set(sizes):
-        yield {name: 2 * size if name in leading else size for name, size in sizes.items()}
+
+def _fitting(engine: _Engine, choices: Iterable[dict[str, int]]) -> _Walk:
+    """The walk at the first sizes with which no node is refused; where there are none, with the fewest."""
+    walks: list[_Walk] = []
+    for sizes in choices:
+        walks.append((sizes, *engine.walk(sizes), engine.refused))
+        if not engine.refused:
+            return walks[-1]
+    return min(walks, key=lambda walk: len(walk[3]))
 
 
 def _symbolic(model: ir.Model) -> set[tuple[ir.Value, int]]:
@@ -149,46 +142,6 @@ def walk_shapes(
     """Infer extents at one binding, calling `before` ahead of each node; it may edit the node."""
     dims, _ = _Engine(model, custom).walk(sizes, before)
     return dims
-
-
-def bind_dims(
-    inputs: Iterable[ir.Value], bindings: Mapping[str, int]
-) -> tuple[dict[str, int], frozenset[str]]:
-    """Give every symbolic dim of `inputs` a size; also return the names whose size is a guess."""
-    sizes: dict[str, int] = {}
-    guessed: set[str] = set()
-    for value in inputs:
-        for axis, dim in enumerate(value.shape or ()):
-            if isinstance(dim, int):
-                continue
-            name = symbol(value, axis)
-            if name in sizes:
-                continue
-            if name in bindings:
-                sizes[name] = bindings[name]
-            else:
-                sizes[name] = _guess(name, axis, len(value.shape or ()))
-                guessed.add(name)
-    return sizes, frozenset(guessed)
-
-
-def symbol(value: ir.Value, axis: int) -> str:
-    """Name of a symbolic dim: its own name, or `input.axis` where the model gives none."""
-    dim = value.shape[axis] if value.shape is not None else None
-    text = getattr(dim, "value", None)
-    return str(text) if text else f"{value.name}.{axis}"
-
-
-def _guess(name: str, axis: int, rank: int) -> int:
-    lower = name.lower()
-    if axis == 0 or "batch" in lower:
-        return 1
-    for words, size in _GUESSES:
-        if any(word in lower for word in words):
-            return size
-    if rank == 4 and axis >= 2:
-        return 224
-    return 128 if axis == 1 else 16
 
 
 def _lost(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> bool:

@@ -1,0 +1,179 @@
+"""Seed -> model: the same graph for the same seed, valid, finite and with something to see in every output."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.errors import ModelError
+from onnxprune.model.check import check
+from onnxprune.rules.rule import Key
+from onnxprune.testing.feeds import Array, execute, make_feeds
+from tests.fuzz import blocks, moves
+from tests.fuzz.adapt import apply
+from tests.fuzz.templates import usable
+from tests.fuzz.walk import At, Walk
+
+OPSETS = (9, 11, 11, 13, 13, 15, 17, 18, 18, 18, 19, 20, 21, 22, 23, 24, 26)
+BATCH = 2
+"""The size of a symbolic batch when a graph is run."""
+_REDRAWS = 20
+_CONDITION = 1e-2
+
+
+def template(w: Walk) -> None:
+    """Any operator that has a rule, as a line of the tables of tests/rules applies it; rare ones as often."""
+    table = usable(w.opset, w.contrib)
+    apply(w, w.choose(table[w.choose(list(table))]))
+
+
+_MOVES = (
+    *(moves.residual, moves.broadcast, moves.concat, moves.split, moves.cut, moves.gather, moves.pad),
+    *(moves.tile, moves.transpose, moves.regroup, moves.shuffle, moves.flatten, moves.reduce, moves.squeeze),
+    *(moves.normalise, moves.scaled, moves.other_type, moves.pointwise, moves.pointwise, moves.pointwise),
+)
+_BLOCKS = (
+    *(blocks.dense, blocks.dense, blocks.convolution, blocks.convolution, blocks.transposed_convolution),
+    *(blocks.conv_norm_act, blocks.pool, blocks.gate, blocks.group_norm, blocks.blocks_of_pixels),
+    *(blocks.attention, blocks.attention, blocks.feed_forward, blocks.mixer, blocks.product, blocks.einsum),
+    *(blocks.shared, blocks.tied, blocks.to_image, blocks.to_rows),
+)
+Step = Callable[[Walk], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A drawn graph.
+
+    Attributes
+    ----------
+    drawn
+        How often each operator was drawn.
+    highs
+        For integer inputs: the number of values, counted from 0.
+    checker
+        Whether onnx's checker knows all its operators.
+    half
+        Whether a part is in float16.
+    redraws
+        How many graphs before it were refused, and why.
+    """
+
+    seed: int
+    model: ir.Model
+    drawn: Counter[Key]
+    highs: dict[str, int]
+    checker: bool
+    half: bool
+    redraws: tuple[str, ...]
+
+    def feed(self) -> dict[str, Array]:
+        return make_feeds(self.model, self.highs, {"batch": BATCH})
+
+
+def generate(seed: int) -> Graph:
+    """Draw a graph; one that cannot be run or compared is drawn again, from the same seed."""
+    redraws: list[str] = []
+    for attempt in range(_REDRAWS):
+        w, model = draw(np.random.default_rng([seed, attempt]))
+        graph = Graph(seed, model, w.drawn, w.highs, w.checker, w.half, tuple(redraws))
+        why = refuse(graph)
+        if why is None:
+            return graph
+        redraws.append(why)
+    raise AssertionError(f"seed {seed}: no graph can be used: {redraws}")
+
+
+def draw(rng: np.random.Generator) -> tuple[Walk, ir.Model]:
+    """Steps until the graph has the size that was drawn for it."""
+    opset = int(rng.choice(OPSETS))
+    w = Walk(rng, opset, contrib=bool(rng.random() < 0.5))
+    begin(w)
+    size = int(np.exp(rng.uniform(np.log(5), np.log(50))))
+    favour = w.choose([_MOVES, _BLOCKS, (template,), (*_MOVES, *_BLOCKS)])
+    while w.nodes < size:
+        pool: tuple[Step, ...] = favour if w.chance(0.6) else w.choose([_MOVES, _BLOCKS, (template,)])
+        w.choose(pool)(w)
+    return w, w.b.model(*finish(w), declare=w.chance(0.7))
+
+
+def begin(w: Walk) -> None:
+    """One or two inputs, each behind a layer that makes channels."""
+    batch = w.choose([1, 2, "batch", "batch"])
+    for number in range(w.choose([1, 1, 2])):
+        kind = w.choose(["image", "rows", "vector", "tokens"])
+        name = f"in{number}"
+        if kind == "image":
+            at = blocks.conv(
+                w, At(w.b.input(name, (batch, 3, 4, 4)), (batch, 3, 4, 4)), w.integer(4, 8), kernel=3
+            )
+        elif kind == "tokens":
+            width = w.integer(4, 8)
+            tokens = w.b.input(name, (batch, 4), ir.DataType.INT64)
+            w.highs[name] = 2
+            at = At(w.op("Gather", w.weight(5, width), tokens, axis=0), (batch, 4, width), 1.0)
+        else:
+            shape = (batch, 3, 5) if kind == "rows" else (batch, 6)
+            at = blocks.linear(w, At(w.b.input(name, shape), shape), w.integer(4, 8))
+        w.values.append(at)
+
+
+def finish(w: Walk) -> list[ir.Value]:
+    """Everything that nothing uses yet becomes an output, behind a layer that sums over its channels."""
+    outputs: list[ir.Value] = []
+    small: list[ir.Value] = []
+    for number, at in enumerate(w.unused()):
+        if number and w.chance(0.06):
+            outputs.append(w.op("Identity", at.value))
+        elif number < 2:
+            outputs.append(answer(w, at).value)
+        else:
+            at = answer(w, at)
+            small.append(w.given("ReduceMean", at.value, axes=list(range(at.rank)), keepdims=0))
+    if len(small) > 1:
+        small = [w.op("Sum", *small)]
+    return outputs + small
+
+
+def answer(w: Walk, at: At) -> At:
+    """A value with a few numbers per row: a product along the last axis that can be summed over."""
+    if at.rank == 4 and 1 in at.free and w.chance(0.5):
+        return blocks.conv(w, at, 2)
+    if at.rank == 0 or (at.rank == 1 and not at.static):
+        return at
+    at = blocks.linear(w, at, 3)
+    if at.rank > 2 and w.chance(0.6):
+        shape = [int(d) for d in at.shape[1:-1]]
+        weighted = w.op("Mul", at.value, w.weight(*shape, 3))
+        axes = list(range(1, at.rank - 1))
+        at = At(w.given("ReduceSum", weighted, axes=axes, keepdims=0), (at.shape[0], 3))
+    return at
+
+
+def refuse(graph: Graph) -> str | None:
+    """Why a graph is of no use: invalid, not finite, all alike, or so steep that rounding decides."""
+    if graph.checker:
+        try:
+            check(graph.model)
+        except ModelError as error:
+            return f"invalid: {error}"
+    feed = graph.feed()
+    near = {k: a * a.dtype.type(1 + 1e-5) if a.dtype.kind == "f" else a for k, a in feed.items()}
+    try:
+        found, moved = (execute(graph.model, one) for one in (feed, near))
+    except AssertionError as error:
+        return f"does not run: {error}"
+    for name, array in found.items():
+        values = array.astype(np.float64)
+        top = np.abs(values).max(initial=0.0)
+        if not np.isfinite(values).all() or top > 1e4:
+            return f"{name} is not finite"
+        if top < 1e-6 or (array.size > 1 and np.ptp(values) <= 1e-6 * top):
+            return f"{name} is all alike"
+        if np.abs(values - moved[name]).max() > _CONDITION * top:
+            return f"{name} is steep"
+    return None
