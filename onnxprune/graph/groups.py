@@ -56,8 +56,7 @@ class Group:
     blocks
         Block of each unit, or None: every block keeps the same number of units.
     width
-        Positions that one unit takes on the axes of the weights that produce it (a head: its dimensions); the
-        least, where axes differ.
+        Positions that one unit takes on the axis of the first weight that produces it (a head: its dimensions).
     cut
         Groups with the same cut number belong together; see `alternatives`.
     alternatives
@@ -313,7 +312,8 @@ class _Finder:
         if not sources and not sinks:
             return None
         weights = [use for use in sources if self.parameter_of[use.axis].kind == "weight"]
-        width = min(int(np.bincount(use.unit[use.unit >= 0]).max()) for use in weights or sources or sinks)
+        first = (weights or sources or sinks)[0].unit
+        width = int(np.bincount(first[first >= 0]).max())
         return Group("", name, len(units), tuple(uses), sources, sinks, cells, width, cut)
 
     def _rank(self, lies: dict[int, Index], units: int) -> Index:

@@ -96,6 +96,9 @@ def draw(rng: np.random.Generator) -> tuple[Walk, ir.Model]:
     size = int(np.exp(rng.uniform(np.log(5), np.log(50))))
     favour = w.choose([_MOVES, _BLOCKS, (template,), (*_MOVES, *_BLOCKS)])
     while w.nodes < size:
+        if w.chance(0.2):
+            template(w)
+            continue
         pool: tuple[Step, ...] = favour if w.chance(0.6) else w.choose([_MOVES, _BLOCKS, (template,)])
         w.choose(pool)(w)
     return w, w.b.model(*finish(w), declare=w.chance(0.7))
