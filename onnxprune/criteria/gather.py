@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,18 @@ def unit_weights(axis_graph: AxisGraph, group: Group) -> list[UnitWeights]:
     """Slices of the parameters that produce a group's units.
 
     Where nothing that criteria could score produces them (a gathered embedding, a constant), the weights that
-    consume them stand in.
+    consume them stand in. Where there are none either, matrices count as weights, whatever looks at them first
+    (experts that are gathered before they multiply).
     """
     members = [_slices(axis_graph, group, use) for use in group.sources]
     if not any(member.kind == "weight" for member in members):
         members += [_slices(axis_graph, group, use) for use in group.sinks]
+    if not any(member.kind == "weight" for member in members):
+        members = [
+            replace(member, kind="weight") if len(use.axis.value.const_value.shape) > 1 else member
+            for member, use in zip(members, (*group.sources, *group.sinks), strict=True)
+            if use.axis.value.const_value is not None
+        ]
     return members
 
 

@@ -81,10 +81,19 @@ class Layout:
 
 @dataclass(frozen=True)
 class Cut:
-    """A closed set of hard components and the choices that join them."""
+    """A closed set of hard components and the choices that join them.
+
+    Attributes
+    ----------
+    components, choices
+        The components, and the choice that each Reshape in them has taken.
+    pinned
+        Axes that keep all positions in this cut: factors of a Reshape that has chosen another one.
+    """
 
     components: frozenset[int]
     choices: tuple[Edge, ...]
+    pinned: tuple[Axis, ...] = ()
 
 
 def lay_out(axis_graph: AxisGraph) -> Layout:
@@ -173,12 +182,16 @@ class _Grower:
         self.changed: list[Index] = []
 
     def grow(self, seed: Edge) -> Cut:
-        """Start from one choice and go on until every Reshape that the cut touches has chosen a factor."""
+        """Start from one choice and go on until every Reshape that the cut touches has chosen a factor.
+
+        An axis that holds a factor which was not chosen is pinned. Of several ways to go on, the one is taken
+        that leaves the seed the most units, then the one that leaves the most on the axis at hand.
+        """
         chosen: list[Edge] = []
+        pinned: list[Axis] = []
         inside: set[int] = set()
         decided: set[Site] = set()
-        forced: deque[Site] = deque()
-        undecided: deque[Site] = deque()
+        waiting: deque[Site] = deque()
 
         def take(edge: Edge) -> None:
             chosen.append(edge)
@@ -188,35 +201,64 @@ class _Grower:
                 component = self.layout.component(axis)
                 if component not in inside:
                     inside.add(component)
-                    for site in self.by_component[component]:
-                        (forced if len(self.sites[site]) == 1 else undecided).append(site)
+                    waiting.extend(self.by_component[component])
 
         take(seed)
-        while forced or undecided:
-            site = (forced or undecided).popleft()
-            if site not in decided:
-                take(self._finest(self.sites[site]))
+        while waiting:
+            site = waiting.popleft()
+            if site in decided:
+                continue
+            open_edges = [e for e in self.sites[site] if (site[0], _other(e, site[1])) not in decided]
+            best = max(
+                (*open_edges, None), key=lambda edge: self._value(seed, site, edge, inside)
+            )  # the first of equals
+            if best is not None:
+                take(best)
+            else:
+                decided.add(site)
+                pinned.append(site[1])
+                self._pin(site[1])
         for labels in self.changed:
             self.root[labels] = labels
             self.pinned[labels] = self.layout.pinned[labels]
         self.changed.clear()
-        return Cut(frozenset(inside), tuple(chosen))
+        return Cut(frozenset(inside), tuple(chosen), tuple(pinned))
 
-    def _finest(self, options: Sequence[Edge]) -> Edge:
-        """The option that leaves the most units to choose from; the first of equals."""
-        if len(options) == 1:
-            return options[0]
-        return options[int(np.argmax([self._free_units(option) for option in options]))]
+    def _value(self, seed: Edge, site: Site, edge: Edge | None, inside: set[int]) -> tuple[int, int, bool]:
+        """Free units on the seed's axis and on the site's, were `edge` taken (None: were the site pinned)."""
+        if edge is None:
+            return self._free_units(seed.a, None, [site[1]]), 0, False
+        lost = [
+            axis
+            for other in (e for end in (edge.a, edge.b) for e in self.sites[site[0], end] if e is not edge)
+            for axis in (other.a, other.b)
+            if axis not in (edge.a, edge.b) and self.layout.component(axis) in inside
+        ]
+        return self._free_units(seed.a, edge, lost), self._free_units(site[1], edge, lost), True
 
-    def _free_units(self, edge: Edge) -> int:
-        """Units on `edge.a` that no barrier holds, were the choice taken."""
-        roots, a, b = self._ends(edge)
-        joined = components(len(roots), a, b)
+    def _free_units(self, axis: Axis, edge: Edge | None, lost: Sequence[Axis]) -> int:
+        """Units on `axis` that no barrier holds, were `edge` taken and the axes `lost` pinned."""
+        mine = self._roots(axis)
+        ends = self._ends(edge) if edge is not None else (np.zeros(0, np.int64),) * 3
+        gone = [self._roots(other) for other in lost]
+        roots = np.unique(np.concatenate([mine, ends[0], *gone]))
+        local = np.searchsorted(roots, ends[0])
+        joined = components(len(roots), local[ends[1]], local[ends[2]])
+        held = self.pinned[roots]
+        for other in gone:
+            held[np.searchsorted(roots, other)] = True
         pinned = np.zeros(len(roots), bool)
-        np.logical_or.at(pinned, joined, self.pinned[roots])
-        whole = np.searchsorted(roots, self._find(self.layout.label[self.layout.positions(edge.a)]))
-        units = np.unique(joined[whole])
+        np.logical_or.at(pinned, joined, held)
+        units = np.unique(joined[np.searchsorted(roots, mine)])
         return int((~pinned[units]).sum())
+
+    def _roots(self, axis: Axis) -> Index:
+        return self._find(self.layout.label[self.layout.positions(axis)])
+
+    def _pin(self, axis: Axis) -> None:
+        roots = np.unique(self._roots(axis))
+        self.pinned[roots] = True
+        self.changed.append(roots)
 
     def _join(self, edge: Edge) -> None:
         roots, a, b = self._ends(edge)
@@ -227,7 +269,7 @@ class _Grower:
 
     def _ends(self, edge: Edge) -> tuple[Index, Index, Index]:
         """Roots of all positions of both axes (sorted), and the tied ones as indices into them."""
-        a, b = (self._find(self.layout.label[self.layout.positions(axis)]) for axis in (edge.a, edge.b))
+        a, b = self._roots(edge.a), self._roots(edge.b)
         roots = np.unique(np.concatenate([a, b]))
         left, right = np.searchsorted(roots, a), np.searchsorted(roots, b)
         return roots, left[_index(edge.a_index)], right[_index(edge.b_index)]
@@ -242,6 +284,10 @@ class _Grower:
         self.root[labels] = root
         self.changed.append(labels)
         return root
+
+
+def _other(edge: Edge, axis: Axis) -> Axis:
+    return edge.b if edge.a == axis else edge.a
 
 
 def join_labels(layout: Layout, labels: Index, choices: Iterable[Edge]) -> Index:

@@ -107,7 +107,7 @@ def partition(axis_graph: AxisGraph) -> Partition:
 
     Where cuts exclude each other (whole heads, or dimensions of heads), the one that meets the fewest products
     of two activations is used (heads meet none, dimensions of heads Q.K^T), then the one that reaches the most of
-    all weight axes, then the one that leaves more widths to choose from where those are few (multiples of `WIDTH`,
+    the weight axes that it keeps other cuts from, then the one that reaches the most of all, then the one that leaves more widths to choose from where those are few (multiples of `WIDTH`,
     which the blocks of a grouped convolution have to share), then the one with the most units. The others are
     listed as alternatives.
     """
@@ -117,7 +117,7 @@ def partition(axis_graph: AxisGraph) -> Partition:
     found = [(cut, finder.groups(cut, number)) for number, cut in enumerate(cuts)]
     found = [(cut, groups) for cut, groups in found if groups]
     masked = {sink.axis for sink in axis_graph.sinks if sink.parameter is None}
-    order = sorted(range(len(found)), key=lambda i: _rank(found[i][1], masked))
+    order = sorted(range(len(found)), key=lambda i: _rank(found[i][1], finder.parameter_axes(found[i][0]), masked))
     taken: dict[int, int] = {}
     used: set[int] = set()
     for i in order:
@@ -141,14 +141,22 @@ def _widths(group: Group) -> int:
     return math.ceil(group.units * group.width / math.lcm(WIDTH, channels)) - 1
 
 
-def _rank(groups: Sequence[Group], masked: set[Axis]) -> tuple[int, float, int, int, list[str]]:
-    """Smaller is better; names settle the rest, so that the order of nodes does not matter."""
+def _rank(
+    groups: Sequence[Group], parameters: int, masked: set[Axis]
+) -> tuple[int, float, float, int, int, list[str]]:
+    """Smaller is better; names settle the rest, so that the order of nodes does not matter.
+
+    Parameters
+    ----------
+    parameters
+        Number of parameter axes that the cut excludes other cuts from.
+    """
     weights = [use for group in groups for use in (*group.sources, *group.sinks)]
     reached = round(sum(float((use.unit >= 0).mean()) for use in weights), 6)
     touched = {use.axis for group in groups for use in group.axes}
     units = sum(group.units for group in groups)
     stiff = max((max(0, _FINE - _widths(group)) for group in groups), default=0)
-    return len(touched & masked), -reached, stiff, -units, sorted(axis.name for axis in touched)
+    return len(touched & masked), -round(reached / max(parameters, 1), 6), -reached, stiff, -units, sorted(axis.name for axis in touched)
 
 
 def _number(
@@ -201,6 +209,11 @@ class _Finder:
                 component = layout.component(balance.axis)
                 self.balances.setdefault(component, []).append(balance)
 
+    def parameter_axes(self, cut: Cut) -> int:
+        """Number of parameter axes in the components of a cut."""
+        classes = (k for component in cut.components for k in self.classes_of[component])
+        return sum(len(self.parameters.get(k, ())) for k in classes)
+
     def groups(self, cut: Cut, number: int) -> list[Group]:
         """The groups of one cut; empty where everything in it is pinned."""
         classes = sorted(k for component in cut.components for k in self.classes_of[component])
@@ -239,6 +252,9 @@ class _Finder:
         roots, unit = np.unique(joined, return_inverse=True)
         free = np.ones(len(roots), bool)
         free[unit[layout.pinned[labels]]] = False
+        for axis in cut.pinned:
+            held = layout.label[layout.positions(axis)]
+            free[unit[np.searchsorted(labels, held)]] = False
         return {k: unit[np.searchsorted(labels, layout.label[s])] for k, s in spans.items()}, free
 
     def _blocks(

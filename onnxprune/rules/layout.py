@@ -173,7 +173,7 @@ def _refit_reshape(op: Op, refit: Refit) -> None:
         if entry == -1 or (entry is None and not refit.changed(axis)):
             continue  # a -1 takes what is left
         if op.dynamic(axis):
-            if refit.changed(axis):
+            if refit.changed(axis) or (entry != 0 and not op.is_constant(1)):  # what computes it may be cut
                 moving[axis.dim] = refit.extent(axis)
             continue
         copied = Axis(x, axis.dim)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ import onnx_ir as ir
 import onnxruntime
 
 import onnxprune
-from onnxprune.rules.rule import Key
+from onnxprune.analysis import Analysis
+from onnxprune.criteria.gather import unit_weights
+from onnxprune.errors import UsageError
+from onnxprune.rules.rule import Key, RuleTable
 from onnxprune.testing import check_model
 from onnxprune.testing.feeds import execute
 from tests.fuzz.generate import Graph, generate
@@ -63,26 +66,37 @@ def options(seed: int) -> dict[str, Any]:
         "ratio": round(float(rng.uniform(0.3, 0.7)), 2),
         "scope": str(rng.choice(["local", "global", "uniform"])),
         "round_to": int(rng.choice([1, 1, 2, 4])),
-        "criterion": str(rng.choice(["l2", "l2", "random"])),
+        "criterion": str(rng.choice(["l2", "l2", "l1", "random"])),
         "seed": seed,
         "best_effort": True,
         "provider": "cpu",
     }
 
 
+def is_scored(analysis: Analysis) -> bool:
+    """Whether a criterion finds a weight in some group, or has nothing to look for."""
+    groups = analysis.groups.values()
+    members = [member for group in groups for member in unit_weights(analysis.axis_graph, group)]
+    return not groups or any(member.kind == "weight" for member in members)
+
+
 def check_seed(seed: int) -> Outcome:
     """Draw a graph and check it; a failure is part of the result."""
     graph = generate(seed)
-    nodes = graph.model.graph.num_nodes()
-    first = Outcome(seed, nodes, graph.drawn, graph.redraws)
+    drawn = Outcome(seed, graph.model.graph.num_nodes(), graph.drawn, graph.redraws)
     try:
-        return check_graph(graph, first, conform=seed % CONFORM == 0)
+        return replace(drawn, **check_graph(graph, conform=seed % CONFORM == 0))
     except Failure as failure:
-        return Outcome(seed, nodes, graph.drawn, graph.redraws, failure=(failure.kind, failure.message))
+        return replace(drawn, failure=(failure.kind, failure.message))
 
 
-def check_graph(graph: Graph, first: Outcome, conform: bool) -> Outcome:
-    """Check everything.
+def check_graph(graph: Graph, conform: bool, rules: RuleTable | None = None) -> dict[str, Any]:
+    """Check everything, with the table of rules that is given or with the usual one.
+
+    Returns
+    -------
+    dict
+        The figures of an `Outcome`.
 
     Raises
     ------
@@ -92,35 +106,46 @@ def check_graph(graph: Graph, first: Outcome, conform: bool) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         ir.save(graph.model, path)
-        analysis = attempt("analyze", onnxprune.analyze, path)
-        pruned = check_pruned(path, graph)
-    if conform and not graph.half:
-        attempt(
-            "check_model",
-            check_model,
-            graph.model,
-            seeds=(0,),
-            highs=graph.highs,
-            checker=graph.checker,
-            alive=False,
-        )
-    before, after = pruned.report.before, pruned.report.after
-    return Outcome(
-        first.seed,
-        first.nodes,
-        first.drawn,
-        first.redraws,
-        len(analysis.groups),
-        pruned.report.dropped,
-        1 - after.macs / before.macs if before.macs else 0.0,
-        1 - after.params / before.params,
-    )
+        analysis = attempt("analyze", onnxprune.analyze, path, rules=rules)
+        if is_scored(analysis):
+            report = check_pruned(path, graph, rules).report
+        else:
+            check_refused(path, graph)
+            report = None
+    if conform:
+        check_conform(graph, rules)
+    if report is None:
+        return {"groups": len(analysis.groups)}
+    before, after = report.before, report.after
+    return {
+        "groups": len(analysis.groups),
+        "dropped": report.dropped,
+        "macs": 1 - after.macs / before.macs if before.macs else 0.0,
+        "params": 1 - after.params / before.params,
+    }
 
 
-def check_pruned(path: Path, graph: Graph) -> Any:
+def check_refused(path: Path, graph: Graph) -> None:
+    """A model whose groups have no weight cannot be scored, which is said."""
+    try:
+        onnxprune.prune(path, **options(graph.seed))
+    except UsageError:
+        return
+    raise Failure("unscored", "pruned, though no group has a weight")
+
+
+def check_conform(graph: Graph, rules: RuleTable | None = None) -> None:
+    """Every group and every alternative, unless a part is in float16, where 1e-4 is below rounding."""
+    if not graph.half:
+        options = {"seeds": (0,), "highs": graph.highs, "checker": graph.checker, "alive": False}
+        attempt("check_model", check_model, graph.model, rules=rules, **options)
+
+
+def check_pruned(path: Path, graph: Graph, rules: RuleTable | None) -> Any:
     """Prune a file twice and compare the results with each other and with the file."""
     outputs = [path.with_name(name) for name in ("first.onnx", "second.onnx")]
-    pruned, _ = (attempt("prune", onnxprune.prune, path, out, **options(graph.seed)) for out in outputs)
+    how = options(graph.seed)
+    pruned, _ = (attempt("prune", onnxprune.prune, path, out, rules=rules, **how) for out in outputs)
     soundness = pruned.report.soundness
     if not soundness.checked:
         raise Failure("unchecked", "the report says that nothing was proven")

@@ -93,7 +93,7 @@ def draw(rng: np.random.Generator) -> tuple[Walk, ir.Model]:
     opset = int(rng.choice(OPSETS))
     w = Walk(rng, opset, contrib=bool(rng.random() < 0.5))
     begin(w)
-    size = int(np.exp(rng.uniform(np.log(5), np.log(50))))
+    size = int(np.exp(rng.uniform(np.log(5), np.log(42))))
     favour = w.choose([_MOVES, _BLOCKS, (template,), (*_MOVES, *_BLOCKS)])
     while w.nodes < size:
         if w.chance(0.2):
@@ -101,7 +101,22 @@ def draw(rng: np.random.Generator) -> tuple[Walk, ir.Model]:
             continue
         pool: tuple[Step, ...] = favour if w.chance(0.6) else w.choose([_MOVES, _BLOCKS, (template,)])
         w.choose(pool)(w)
-    return w, w.b.model(*finish(w), declare=w.chance(0.7))
+    model = w.b.model(*finish(w), declare=w.chance(0.7))
+    if w.chance(0.4):
+        unpack(w, model)
+    return w, model
+
+
+def unpack(w: Walk, model: ir.Model) -> None:
+    """Turn some initializers into Constant nodes."""
+    for value in list(model.graph.initializers.values()):
+        if w.chance(0.4):
+            node = ir.node("Constant", [], {"value": value.const_value}, name=f"{value.name}_node")
+            made = node.outputs[0]
+            made.name, made.type, made.shape = f"{value.name}_made", value.type, value.shape
+            ir.convenience.replace_all_uses_with(value, made)
+            del model.graph.initializers[str(value.name)]
+            model.graph.insert_before(model.graph[0], node)
 
 
 def begin(w: Walk) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +11,12 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.model.shapes import infer_shapes
-from onnxprune.rules import default_rules
+from onnxprune.rules import RuleTable, default_rules
 from onnxprune.testing.feeds import execute
-from tests.fuzz.check import Failure, Outcome, check_graph
+from tests.fuzz.check import Failure, check_conform, check_graph
 from tests.fuzz.generate import Graph, generate
+
+Edit = Callable[[ir.Model, int], ir.Model | None]
 
 
 def minimise(seed: int) -> str:
@@ -30,84 +32,89 @@ def minimise(seed: int) -> str:
     return f"seed {seed}: {kind}, {small.model.graph.num_nodes()} nodes, saved as {path}\n{text}"
 
 
-def failure_of(graph: Graph) -> str | None:
+def failure_of(graph: Graph, rules: RuleTable | None = None) -> str | None:
     """The kind of the failure of a graph; None where everything holds."""
-    first = Outcome(graph.seed, 0, graph.drawn, ())
     try:
-        check_graph(graph, first, conform=True)
+        check_graph(graph, conform=True, rules=rules)
     except Failure as failure:
         return failure.kind
     return None
 
 
-def shrink(graph: Graph, kind: str) -> Graph:
-    """Try every smaller model, again from the start after each that still fails."""
-    found = True
-    while found:
-        found = False
-        for model in smaller(graph.model):
-            other = replace(graph, model=model)
-            if runs(other) and failure_of(other) == kind:
-                graph, found = other, True
-                break
-    return graph
-
-
-def runs(graph: Graph) -> bool:
-    """Whether a model that lost a part still fits together."""
+def fails(graph: Graph, kind: str, rules: RuleTable | None = None) -> bool:
+    """Whether a graph that still fits together fails in one way; only what can fail so is run."""
     try:
         execute(graph.model, graph.feed())
     except AssertionError:
         return False
-    return True
+    try:
+        if kind.startswith("check_model"):
+            check_conform(graph, rules)
+        else:
+            check_graph(graph, conform=False, rules=rules)
+    except Failure as failure:
+        return failure.kind == kind
+    return False
 
 
-def smaller(model: ir.Model) -> Iterator[ir.Model]:
-    """Models with fewer outputs, with a node's results fed instead of made, or with a node left out."""
-    outputs = len(model.graph.outputs)
-    for keep in range(outputs if outputs > 1 else 0):
-        copy = model.clone()
-        copy.graph.outputs[:] = [copy.graph.outputs[keep]]
-        yield swept(copy)
-    extents, types = _known(model)
-    count = model.graph.num_nodes()
-    for number in reversed(range(count)):
-        names = [str(v.name) for v in model.graph[number].outputs if v.name]
-        if len(names) == 1 and names[0] in extents:
-            for slot, value in enumerate(model.graph[number].inputs):
-                same = value is not None and extents.get(str(value.name)) == extents[names[0]]
-                if same and value is not None and types.get(str(value.name)) == types[names[0]]:
-                    yield without(model, number, slot)
-    for number in reversed(range(count)):
-        if all(v.name in extents for v in model.graph[number].outputs if v.name):
-            yield fed(model, number, extents)
+def shrink(graph: Graph, kind: str, rules: RuleTable | None = None) -> Graph:
+    """Take away what the failure does not need, until no part can go."""
+    before = -1
+    while before != (before := graph.model.graph.num_nodes()):
+        for edits in (drop_output, feed_node, leave_out):
+            number = 0
+            while number < count(graph.model, edits):
+                model = edits(graph.model, number)
+                other = None if model is None else replace(graph, model=model)
+                if other is not None and fails(other, kind, rules):
+                    graph = other
+                else:
+                    number += 1
+    return graph
 
 
-def without(model: ir.Model, number: int, slot: int) -> ir.Model:
-    """One of a node's inputs takes the place of its only output."""
+def count(model: ir.Model, edit: Edit) -> int:
+    """How many places of a model an edit has."""
+    return len(model.graph.outputs) if edit is drop_output else model.graph.num_nodes()
+
+
+def drop_output(model: ir.Model, number: int) -> ir.Model | None:
+    """Without one of the outputs."""
     copy = model.clone()
-    node = copy.graph[number]
-    source, result = node.inputs[slot], node.outputs[0]
-    assert source is not None
-    if result.is_graph_output():
-        return copy
-    ir.convenience.replace_all_uses_with(result, source)
+    if len(copy.graph.outputs) == 1:
+        return None
+    del copy.graph.outputs[number]
     return swept(copy)
 
 
-def fed(model: ir.Model, number: int, extents: dict[str, tuple[int | str, ...]]) -> ir.Model:
-    """A node's results are inputs of the graph."""
+def feed_node(model: ir.Model, number: int) -> ir.Model | None:
+    """A node's results are inputs of the graph; the last node comes first."""
     copy = model.clone()
-    node = copy.graph[number]
+    extents = known(copy)
+    node = list(copy.graph)[-1 - number]
     results = [value for value in node.outputs if value.name]
-    if any(value.is_graph_output() for value in results):
-        return copy
+    if any(value.is_graph_output() or value not in extents for value in results):
+        return None
     for value in results:
-        name = str(value.name)
-        made = ir.Value(name=f"{name}_in", type=value.type, shape=ir.Shape(extents[name]))
+        made = ir.Value(name=f"{value.name}_in", type=value.type, shape=ir.Shape(extents[value]))
         copy.graph.inputs.append(made)
         ir.convenience.replace_all_uses_with(value, made)
     return swept(copy)
+
+
+def leave_out(model: ir.Model, number: int) -> ir.Model | None:
+    """One of a node's inputs takes the place of its only output."""
+    copy = model.clone()
+    extents = known(copy)
+    node = list(copy.graph)[-1 - number]
+    result = node.outputs[0]
+    if len(node.outputs) > 1 or result.is_graph_output() or result not in extents:
+        return None
+    for source in node.inputs:
+        if source is not None and (extents.get(source), source.dtype) == (extents[result], result.dtype):
+            ir.convenience.replace_all_uses_with(result, source)
+            return swept(copy)
+    return None
 
 
 def swept(model: ir.Model) -> ir.Model:
@@ -123,22 +130,14 @@ def swept(model: ir.Model) -> ir.Model:
     return model
 
 
-def _known(model: ir.Model) -> tuple[dict[str, tuple[int | str, ...]], dict[str, ir.DataType | None]]:
-    """Extents and types by name; a leading extent that is the batch's keeps its name."""
-    copy = model.clone()
-    ones = infer_shapes(copy, {"batch": 1} if _symbolic(copy) else None, default_rules().infer)
-    extents: dict[str, tuple[int | str, ...]] = {}
-    for value, dims in ones.dims.items():
-        if all(isinstance(d, int) for d in dims):
-            extents[str(value.name)] = tuple(
-                "batch" if (value, dim) in ones.dynamic else int(d)  # type: ignore[arg-type]
-                for dim, d in enumerate(dims)
-            )
-    return extents, {str(value.name): value.dtype for value in ones.dims}
-
-
-def _symbolic(model: ir.Model) -> bool:
-    return any(not isinstance(d, int) for value in model.graph.inputs for d in value.shape or ())
+def known(model: ir.Model) -> dict[ir.Value, tuple[int | str, ...]]:
+    """Extents of the values that have some; a leading one that is the batch's has its name."""
+    shapes = infer_shapes(model, None, default_rules().infer)
+    return {
+        value: tuple("batch" if (value, dim) in shapes.dynamic else d for dim, d in enumerate(dims))
+        for value, dims in shapes.dims.items()
+        if None not in dims
+    }
 
 
 def _without_weights(model: ir.Model) -> ir.Model:
@@ -148,5 +147,3 @@ def _without_weights(model: ir.Model) -> ir.Model:
         if value.const_value is not None and value.const_value.size > 16:
             value.const_value = ir.tensor([0.0], name=value.name)
     return copy
-
-

@@ -67,7 +67,7 @@ def extents(entry: Any) -> tuple[int, ...] | None:
 
 def is_pointwise(case: Any) -> bool:
     """Whether an element-wise operator has inputs of one shape, and no attribute names an axis."""
-    shapes = {extents(entry) for entry in case.inputs if getattr(entry, "size", 1) is not None}
+    shapes = {extents(entry) for entry in case.inputs if getattr(entry, "size", 0) != 1 and entry is not None}
     shape = next(iter(shapes), None)
     if (
         (case.domain, case.op_type) not in elementwise.RULES
@@ -78,7 +78,7 @@ def is_pointwise(case: Any) -> bool:
         return False
     if any(isinstance(value, list | tuple) or "ax" in name for name, value in case.attributes.items()):
         return False
-    names = {f"x{slot}" for slot in range(len(case.inputs))} | {"y0"}
+    names = {f"x{slot}" for slot, entry in enumerate(case.inputs) if extents(entry)} | {"y0"}
     every = {f"{name}[{dim}]" for name in names for dim in range(len(shape)) if shape[dim] > 1}
     return case.expect == every and not case.pinned
 

@@ -141,10 +141,22 @@ class Walk:
         earlier.append(self.b.weight(shape, "w", low=low, high=high))
         return earlier[-1]
 
-    def matrix(self, rows: int, columns: int, *before: int) -> ir.Value:
-        """Weights of a product that keeps the scale of its input."""
+    def matrix(self, rows: int, columns: int) -> ir.Value:
+        """Weights of a product that keeps the scale of its input; now and then a node makes them."""
         limit = round(1.7 / math.sqrt(rows), 4)
-        return self.weight(*before, rows, columns, low=-limit, high=limit)
+        how = self.rng.random()
+        if how < 0.1:
+            return self.op("Transpose", self.weight(columns, rows, low=-limit, high=limit), perm=[1, 0])
+        if how < 0.15:
+            wide = self.weight(rows, columns + 2, low=-limit, high=limit)
+            return self.given("Slice", wide, starts=[1], ends=[columns + 1], axes=[1])
+        if how < 0.2:
+            scale = self.weight(columns, low=0.5, high=1.5)
+            return self.op("Mul", self.weight(rows, columns, low=-limit, high=limit), scale)
+        if how < 0.23:
+            half = self.b.rng.uniform(-limit, limit, (rows, columns)).astype(np.float16)
+            return self.op("Cast", self.b.constant(half), to=1)
+        return self.weight(rows, columns, low=-limit, high=limit)
 
     def ints(self, *values: int) -> ir.Value:
         return self.b.constant(np.array(values, np.int64))
@@ -165,19 +177,35 @@ class Walk:
 
     def extent(self, value: ir.Value, dim: int) -> ir.Value:
         """One extent, computed: a vector of one int64."""
-        return self.op("Gather", self.op("Shape", value), self.ints(dim), axis=0)
+        shape = self.op("Shape", value)
+        if self.chance(0.3):
+            return self.given("Slice", shape, starts=[dim], ends=[dim + 1], axes=[0])
+        return self.op("Gather", shape, self.ints(dim), axis=0)
 
     def reshape(self, at: At, shape: Sequence[int | str]) -> ir.Value:
         """Reshape; the target is a constant, or computed in part where the first extents agree."""
         kept = at.shape[0] == shape[0]
-        if kept and self.chance(0.2):
+        if kept and self.chance(0.25):
             rest = list(shape[1:])
             if rest and self.chance(0.3):
                 rest[self.integer(0, len(rest) - 1)] = -1
-            target = self.op("Concat", self.extent(at.value, 0), self.ints(*rest), axis=0)
-            return self.op("Reshape", at.value, target)
+            return self.op("Reshape", at.value, self.op("Concat", *self.parts(at, rest), axis=0))
         first = shape[0] if isinstance(shape[0], int) and self.chance(0.7) else 0 if kept else -1
         return self.op("Reshape", at.value, self.ints(first, *shape[1:]))
+
+    def parts(self, at: At, rest: Sequence[int | str]) -> list[ir.Value]:
+        """A computed target: the first extent, and others where one of the value's is a multiple."""
+        parts = [self.extent(at.value, 0)]
+        for n in rest:
+            source = [d for d in at.free if n != -1 and int(at.shape[d]) % int(n) == 0 and d > 0]
+            if source and self.chance(0.4):
+                dim = self.choose(source)
+                times = int(at.shape[dim]) // int(n)
+                extent = self.extent(at.value, dim)
+                parts.append(extent if times == 1 else self.op("Div", extent, self.ints(times)))
+            else:
+                parts.append(self.ints(int(n)))
+        return parts
 
     def whole(self, at: At) -> At:
         """Without a batch of unknown size."""

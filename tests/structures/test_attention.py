@@ -77,9 +77,7 @@ def test_sizes_computed_from_the_input():
     shape = n.op("Shape", x)
     lead = [n.unsqueeze(n.pick(shape, axis, 0), 0) for axis in (0, 1)]
     apart = n.op("Concat", *lead, n.constant([HEADS]), n.constant([DEPTH]), axis=0)
-    parts = [
-        n.permute(n.op("Reshape", n.linear(x, WIDTH, INNER, name), apart), 0, 2, 1, 3) for name in "qkv"
-    ]
+    parts = [n.permute(n.op("Reshape", n.linear(x, WIDTH, INNER, name), apart), 0, 2, 1, 3) for name in "qkv"]
     inner = n.op("Mul", n.constant([HEADS]), n.constant([DEPTH]))
     together = n.op("Concat", *lead, inner, axis=0)
     joined = n.op("Reshape", n.permute(n.attend(*parts), 0, 2, 1, 3), together)
@@ -244,7 +242,9 @@ def test_fused_keys_and_values():
     n = Net()
     x = n.tokens()
     (q,) = n.project(x, "q")
-    both = n.permute(n.reshape(n.linear(x, WIDTH, 2 * INNER, "kv"), 0, TOKENS, 2, HEADS, DEPTH), 2, 0, 3, 1, 4)
+    both = n.permute(
+        n.reshape(n.linear(x, WIDTH, 2 * INNER, "kv"), 0, TOKENS, 2, HEADS, DEPTH), 2, 0, 3, 1, 4
+    )
     result = checked(n.close(x, n.together(n.attend(q, n.pick(both, 0, 0), n.pick(both, 1, 0)))))
     heads = {**rows("q"), **rows(["kv"], np.tile(WHOLE, 2)), "proj.weight[0]": WHOLE}
     units_are(result, heads, FEED_FORWARD)
@@ -278,54 +278,6 @@ def test_convolutions():
     result = checked(n.model(n.op("Add", x, out)))
     fused = dict.fromkeys(("qkv.weight[0]", "qkv.bias[0]"), digit(HEADS, 3 * DEPTH, of=0))
     units_are(result, {**fused, "place.weight[0]": WHOLE, "proj.weight[1]": WHOLE})
-
-
-# --- batch and heads on one axis -------------------------------------------------------------------------
-
-
-def flat_heads(n, y, batch):
-    """(B, N, H*D) -> (B*H, N, D)."""
-    return n.reshape(n.apart(y), batch * HEADS if batch > 0 else -1, TOKENS, DEPTH)
-
-
-@pytest.mark.parametrize("batch", [1, 2, "batch"])
-def test_batch_and_heads_on_one_axis(batch):
-    """BART: products of three axes (B*H, N, D)."""
-    n = Net()
-    x = n.tokens(batch=batch)
-    count = batch if isinstance(batch, int) else -1
-    q, k, v = (flat_heads(n, n.linear(x, WIDTH, INNER, name), count) for name in "qkv")
-    weights = n.op("Softmax", n.op("MatMul", q, n.permute(k, 0, 2, 1)), axis=-1)
-    mixed = n.reshape(n.op("MatMul", weights, v), count, HEADS, TOKENS, DEPTH)
-    units_are(checked(n.close(x, n.together(mixed))), SEPARATE, FEED_FORWARD)
-
-
-def test_batch_and_heads_with_a_mask():
-    """Scores go back to (B, H, N, N) for a mask and flat again."""
-    n = Net()
-    x = n.tokens()
-    mask = n.input("mask", ("batch", 1, TOKENS, TOKENS))
-    q, k, v = (flat_heads(n, n.linear(x, WIDTH, INNER, name), -1) for name in "qkv")
-    scores = n.reshape(n.op("MatMul", q, n.permute(k, 0, 2, 1)), -1, HEADS, TOKENS, TOKENS)
-    scores = n.reshape(n.op("Add", scores, mask), -1, TOKENS, TOKENS)
-    mixed = n.op("MatMul", n.op("Softmax", scores, axis=-1), v)
-    mixed = n.reshape(mixed, -1, HEADS, TOKENS, DEPTH)
-    units_are(checked(n.close(x, n.together(mixed))), SEPARATE, FEED_FORWARD)
-
-
-def test_tokens_first():
-    """Multi-head attention of a tensor library: (N, B, C) to (N, B*H, D)."""
-    n = Net()
-    x = n.input("x", (TOKENS, "batch", WIDTH))
-    y = n.linear(x, WIDTH, 3 * INNER, "qkv")
-    y = n.unsqueeze(n.reshape(y, TOKENS, -1, 3, INNER), 0)
-    y = n.op("Squeeze", n.permute(y, 3, 1, 2, 0, 4), n.constant([3]))
-    parts = [n.permute(n.reshape(n.pick(y, i, 0), TOKENS, -1, DEPTH), 1, 0, 2) for i in range(3)]
-    q, k, v = parts
-    weights = n.op("Softmax", n.op("MatMul", q, n.permute(k, 0, 2, 1)), axis=-1)
-    mixed = n.reshape(n.permute(n.op("MatMul", weights, v), 1, 0, 2), TOKENS, -1, INNER)
-    result = checked(n.close(x, mixed))
-    units_are(result, {**rows(["qkv"], FUSED_WHOLE), "proj.weight[0]": WHOLE}, FEED_FORWARD)
 
 
 # --- products by Einsum ----------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_gathered_table(lookup, axis):
     x = n.tokens()
     result = checked(attention(n, x, bias(n, lookup(n, x))))
     units_are(result, {**SEPARATE, f"table[{axis}]": EACH}, FEED_FORWARD)
-    assert result.reason(f"table[{1 - axis}]") is Reason.INDEXED
+    assert result.reason(f"table[{1 - axis}]") is Reason.SOFTMAX
 
 
 def buckets(n, x):
@@ -146,6 +146,10 @@ def test_slopes_from_the_mask():
 def angles(n, x):
     """cos and sin (N, D), tables."""
     return n.weight((TOKENS, DEPTH), "cos"), n.weight((TOKENS, DEPTH), "sin")
+
+
+def half_angles(n, x):
+    return n.weight((TOKENS, HALF), "cos"), n.weight((TOKENS, HALF), "sin")
 
 
 def phases(n, half=HALF):
@@ -218,6 +222,18 @@ def rotate_reshaped(n, y, cos, sin):
     return n.op("Add", n.op("Mul", y, cos), n.op("Mul", turned, sin))
 
 
+def rotate_complex(n, y, cos, sin):
+    """Pairs as complex numbers: Reshape to (..., D/2, 2), each part by Gather, stacked, (0, 0, 0, -1)."""
+    y = n.reshape(y, 0, HEADS, TOKENS, HALF, 2)
+    real, other = n.pick(y, 0, 4), n.pick(y, 1, 4)
+    turned = (
+        n.op("Sub", n.op("Mul", real, cos), n.op("Mul", other, sin)),
+        n.op("Add", n.op("Mul", real, sin), n.op("Mul", other, cos)),
+    )
+    y = n.op("Concat", *(n.unsqueeze(part, 4) for part in turned), axis=4)
+    return n.reshape(y, 0, 0, 0, -1)
+
+
 def rotate_some(n, y, cos, sin):
     """GPT-NeoX: the first dimensions only, the others pass."""
     some = DEPTH - 2
@@ -254,6 +270,7 @@ VALUES = {**rows("v", digit(HEADS, DEPTH, of=1)), "proj.weight[0]": digit(HEADS,
         (rotate_pairs, angles, PAIRS, dict.fromkeys(TABLES, PAIRS)),
         (rotate_pairs, interleaved_angles, PAIRS, {"frequencies[1]": np.arange(HALF)}),
         (rotate_reshaped, interleaved_angles, PAIRS, {"frequencies[1]": np.arange(HALF)}),
+        (rotate_complex, half_angles, PAIRS, dict.fromkeys(TABLES, np.arange(HALF))),
     ],
 )
 def test_angles(rotate, make, pair, others):

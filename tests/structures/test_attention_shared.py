@@ -161,9 +161,7 @@ def test_grouped_einsum():
     n = Net()
     x = n.tokens()
     q = n.reshape(n.linear(x, WIDTH, INNER, "q"), 0, TOKENS, SHARED, EACH, DEPTH)
-    k, v = (
-        n.reshape(n.linear(x, WIDTH, SHARED * DEPTH, name), 0, TOKENS, SHARED, DEPTH) for name in "kv"
-    )
+    k, v = (n.reshape(n.linear(x, WIDTH, SHARED * DEPTH, name), 0, TOKENS, SHARED, DEPTH) for name in "kv")
     weights = n.op("Softmax", n.op("Einsum", q, k, equation="bigrd,bjgd->bgrij"), axis=-1)
     mixed = n.op("Einsum", weights, v, equation="bgrij,bjgd->bigrd")
     result = checked(n.close(x, n.reshape(mixed, 0, TOKENS, INNER), INNER))
@@ -212,9 +210,7 @@ def test_multi_query_fused():
     q, k, v = (n.permute(part, 0, 2, 1, 3) for part in parts)
     result = checked(n.close(x, n.together(n.attend(q, k, v), INNER), INNER))
     kept = np.full(2 * DEPTH, -1)
-    units_are(
-        result, {**rows(["qkv"], np.concatenate([QUERY, kept])), "proj.weight[0]": QUERY}, FEED_FORWARD
-    )
+    units_are(result, {**rows(["qkv"], np.concatenate([QUERY, kept])), "proj.weight[0]": QUERY}, FEED_FORWARD)
 
 
 @pytest.mark.parametrize("spread", ["MatMul", "Expand"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from onnxprune.testing import check_model
@@ -119,6 +120,20 @@ def test_blocks_and_grids(pair, batch):
     there, home = pair
     result = checked(close(n, x, home(n, attention(n, there(n, x)))))
     units_are(result, {**FUSED, "table[1]": EACH}, FEED_FORWARD)
+
+
+def test_batch_computed_from_the_windows():
+    """int(windows.shape[0] / count): Shape, Cast, Div, Cast."""
+    n = Net()
+    x = n.input("x", ("batch", HIGH, WIDE, WIDTH))
+    y = attention(n, windows(n, x), shifted=True)
+    count = n.op("Cast", n.pick(n.op("Shape", y), 0, 0), to=ir.DataType.FLOAT)
+    batch = n.op("Cast", n.op("Div", count, n.number(COUNT)), to=ir.DataType.INT64)
+    batch = n.unsqueeze(batch, 0)
+    target = n.op("Concat", batch, n.constant([DOWN, ACROSS, WINDOW, WINDOW, -1]), axis=0)
+    y = n.permute(n.op("Reshape", y, target), 0, 1, 3, 2, 4, 5)
+    y = n.op("Reshape", y, n.op("Concat", batch, n.constant([HIGH, WIDE, -1]), axis=0))
+    units_are(checked(close(n, x, y)), {**FUSED, "table[1]": EACH}, FEED_FORWARD)
 
 
 def test_one_after_the_other():
