@@ -7,12 +7,13 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from benchmarks import readme, real, scaling, torchvision_table
+from benchmarks import coverage, readme, real, scaling, torchvision_table
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "scaling": scaling.main,
     "real": real.main,
     "torchvision_table": torchvision_table.main,
+    "coverage": coverage.main,
     "readme": readme.main,
 }
 

@@ -102,6 +102,7 @@ def prune(model: str, folder: str, targets: Mapping[str, Mapping[str, Any]]) -> 
         ],
         "analysis": time.perf_counter() - started,
         "original": _runs(model),
+        "original_checker": _checks(model),
         "targets": {},
     }
     del analysis

@@ -62,12 +62,29 @@ class Analysis:
         Which positions hang together, and the groups that follow.
     costs
         MACs and parameters for any choice of kept units.
+    allow_inexact
+        Whether axes that norms average over were opened.
     """
 
     source: LoadedModel
     axis_graph: AxisGraph
     partition: Partition
     costs: CostModel = field(repr=False)
+    allow_inexact: bool = False
+
+    @cached_property
+    def inexact(self) -> Mapping[str, str]:
+        """For every group whose cut changes what a norm averages over: the first such node."""
+        averages = {
+            axis: average.where.label
+            for average in reversed(self.axis_graph.averages)
+            for _, axis in (*average.inputs, *average.outputs)
+        }
+        found = {
+            group.id: [averages[use.axis] for use in group.axes if use.axis in averages]
+            for group in self.partition.groups
+        }
+        return {name: where[0] for name, where in found.items() if where}
 
     @cached_property
     def groups(self) -> dict[str, Group]:
@@ -169,6 +186,7 @@ def analyze(
     *,
     bindings: Mapping[str, int] | None = None,
     rules: RuleTable | None = None,
+    allow_inexact: bool = False,
 ) -> Analysis:
     """Find the groups of a model, what they cost and what is blocked.
 
@@ -180,6 +198,8 @@ def analyze(
         Sizes of symbolic dims, for counting MACs.
     rules
         The rule table; `default_rules()` by default.
+    allow_inexact
+        Also cut axes that norms average over: then the norm is one of the positions that stay.
 
     Raises
     ------
@@ -190,7 +210,7 @@ def analyze(
     """
     source = model if isinstance(model, LoadedModel) else load(model)
     try:
-        return _analyze(source, bindings, rules)
+        return _analyze(source, bindings, rules, allow_inexact)
     except OnnxPruneError:
         raise
     except Exception:  # a node without its inputs, an attribute of another type: the checker finds the words
@@ -205,7 +225,12 @@ def _check_valid(source: LoadedModel) -> None:
         raise ModelError(f"{source.path}: {error.what}", error.hint) from None
 
 
-def _analyze(source: LoadedModel, bindings: Mapping[str, int] | None, rules: RuleTable | None) -> Analysis:
+def _analyze(
+    source: LoadedModel,
+    bindings: Mapping[str, int] | None,
+    rules: RuleTable | None,
+    allow_inexact: bool,
+) -> Analysis:
     graph = normalize(source.ir)
     table = rules or default_rules()
     shapes = infer_shapes(graph, bindings, table.infer)
@@ -215,14 +240,14 @@ def _analyze(source: LoadedModel, bindings: Mapping[str, int] | None, rules: Rul
         raise UsageError(
             f"--bind {unknown[0]}: the model has no symbolic dim of that name", f"It has: {known}."
         )
-    axis_graph = build_axis_graph(graph, shapes, table)
+    axis_graph = build_axis_graph(graph, shapes, table, allow_inexact=allow_inexact)
     if not axis_graph.parameters:
         raise ModelError(
             f"{source.path} has no float weights, so there is nothing to prune",
             "Is it a quantised model, or a graph of pre- or post-processing?",
         )
     parts = partition(axis_graph)
-    return Analysis(source, axis_graph, parts, CostModel(axis_graph, parts))
+    return Analysis(source, axis_graph, parts, CostModel(axis_graph, parts), allow_inexact)
 
 
 def _channel_axes(graph: AxisGraph, axes: list[Axis]) -> list[Axis]:

@@ -19,7 +19,7 @@ from onnxprune.model.finalize import finalize
 from onnxprune.model.io import LoadedModel
 from onnxprune.model.normalize import normalize
 from onnxprune.planning import Choices, allocate, check_reached, score_groups
-from onnxprune.plans import Plan, read_plan
+from onnxprune.plans import Plan, allows_inexact, read_plan
 from onnxprune.pruning import Pruned, apply_plan, prune_model
 from onnxprune.rules import RuleTable
 from onnxprune.validation import validate
@@ -178,6 +178,7 @@ def prune(
     seed: int = 0,
     force: bool = False,
     best_effort: bool = False,
+    allow_inexact: bool = False,
     rules: RuleTable | None = None,
     criteria: CriterionTable | None = None,
     progress: Progress | None = None,
@@ -207,6 +208,9 @@ def prune(
         For the random criterion and for generated inputs.
     force
         Replace an existing output.
+    allow_inexact
+        Cut axes that norms average over, too (the width of a residual stream under LayerNorm): the norm is then
+        one of the channels that stay, which is not what it was.
     rules, criteria
         Tables to use instead of the default ones.
     progress
@@ -234,6 +238,7 @@ def prune(
         provider=provider,
         metric=metric,
         best_effort=best_effort,
+        allow_inexact=allow_inexact,
         seed=seed,
         rules=rules,
         criteria=criteria,
@@ -282,6 +287,7 @@ def apply(
         preprocess=preprocess,
         bindings=dict(bindings or {}),
         provider=provider,
+        allow_inexact=plan.inexact if isinstance(plan, Plan) else allows_inexact(plan),
         rules=rules,
         progress=progress,
     )

@@ -20,6 +20,7 @@ from onnxprune.options import (
     bind_option,
     data_options,
     fold_option,
+    inexact_option,
     parse_bindings,
     provider_option,
     verbosity,
@@ -80,6 +81,7 @@ def cli() -> None:
 @provider_option
 @click.option("--seed", type=int, default=0, show_default=True, help="For random numbers.")
 @click.option("--best-effort", is_flag=True, help="Where the target is out of reach, take what is reachable.")
+@inexact_option
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @verbosity
 def prune(
@@ -106,6 +108,7 @@ def prune(
     provider: str,
     seed: int,
     best_effort: bool,
+    allow_inexact: bool,
     force: bool,
     quiet: bool,
     verbose: bool,
@@ -146,6 +149,7 @@ def prune(
             seed=seed,
             force=force,
             best_effort=best_effort,
+            allow_inexact=allow_inexact,
             progress=bar.update,
         )
     write_side_files(pruned, plan_file, reports)
@@ -214,10 +218,17 @@ def apply(
     "--json", "json_file", type=FILE, metavar="FILE", help="Write the analysis as JSON; - prints it."
 )
 @bind_option
+@inexact_option
 @click.option("--force", is_flag=True, help="Replace an existing JSON file.")
 @verbosity
 def analyze(
-    model: Path, json_file: Path | None, bind: tuple[str, ...], force: bool, quiet: bool, verbose: bool
+    model: Path,
+    json_file: Path | None,
+    bind: tuple[str, ...],
+    allow_inexact: bool,
+    force: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Show groups, units, what each costs, and what is blocked and why."""
     from onnxprune import api
@@ -231,7 +242,7 @@ def analyze(
         bar.update("loading", 0, 0)
         source = open_checked(model, None, (to_file,), force=force)
         bar.update("analysing", 0, 0)
-        result = api.analyze(source, bindings=bindings)
+        result = api.analyze(source, bindings=bindings, allow_inexact=allow_inexact)
         text = reporter.render_json(result) if json_file is not None else ""
     if to_file is not None:
         write_text(to_file, text)
@@ -248,7 +259,8 @@ def analyze(
 @click.argument("model", type=FILE)
 @click.argument("name")
 @bind_option
-def explain(model: Path, name: str, bind: tuple[str, ...]) -> None:
+@inexact_option
+def explain(model: Path, name: str, bind: tuple[str, ...], allow_inexact: bool) -> None:
     """Say why tensor, layer, axis (`tensor[dim]`) or group NAME is coupled or blocked."""
     from onnxprune import api
 
@@ -256,7 +268,8 @@ def explain(model: Path, name: str, bind: tuple[str, ...]) -> None:
     bindings = parse_bindings(bind)
     with Bar() as bar:
         bar.update("analysing", 0, 0)
-        explanation = api.explain(api.analyze(model, bindings=bindings), name)
+        analysis = api.analyze(model, bindings=bindings, allow_inexact=allow_inexact)
+        explanation = api.explain(analysis, name)
     click.echo(str(explanation))
 
 

@@ -41,6 +41,8 @@ class Job:
         Metric for labelled data; None: top1.
     best_effort
         Accept what is reachable where the target is not.
+    allow_inexact
+        Cut axes that norms average over, too.
     seed
         For generated inputs.
     rules, criteria
@@ -62,6 +64,7 @@ class Job:
     provider: str = "auto"
     metric: str | None = None
     best_effort: bool = False
+    allow_inexact: bool = False
     seed: int = 0
     rules: RuleTable | None = None
     criteria: CriterionTable | None = None
@@ -157,7 +160,8 @@ def open_model(
         seed=job.seed,
     )
     job.say("analysing")
-    return Opened(analyze(source, bindings=inputs.bindings, rules=job.rules), inputs)
+    analysis = analyze(source, bindings=inputs.bindings, rules=job.rules, allow_inexact=job.allow_inexact)
+    return Opened(analysis, inputs)
 
 
 def _check_bindings(source: io.LoadedModel, bindings: Mapping[str, int]) -> None:

@@ -55,6 +55,15 @@ def fold_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+def inexact_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--allow-inexact`."""
+    return click.option(
+        "--allow-inexact",
+        is_flag=True,
+        help="Also cut what norms average over (the residual width under LayerNorm): their statistics change.",
+    )(function)
+
+
 def verbosity(function: Callable[..., Any]) -> Callable[..., Any]:
     """`-q` and `-v`."""
     function = click.option("-v", "--verbose", is_flag=True, help="List everything; log what is done.")(

@@ -37,12 +37,15 @@ class Plan:
     initializers
         For every initializer that gets smaller: kept indices per axis. On an axis that is divided into blocks
         with private columns (grouped convolutions) one list per block.
+    inexact
+        Whether groups are meant that only an analysis with `allow_inexact` finds.
     """
 
     model_sha256: str
     units: Mapping[str, int]
     keep: Mapping[str, Bools] = field(repr=False)
     initializers: Kept_indices = field(repr=False)
+    inexact: bool = False
 
     @classmethod
     def of(cls, analysis: Analysis, keep: Mapping[str, Bools]) -> Plan:
@@ -53,6 +56,7 @@ class Plan:
             {name: analysis.groups[name].units for name in cut},
             cut,
             _indices(analysis, kept_positions(analysis.groups, cut)),
+            analysis.allow_inexact,
         )
 
     @property
@@ -72,6 +76,7 @@ class Plan:
         body = {
             "schema": SCHEMA,
             "model_sha256": self.model_sha256,
+            **({"allow_inexact": True} if self.inexact else {}),
             "groups": groups,
             "initializers": initializers,
         }
@@ -84,6 +89,15 @@ class Plan:
     def __repr__(self) -> str:
         total = sum(self.units.values())
         return f"Plan(drops {self.dropped} of {total} units in {len(self.units)} groups)"
+
+
+def allows_inexact(path: str | os.PathLike[str]) -> bool:
+    """Whether a plan was made with `--allow-inexact`; False where it is no plan, which `read_plan` reports."""
+    try:
+        body = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(body, dict) and body.get("allow_inexact") is True
 
 
 def read_plan(path: str | os.PathLike[str], analysis: Analysis) -> Plan:

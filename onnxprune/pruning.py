@@ -211,6 +211,7 @@ def _warnings(
         lines.append(f"{why or 'the target was not met'}: {figures}")
     if not plan.dropped:
         lines.append("nothing was cut: the output is the same model")
+    lines += _inexact(opened.analysis, plan)
     lines += [f"{name} is kept whole because masked != removed: {why}" for name, why in soundness.why.items()]
     if soundness.detached:
         lines.append(
@@ -219,3 +220,16 @@ def _warnings(
     if job.mode == "mask":
         lines.append("masked channels are zero but still there: the model is neither smaller nor faster")
     return tuple(lines)
+
+
+def _inexact(analysis: Analysis, plan: Plan) -> list[str]:
+    """What `--allow-inexact` has changed, in one line."""
+    cut = [name for name in analysis.inexact if name in plan.keep]
+    if not cut:
+        return []
+    where = analysis.inexact[cut[0]]
+    return [
+        f"inexact, as asked for with --allow-inexact: {', '.join(cut)}. Norms such as {where} average over the "
+        "channels that stay, so even channels that do nothing change the result when they go; the proof compares "
+        "with the masked model whose norms see the same channels"
+    ]

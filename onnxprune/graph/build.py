@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxprune.errors import Reason
 from onnxprune.graph.axes import Axis, Barrier, Blocked
 from onnxprune.graph.dynamic import pin_dynamic
-from onnxprune.graph.relations import Balance, Relations, Sink
+from onnxprune.graph.relations import Average, Balance, Relations, Sink
 from onnxprune.model.shapes import Shapes
 from onnxprune.rules.op import Op
 from onnxprune.rules.rule import RuleTable, domain_of
@@ -54,6 +54,9 @@ class AxisGraph:
         Float initializers of the main graph, by value.
     ops
         Every node with its rule's view of it, in topological order.
+    averages
+        Operators that are cut although their result changes with the number of positions; empty unless inexact
+        cuts are allowed.
     """
 
     model: ir.Model
@@ -66,9 +69,12 @@ class AxisGraph:
     blocked: Mapping[Axis, Blocked]
     parameters: Mapping[ir.Value, Parameter]
     ops: tuple[Op, ...]
+    averages: tuple[Average, ...] = ()
 
 
-def build_axis_graph(model: ir.Model, shapes: Shapes, rules: RuleTable) -> AxisGraph:
+def build_axis_graph(
+    model: ir.Model, shapes: Shapes, rules: RuleTable, *, allow_inexact: bool = False
+) -> AxisGraph:
     """Ask every node's rule how its axes hang together.
 
     Parameters
@@ -79,8 +85,10 @@ def build_axis_graph(model: ir.Model, shapes: Shapes, rules: RuleTable) -> AxisG
         Shapes of `model`.
     rules
         One `Rule` per operator. A node without one is a barrier for all its axes.
+    allow_inexact
+        Open axes that norms average over.
     """
-    relations = Relations()
+    relations = Relations(allow_inexact)
     ops: list[Op] = []
     parameters: dict[ir.Value, Parameter] = {}
     for node in model.graph:
@@ -116,6 +124,7 @@ def build_axis_graph(model: ir.Model, shapes: Shapes, rules: RuleTable) -> AxisG
         relations.blocked,
         {v: p for v, p in parameters.items() if v.dtype is not None and v.dtype.is_floating_point()},
         tuple(ops),
+        tuple(relations.averages),
     )
 
 

@@ -7,8 +7,7 @@ units.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,8 +15,10 @@ import numpy as np
 from onnxprune.errors import Reason
 from onnxprune.graph.axes import Axis, Bools, Index
 from onnxprune.graph.build import AxisGraph, Parameter
+from onnxprune.graph.cells import Balanced, Unbalanced, find_cells
 from onnxprune.graph.cuts import Cut, Layout, find_cuts, join_labels, lay_out
 from onnxprune.graph.positions import components, hashes
+from onnxprune.graph.ranking import rank
 from onnxprune.graph.relations import Balance
 
 
@@ -105,11 +106,8 @@ class Partition:
 def partition(axis_graph: AxisGraph) -> Partition:
     """Find the units and groups of a model.
 
-    Where cuts exclude each other (whole heads, or dimensions of heads), the one that meets the fewest products
-    of two activations is used (heads meet none, dimensions of heads Q.K^T), then the one that reaches the most of
-    the weight axes that it keeps other cuts from, then the one that reaches the most of all, then the one that leaves more widths to choose from where those are few (multiples of `WIDTH`,
-    which the blocks of a grouped convolution have to share), then the one with the most units. The others are
-    listed as alternatives.
+    Where cuts exclude each other (whole heads, or dimensions of heads), `onnxprune.graph.ranking` says which
+    is used; the others are listed as alternatives.
     """
     layout = lay_out(axis_graph)
     cuts = find_cuts(layout)
@@ -117,7 +115,9 @@ def partition(axis_graph: AxisGraph) -> Partition:
     found = [(cut, finder.groups(cut, number)) for number, cut in enumerate(cuts)]
     found = [(cut, groups) for cut, groups in found if groups]
     masked = {sink.axis for sink in axis_graph.sinks if sink.parameter is None}
-    order = sorted(range(len(found)), key=lambda i: _rank(found[i][1], finder.parameter_axes(found[i][0]), masked))
+    order = sorted(
+        range(len(found)), key=lambda i: rank(found[i][1], finder.parameter_axes(found[i][0]), masked)
+    )
     taken: dict[int, int] = {}
     used: set[int] = set()
     for i in order:
@@ -125,38 +125,6 @@ def partition(axis_graph: AxisGraph) -> Partition:
             used.add(i)
             taken.update(dict.fromkeys(found[i][0].components, i))
     return _number(layout, found, used, tuple(finder.rejected))
-
-
-WIDTH = 8
-"""Widths that run fast are multiples of this: the default of `--round-to`."""
-
-
-_FINE = 4
-"""Widths to choose from that are enough."""
-
-
-def _widths(group: Group) -> int:
-    """How many smaller widths a group can be cut to."""
-    channels = group.width * group.block_count
-    return math.ceil(group.units * group.width / math.lcm(WIDTH, channels)) - 1
-
-
-def _rank(
-    groups: Sequence[Group], parameters: int, masked: set[Axis]
-) -> tuple[int, float, float, int, int, list[str]]:
-    """Smaller is better; names settle the rest, so that the order of nodes does not matter.
-
-    Parameters
-    ----------
-    parameters
-        Number of parameter axes that the cut excludes other cuts from.
-    """
-    weights = [use for group in groups for use in (*group.sources, *group.sinks)]
-    reached = round(sum(float((use.unit >= 0).mean()) for use in weights), 6)
-    touched = {use.axis for group in groups for use in group.axes}
-    units = sum(group.units for group in groups)
-    stiff = max((max(0, _FINE - _widths(group)) for group in groups), default=0)
-    return len(touched & masked), -round(reached / max(parameters, 1), 6), -reached, stiff, -units, sorted(axis.name for axis in touched)
 
 
 def _number(
@@ -257,9 +225,7 @@ class _Finder:
             free[unit[np.searchsorted(labels, held)]] = False
         return {k: unit[np.searchsorted(labels, layout.label[s])] for k, s in spans.items()}, free
 
-    def _blocks(
-        self, cut: Cut, classes: list[int], unit_of: dict[int, Index], free: Bools
-    ) -> list[_Balanced]:
+    def _blocks(self, cut: Cut, classes: list[int], unit_of: dict[int, Index], free: Bools) -> list[Balanced]:
         """Balance constraints that bind units.
 
         A unit that lies in several blocks but not evenly cannot be dropped: `free` is cleared for it.
@@ -271,7 +237,7 @@ class _Finder:
             for balance in self.balances.get(component, ())
             if (id(balance.where), balance.unless) not in taken
         }
-        found: list[_Balanced] = []
+        found: list[Balanced] = []
         for k, blocks in stated:
             touched, unit = np.unique(unit_of[k], return_inverse=True)
             size = len(unit) // blocks
@@ -283,11 +249,11 @@ class _Finder:
             block = np.full(len(free), -1, np.int64)
             block[touched] = np.where(even, -1, counts.argmax(1))
             if (block[free] >= 0).any():
-                found.append(_Balanced(block, blocks))
+                found.append(Balanced(block, blocks))
         return found
 
     def _members(
-        self, classes: list[int], unit_of: dict[int, Index], free: Bools, balances: list[_Balanced]
+        self, classes: list[int], unit_of: dict[int, Index], free: Bools, balances: list[Balanced]
     ) -> tuple[Index, Index]:
         """Group of each unit, and its kind: units of one kind touch the same axes.
 
@@ -309,15 +275,15 @@ class _Finder:
         units: Index,
         lies: dict[int, Index],
         kinds: Index,
-        balances: list[_Balanced],
+        balances: list[Balanced],
         cut: int,
     ) -> Group | None:
         if len(units) < 2:
             self._reject(Reason.INDIVISIBLE, lies)
             return None
         try:
-            cells = _cells(units, kinds, balances, lambda: self._rank(lies, len(units)))
-        except _Unbalanced as error:
+            cells = find_cells(units, kinds, balances, lambda: self._rank(lies, len(units)))
+        except Unbalanced as error:
             self._reject(error.reason, lies)
             return None
         uses = [
@@ -356,73 +322,11 @@ class _Finder:
         return sources, sinks, "" if first is None else _layer_name(first)
 
 
-@dataclass(frozen=True)
-class _Balanced:
-    """A balance constraint: the block of every unit, -1 for units that lie in all blocks alike or in none."""
-
-    block: Index
-    count: int
-
-
 def _divide(member: Index) -> list[Index]:
     """Units of every group, ascending; `member` is the group of each unit, counted from 0, or -1."""
     order = np.argsort(member, kind="stable")
     first = np.searchsorted(member[order], np.arange(member.max(initial=-1) + 2))
     return [order[start:stop] for start, stop in zip(first, first[1:], strict=False)]
-
-
-class _Unbalanced(Exception):
-    """The balance constraints of a group cannot all be kept."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.sentence)
-        self.reason = reason
-
-
-def _cells(units: Index, kinds: Index, balances: list[_Balanced], rank: Callable[[], Index]) -> Index | None:
-    """Divide units into cells so that equal numbers per cell keep all constraints and empty no axis.
-
-    Units of one cell lie in the same block of every constraint and touch the same axes (`kinds`). Cells are
-    divided further, in the order of `rank`, until all have the same size; then every block must have the same
-    number of cells.
-
-    Returns
-    -------
-    array or None
-        The cell of each unit; None where no constraint binds them.
-
-    Examples
-    --------
-    Twelve channels in 2 groups of 6 and in 3 groups of 4 at once:
-
-    >>> import numpy as np
-    >>> twelve = np.arange(12)
-    >>> balances = [_Balanced(twelve // 6, 2), _Balanced(twelve // 4, 3)]
-    >>> _cells(twelve, np.zeros(12, int), balances, lambda: twelve).tolist()
-    [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
-    """
-    bound = [balance for balance in balances if (balance.block[units] >= 0).any()]
-    if not bound:
-        return None
-    keys = np.array([kinds, *(balance.block[units] for balance in bound)])
-    _, cell, sizes = np.unique(keys.T, axis=0, return_inverse=True, return_counts=True)
-    cell = cell.ravel()
-    size = int(np.gcd.reduce(sizes))
-    if size < 2:
-        reason = Reason.INDIVISIBLE if len(set(sizes.tolist())) == 1 else Reason.INCOMPATIBLE_BLOCKS
-        raise _Unbalanced(reason)
-    for balance in bound:
-        block = balance.block[units]
-        if len(set(np.bincount(block[block >= 0], minlength=balance.count).tolist())) != 1:
-            raise _Unbalanced(Reason.INCOMPATIBLE_BLOCKS)
-    if (sizes == size).all():
-        return np.asarray(cell, np.int64)
-    order = np.lexsort((rank(), cell))
-    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    chunk = np.empty(len(units), np.int64)
-    chunk[order] = np.arange(len(units)) - first[cell[order]]
-    _, fine = np.unique(np.array([cell, chunk // size]).T, axis=0, return_inverse=True)
-    return np.asarray(fine.ravel(), np.int64)
 
 
 def _layer_name(parameter: Parameter) -> str:

@@ -6,6 +6,7 @@ nodes are `Axis` and `Barrier` values. Axes with at most one position have no no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,11 +88,37 @@ class Balance:
     unless: int = -1
 
 
-class Relations:
-    """Collects what rules state about axes. Mutable only while a graph is being built.
+@dataclass(frozen=True)
+class Average:
+    """An operator whose statistics change with the number of positions, and that is cut all the same.
+
+    The masked model computes it on the positions that stay: `inputs` are gathered, `outputs` spread out again.
 
     Attributes
     ----------
+    inputs, outputs
+        Slots of the node, and the axes along which positions go.
+    where
+        The node.
+    """
+
+    inputs: tuple[tuple[int, Axis], ...]
+    outputs: tuple[tuple[int, Axis], ...]
+    where: Op
+
+
+class Relations:
+    """Collects what rules state about axes. Mutable only while a graph is being built.
+
+    Parameters
+    ----------
+    allow_inexact
+        Open the axes that operators average over (see `average`); otherwise they are pinned.
+
+    Attributes
+    ----------
+    averages
+        The operators that `average` has opened.
     graph
         `networkx.MultiGraph` of `Axis` and `Barrier` nodes; edges between axes carry `edge=Edge`.
     sinks, balances, blocked
@@ -100,7 +127,9 @@ class Relations:
         Dynamic axes with a static factor.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, allow_inexact: bool = False) -> None:
+        self.allow_inexact = allow_inexact
+        self.averages: list[Average] = []
         self.graph: nx.MultiGraph[Any] = nx.MultiGraph()
         self.sinks: list[Sink] = []
         self.balances: list[Balance] = []
@@ -150,6 +179,28 @@ class Relations:
             self._small.append((axis, barrier))
         else:
             self.graph.add_edge(axis, barrier)
+
+    def average(
+        self, reason: Reason, inputs: Sequence[tuple[int, int]], outputs: Sequence[tuple[int, int]] = ()
+    ) -> bool:
+        """The operator averages over axes, given as (slot, dim): pinned, unless inexact cuts are allowed.
+
+        Returns
+        -------
+        bool
+            Whether they are open; ties between them are the caller's to state.
+        """
+        op = self._where
+        coming = tuple((slot, op.axis(op.input(slot), dim)) for slot, dim in inputs)
+        going = tuple((slot, op.axis(op.output(slot), dim)) for slot, dim in outputs)
+        for _, axis in (*coming, *going):
+            if self.allow_inexact:
+                self._mention(axis)
+            else:
+                self.pin(axis, reason)
+        if self.allow_inexact:
+            self.averages.append(Average(coming, going, op))
+        return self.allow_inexact
 
     def free(self, axis: Axis) -> None:
         """`axis` needs no partner: the operator makes it (Expand, Pad) and its REFIT can make it smaller."""

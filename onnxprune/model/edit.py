@@ -120,7 +120,7 @@ def used_names(graph: ir.Graph) -> set[str | None]:
 
 
 def insert_before(
-    node: ir.Node, slot: int, op_type: str, others: list[ir.Value], *, first: bool = True
+    node: ir.Node, slot: int, op_type: str, others: list[ir.Value], *, first: bool = True, **attributes: int
 ) -> None:
     """Put `op_type(input, *others)` (or `op_type(*others, input)`) between `node` and its input `slot`."""
     graph, value = node.graph, node.inputs[slot]
@@ -129,8 +129,27 @@ def insert_before(
     name = fresh(graph, f"{value.name}/{op_type}")
     out = ir.Value(name=name, type=value.type)
     inputs = [value, *others] if first else [*others, value]
-    node.prepend(ir.Node("", op_type, inputs, outputs=[out], name=fresh(graph, f"{name}_node")))
+    attrs = [ir.AttrInt64(key, number) for key, number in attributes.items()]
+    node.prepend(ir.Node("", op_type, inputs, attrs, outputs=[out], name=fresh(graph, f"{name}_node")))
     node.replace_input_with(slot, out)
+
+
+def insert_after(value: ir.Value, op_type: str, others: list[ir.Value], **attributes: int) -> ir.Value:
+    """Put `op_type(value, *others)` between `value` and all that uses it; gives what they use instead."""
+    node = value.producer()
+    graph = None if node is None else node.graph
+    if node is None or not isinstance(graph, ir.Graph) or value.is_graph_output():
+        raise ValueError(f"{value.name!r} is made by no node inside a graph, or is an output")
+    users = tuple(value.uses())
+    name = fresh(graph, f"{value.name}/{op_type}")
+    out = ir.Value(name=name, type=value.type)
+    attrs = [ir.AttrInt64(key, number) for key, number in attributes.items()]
+    node.append(
+        ir.Node("", op_type, [value, *others], attrs, outputs=[out], name=fresh(graph, f"{name}_node"))
+    )
+    for user, slot in users:
+        user.replace_input_with(slot, out)
+    return out
 
 
 def drop_unused(graph: ir.Graph, keep: frozenset[str] = frozenset()) -> None:

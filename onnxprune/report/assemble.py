@@ -29,6 +29,7 @@ def group_results(
                 blocks=group.block_count,
                 reason=reason.name if reason else "",
                 explanation=reason.sentence if reason else "",
+                inexact=analysis.inexact.get(name, ""),
             )
         )
     return tuple(results)

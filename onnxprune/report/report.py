@@ -60,6 +60,8 @@ class GroupResult:
         Those of them that are weights, and produce or consume the units.
     reason
         Why it was left whole on request or by rule; empty where it was free to be cut.
+    inexact
+        A norm that averages over the units, which only `--allow-inexact` cuts; empty otherwise.
     """
 
     id: str
@@ -72,6 +74,7 @@ class GroupResult:
     blocks: int
     reason: str = ""
     explanation: str = ""
+    inexact: str = ""
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,17 @@ def _skip_layer(op: Op, relations: Relations) -> None:
     """Normalise X + skip (+ bias) over the last axis; the sum is the fourth output."""
     x, y = op.input(0), op.output()
     last = op.rank(x) - 1
+    width = op.extent(Axis(x, last))
     tie_axes(op, relations, x, y)
-    relations.pin(Axis(x, last), Reason.NORMALIZED)
+    coming = [
+        (slot, -1)
+        for slot, v in enumerate(op.node.inputs)
+        if v is not None and (op.dims(v) or ())[-1:] == (width,)
+    ]
+    going = [
+        (slot, -1) for slot, v in enumerate(op.node.outputs) if v.name and (op.dims(v) or ())[-1:] == (width,)
+    ]
+    relations.average(Reason.NORMALIZED, coming, going)
     for value in op.node.inputs[1:]:
         if value is not None:
             tie_broadcast(op, relations, value, y)

@@ -2,7 +2,7 @@
 
 BatchNormalization and InstanceNormalization keep channels apart, so dropping one is exact.
 GroupNormalization averages within a group of channels, so whole groups are the units.
-LayerNormalization and RMSNormalization average over the axis itself: pinned.
+LayerNormalization and RMSNormalization average over the axis itself: pinned, unless inexact cuts are allowed.
 
 Specification: https://onnx.ai/onnx/operators/onnx__BatchNormalization.html,
 https://onnx.ai/onnx/operators/onnx__InstanceNormalization.html,
@@ -45,7 +45,9 @@ def _instance(op: Op, relations: Relations) -> None:
     relations.tie(Axis(x, 1), Axis(y, 1))
     for slot in (1, 2):
         relations.tie(Axis(x, 1), Axis(op.input(slot), 0))
-    _pin(op, relations, range(2, op.rank(x)))
+    for dim in range(2, op.rank(x)):  # part of the channels, where a Reshape made groups of them
+        if relations.average(Reason.NORMALIZED, [(0, dim)], [(0, dim)]):
+            relations.tie(Axis(x, dim), Axis(y, dim))
 
 
 def _group(op: Op, relations: Relations) -> None:
@@ -77,10 +79,15 @@ def _layer(op: Op, relations: Relations) -> None:
     start = op.axis(x, op.int("axis", -1)).dim
     for dim in range(start):
         relations.tie(Axis(x, dim), Axis(y, dim))
-    _pin(op, relations, range(start, op.rank(x)))
-    for value in op.node.inputs[1:]:
-        if value is not None:
-            tie_broadcast(op, relations, value, y)
+    scales = [(slot, value) for slot, value in enumerate(op.node.inputs) if slot and value is not None]
+    last = op.rank(x) - 1
+    if start == last and all(op.dims(value) == (op.extent(Axis(x, last)),) for _, value in scales):
+        if relations.average(Reason.NORMALIZED, [(0, last), *((slot, 0) for slot, _ in scales)], [(0, last)]):
+            relations.tie(Axis(x, last), Axis(y, last))
+    else:
+        _pin(op, relations, range(start, op.rank(x)))
+    for _, value in scales:
+        tie_broadcast(op, relations, value, y)
     for value in op.outputs[1:]:  # Mean and InvStdDev keep the leading axes
         for dim in range(start):
             relations.tie(Axis(x, dim), Axis(value, dim))

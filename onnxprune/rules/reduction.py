@@ -1,7 +1,8 @@
 """Reductions, softmax and selections along an axis.
 
 A sum (of values, squares or magnitudes) is a contraction: a zeroed position adds nothing. A mean divides by
-the number of positions and a maximum may pick a zero, so those pin what they reduce.
+the number of positions and a maximum may pick a zero, so those pin what they reduce; a mean only as long as
+inexact cuts are not allowed.
 
 Specification: https://onnx.ai/onnx/operators/onnx__ReduceSum.html and its neighbours,
 https://onnx.ai/onnx/operators/onnx__Softmax.html, https://onnx.ai/onnx/operators/onnx__TopK.html
@@ -43,6 +44,8 @@ def _reduce(op: Op, relations: Relations) -> None:
     for dim in axes:
         if op.node.op_type in SUMS:
             relations.contract(Axis(x, dim), None)
+        elif op.node.op_type == "ReduceMean":
+            relations.average(Reason.REDUCED, [(0, dim)])
         else:
             relations.pin(Axis(x, dim), Reason.REDUCED)
 

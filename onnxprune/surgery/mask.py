@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph.axes import Bools, Kept
+from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
-from onnxprune.graph.relations import Sink
+from onnxprune.graph.relations import Average, Sink
 from onnxprune.model import edit
 from onnxprune.surgery.clone import clone_model
 from onnxprune.surgery.keep import zero_slices
@@ -30,9 +30,12 @@ def mask(axis_graph: AxisGraph, kept: Kept) -> ir.Model:
     Returns
     -------
     ir.Model
-        Same nodes and shapes; a contraction without a parameter operand gets a `Mul` by a 0/1 vector.
+        Same nodes and shapes; a contraction without a parameter operand gets a `Mul` by a 0/1 vector, and an
+        operator that averages over positions gets those that stay, and its result is spread out again.
     """
     clone = clone_model(axis_graph.model)
+    for average in axis_graph.averages:
+        _average_kept(clone.nodes[average.where.node], average, kept)
     done: set[object] = set()
     for sink in axis_graph.sinks:
         flags = kept.get(sink.axis)
@@ -53,14 +56,35 @@ def mask(axis_graph: AxisGraph, kept: Kept) -> ir.Model:
     return clone.model
 
 
-def _insert_mask(node: ir.Node, sink: Sink, flags: Bools) -> None:
-    rank = sink.where.rank(sink.axis.value)
-    dtype = sink.axis.value.dtype or ir.DataType.FLOAT
-    vector = flags.astype(np.float32).reshape([-1 if d == sink.axis.dim else 1 for d in range(rank)])
+def _average_kept(node: ir.Node, average: Average, kept: Kept) -> None:
+    """Let the node see the positions that stay; put its result where they were, and zeros between."""
     graph = node.graph
     if not isinstance(graph, ir.Graph):
         raise ValueError(f"node {node.name!r} belongs to no graph")
-    constant = edit.add_initializer(
-        graph, f"{sink.axis.value.name}/mask", vector.astype(dtype.numpy()), dtype
-    )
-    edit.insert_before(node, sink.slot, "Mul", [constant])
+    for slot, axis in average.inputs:
+        if axis in kept:
+            name = f"{axis.value.name}/kept"
+            stay = edit.add_initializer(graph, name, np.flatnonzero(kept[axis]), ir.DataType.INT64)
+            edit.insert_before(node, slot, "Gather", [stay], axis=axis.dim)
+    for slot, axis in average.outputs:
+        if axis in kept:
+            flags = kept[axis]
+            place = np.where(flags, np.cumsum(flags) - 1, 0)
+            index = edit.add_initializer(graph, f"{axis.value.name}/place", place, ir.DataType.INT64)
+            spread = edit.insert_after(node.outputs[slot], "Gather", [index], axis=axis.dim)
+            edit.insert_after(spread, "Mul", [_vector(graph, average.where.rank(axis.value), axis, flags)])
+
+
+def _vector(graph: ir.Graph, rank: int, axis: Axis, flags: Bools) -> ir.Value:
+    """A 0/1 initializer that broadcasts along an axis."""
+    dtype = axis.value.dtype or ir.DataType.FLOAT
+    vector = flags.astype(np.float32).reshape([-1 if d == axis.dim else 1 for d in range(rank)])
+    return edit.add_initializer(graph, f"{axis.value.name}/mask", vector.astype(dtype.numpy()), dtype)
+
+
+def _insert_mask(node: ir.Node, sink: Sink, flags: Bools) -> None:
+    graph = node.graph
+    if not isinstance(graph, ir.Graph):
+        raise ValueError(f"node {node.name!r} belongs to no graph")
+    vector = _vector(graph, sink.where.rank(sink.axis.value), sink.axis, flags)
+    edit.insert_before(node, sink.slot, "Mul", [vector])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -137,21 +138,34 @@ class _Settling:
         if node.op_type == "Cast":
             self._freeze(node, dims, data)
 
-    def _corrections(self, refit: Refit, slot: int, data: Data) -> dict[int, int]:
-        """Entries of a computed integer input that did not adapt by themselves, and what they have to be."""
+    def _corrections(self, refit: Refit, slot: int, data: Data) -> dict[int, int | Fraction]:
+        """Entries of a computed integer input that did not adapt by themselves, and what they have to be.
+
+        A Fraction is a factor: of an entry that depends on the symbolic dims and still counts all positions.
+        """
         value = refit.node.inputs[slot]
         now = None if value is None else data.get(value)
         wanted, moving = refit.wanted.get(slot, {}), refit.moving.get(slot, {})
         if now is None:
             return {**wanted, **dict.fromkeys(moving, -1)}
         entries = np.ravel(now).tolist()
-        found = {i: w for i, w in wanted.items() if entries[i] != w}
-        return found | {i: -1 for i, w in moving.items() if entries[i] not in (w, -1)}
+        found: dict[int, int | Fraction] = {i: w for i, w in wanted.items() if entries[i] != w}
+        before = refit.op.data(slot)
+        for i, w in moving.items():
+            if entries[i] not in (w, -1):
+                whole = before is not None and entries[i] > 0 and np.ravel(before)[i] == entries[i]
+                found[i] = Fraction(w, entries[i]) if whole else -1
+        return found
 
     def _override(
-        self, node: ir.Node, slot: int, entries: dict[int, int], dims: dict[ir.Value, Dims], data: Data
+        self,
+        node: ir.Node,
+        slot: int,
+        entries: dict[int, int | Fraction],
+        dims: dict[ir.Value, Dims],
+        data: Data,
     ) -> None:
-        """Correct entries of a computed integer input: `Where(mask, wanted, computed)`."""
+        """Correct entries of a computed integer input: `Where(mask, wanted, computed * factor / divisor)`."""
         value = node.inputs[slot]
         if value is None or not entries:
             return
@@ -163,17 +177,31 @@ class _Settling:
         dtype = value.dtype or ir.DataType.INT64
         chosen = np.zeros(extents[0], bool)
         wanted = np.zeros(extents[0], dtype.numpy())
+        factors = [np.ones(extents[0], dtype.numpy()) for _ in range(2)]
         for index, entry in entries.items():
-            chosen[index], wanted[index] = True, entry
-        condition = edit.add_initializer(graph, f"{value.name}/cut", chosen, ir.DataType.BOOL)
-        constant = edit.add_initializer(graph, f"{value.name}/extent", wanted, dtype)
-        edit.insert_before(node, slot, "Where", [condition, constant], first=False)
+            if isinstance(entry, Fraction):
+                factors[0][index], factors[1][index] = entry.numerator, entry.denominator
+            else:
+                chosen[index], wanted[index] = True, entry
+        steps: list[tuple[str, list[tuple[str, np.ndarray[Any, Any], ir.DataType]], bool]] = []
+        if any((factor != 1).any() for factor in factors):
+            steps += [
+                (op_type, [(name, array, dtype)], True)
+                for op_type, name, array in zip(("Mul", "Div"), ("factor", "divisor"), factors, strict=True)
+            ]
+        if chosen.any():
+            constants = [("cut", chosen, ir.DataType.BOOL), ("extent", wanted, dtype)]
+            steps.append(("Where", constants, False))
+        for op_type, arrays, first in steps:
+            made = [edit.add_initializer(graph, f"{value.name}/{n}", a, t) for n, a, t in arrays]
+            edit.insert_before(node, slot, op_type, made, first=first)
+            between = node.inputs[slot]
+            if between is not None:
+                between.type, between.shape = ir.TensorType(dtype), ir.Shape(extents)
+                dims[between] = extents
         settled = node.inputs[slot]
-        if settled is not None:
-            settled.type, settled.shape = ir.TensorType(dtype), ir.Shape(extents)
-            dims[settled] = extents
-            if now is not None:
-                data[settled] = np.where(chosen, wanted, now)
+        if settled is not None and now is not None:
+            data[settled] = np.where(chosen, wanted, now * factors[0] // factors[1])
 
     def _freeze(self, node: ir.Node, dims: dict[ir.Value, Dims], data: Data) -> None:
         """An extent that is cast to float is a number (a scale such as 1/sqrt(d)), not a shape: keep its value."""

@@ -14,6 +14,9 @@ import click
 from tests.fuzz.check import Outcome, check_seed
 from tests.fuzz.minimise import minimise
 
+EVERY = 100
+"""Graphs between two lines about how far the run has come."""
+
 
 def summary(outcomes: Sequence[Outcome], seconds: float) -> str:
     """The figures of a run as text."""
@@ -57,6 +60,8 @@ def main(first: int, count: int, jobs: int, smaller: bool) -> None:
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         for outcome in pool.imap(check_seed, seeds):
             outcomes.append(outcome)
+            if len(outcomes) % EVERY == 0:
+                click.echo(f"{len(outcomes)} of {count}, {time.monotonic() - start:.0f} s", err=True)
             if outcome.failure:
                 click.echo(f"seed {outcome.seed}: {outcome.failure[0]}: {outcome.failure[1][:300]}", err=True)
     click.echo(summary(outcomes, time.monotonic() - start))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,9 @@ class Outcome:
     """
 
     seed: int
-    nodes: int
-    drawn: Counter[Key]
-    redraws: tuple[str, ...]
+    nodes: int = 0
+    drawn: Counter[Key] = field(default_factory=Counter)
+    redraws: tuple[str, ...] = ()
     groups: int = 0
     dropped: int = 0
     macs: float = 0.0
@@ -82,9 +82,10 @@ def is_scored(analysis: Analysis) -> bool:
 
 def check_seed(seed: int) -> Outcome:
     """Draw a graph and check it; a failure is part of the result."""
-    graph = generate(seed)
-    drawn = Outcome(seed, graph.model.graph.num_nodes(), graph.drawn, graph.redraws)
+    drawn = Outcome(seed)
     try:
+        graph = attempt("generate", generate, seed)
+        drawn = Outcome(seed, graph.model.graph.num_nodes(), graph.drawn, graph.redraws)
         return replace(drawn, **check_graph(graph, conform=seed % CONFORM == 0))
     except Failure as failure:
         return replace(drawn, failure=(failure.kind, failure.message))

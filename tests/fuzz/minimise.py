@@ -61,10 +61,10 @@ def shrink(graph: Graph, kind: str, rules: RuleTable | None = None) -> Graph:
     """Take away what the failure does not need, until no part can go."""
     before = -1
     while before != (before := graph.model.graph.num_nodes()):
-        for edits in (drop_output, feed_node, leave_out):
+        for edit in (drop_output, end_earlier, feed_node, leave_out):
             number = 0
-            while number < count(graph.model, edits):
-                model = edits(graph.model, number)
+            while number < count(graph.model, edit):
+                model = edit(graph.model, number)
                 other = None if model is None else replace(graph, model=model)
                 if other is not None and fails(other, kind, rules):
                     graph = other
@@ -75,7 +75,7 @@ def shrink(graph: Graph, kind: str, rules: RuleTable | None = None) -> Graph:
 
 def count(model: ir.Model, edit: Edit) -> int:
     """How many places of a model an edit has."""
-    return len(model.graph.outputs) if edit is drop_output else model.graph.num_nodes()
+    return len(model.graph.outputs) if edit in (drop_output, end_earlier) else model.graph.num_nodes()
 
 
 def drop_output(model: ir.Model, number: int) -> ir.Model | None:
@@ -87,13 +87,27 @@ def drop_output(model: ir.Model, number: int) -> ir.Model | None:
     return swept(copy)
 
 
+def end_earlier(model: ir.Model, number: int) -> ir.Model | None:
+    """What the last node read becomes the output in its place."""
+    copy = model.clone()
+    extents = known(copy)
+    node = copy.graph.outputs[number].producer()
+    for source in node.inputs if node is not None else ():
+        if source in extents and source.producer() is not None and not source.is_graph_output():
+            source.shape = ir.Shape(extents[source])
+            copy.graph.outputs[number] = source
+            return swept(copy)
+    return None
+
+
 def feed_node(model: ir.Model, number: int) -> ir.Model | None:
-    """A node's results are inputs of the graph; the last node comes first."""
+    """A node's results, if they are floats, are inputs of the graph; the last node comes first."""
     copy = model.clone()
     extents = known(copy)
     node = list(copy.graph)[-1 - number]
     results = [value for value in node.outputs if value.name]
-    if any(value.is_graph_output() or value not in extents for value in results):
+    floats = all(value.dtype == ir.DataType.FLOAT for value in results)
+    if not floats or any(value.is_graph_output() or value not in extents for value in results):
         return None
     for value in results:
         made = ir.Value(name=f"{value.name}_in", type=value.type, shape=ir.Shape(extents[value]))
