@@ -24,12 +24,15 @@ TRANSFORMERS = frozenset(
 """Those of torchvision that are no CNNs, as in `families.torchvision_models`, which only PyTorch can import."""
 
 _PATH = re.compile(r"(?:/[\w.+-]+)+/([\w.+-]+\.(?:onnx|data|partial|py|so|cc|h|json)\b)")
+_ONNXRUNTIME = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : (?:Non-zero status code returned while running )?"
+)
 _CODES = re.compile(r"\x1b?\[\d+m")
 
 
 def clean(text: str, most: int = 160) -> str:
     """One line for a cell of a table: no terminal codes, no folders, nothing that ends the cell."""
-    line = " ".join(_PATH.sub(r"\1", _CODES.sub("", text)).split())
+    line = " ".join(_PATH.sub(r"\1", _ONNXRUNTIME.sub("", _CODES.sub("", text))).split())
     line = line if len(line) <= most else f"{line[: most - 3]}..."
     return line.replace("|", "\\|").replace("<", "&lt;")
 
@@ -105,6 +108,11 @@ class File:
         found = self.targets.get(label) or {}
         return {} if "failure" in found else found
 
+    def kept(self, label: str) -> float | None:
+        """Share of the MACs in one of the outputs; all of them where the model has none to count."""
+        target = self.target(label)
+        return None if not target else target["macs"] if self.value.get("macs", 1) else 1.0
+
     @property
     def targets(self) -> Mapping[str, Mapping[str, Any]]:
         """What came of all targets, failures included."""
@@ -139,7 +147,8 @@ class File:
     @property
     def enough(self) -> bool:
         """Whether `ENOUGH` of the MACs went with `--ratio`, and the result works."""
-        return bool(self.target("ratio")) and self.runs and 1 - self.target("ratio")["macs"] >= ENOUGH
+        kept = self.kept("ratio")
+        return kept is not None and self.runs and 1 - kept >= ENOUGH
 
     @property
     def barrier(self) -> str:

@@ -80,7 +80,7 @@ def _summary_row(label: str, files: Sequence[File]) -> list[object]:
         len(exported),
         len(counted),
         *(sum(marks) for marks in _marks(counted)),
-        _median([1 - file.target("ratio").get("macs", 1.0) for file in counted], _percent),
+        _median([0.0 if (k := file.kept("ratio")) is None else 1 - k for file in counted], _percent),
         share(sum(file.enough for file in counted), len(counted)),
         _median([target["seconds"] for target in ratios], seconds),
         _median(memory, "{:.0f}".format),
@@ -122,18 +122,19 @@ def _peers(files: Sequence[File]) -> str:
 
 def _reach(label: str, files: Sequence[File], modules: Mapping[tuple[str, str], Peer]) -> list[object]:
     counted = [file for file in files if file.counted]
-    cells: list[object] = [label, len(counted), share(sum(file.enough for file in counted), len(counted))]
-    best = [False] * len(counted)
-    for field in PEERS:
-        found = [
-            modules.get((file.library, file.name)) if field == "torch_pruning" else file.peers.get(field)
-            for file in counted
-        ]
-        asked = [peer for peer in found if peer is not None]
-        cells.append(share(sum(peer.enough for peer in asked), len(asked)))
-        best = [b or (peer is not None and peer.enough) for b, peer in zip(best, found, strict=True)]
-    asked_any = any(file.peers for file in counted)
-    return [*cells, share(sum(best), len(counted)) if asked_any else "-"]
+    best: list[bool] = []
+    asked: dict[str, list[Peer]] = {field: [] for field in PEERS}
+    for file in counted:
+        peers = dict(file.peers)
+        if (file.library, file.name) in modules:
+            peers["torch_pruning"] = modules[file.library, file.name]
+        for field, peer in peers.items():
+            asked[field].append(peer)
+        if peers:
+            best.append(any(peer.enough for peer in peers.values()))
+    own = share(sum(file.enough for file in counted), len(counted))
+    theirs = [share(sum(peer.enough for peer in peers), len(peers)) for peers in asked.values()]
+    return [label, len(counted), own, *theirs, share(sum(best), len(best))]
 
 
 def _peer_row(files: Iterable[File], field: str) -> list[object]:
@@ -209,7 +210,7 @@ def _line(file: File) -> list[object]:
         file.value["nodes"],
         file.value["groups"],
         f"{_percent(coverage['macs'])} / {_percent(coverage['params'])}",
-        *(_percent(found["macs"]) if (found := file.target(t)) else "failed" for t in ("ratio", "macs")),
+        *("failed" if (kept := file.kept(t)) is None else _percent(kept) for t in ("ratio", "macs")),
         _yes(file.sound),
         _yes(file.valid),
         runs,

@@ -94,7 +94,7 @@ class Reason(enum.Enum):
     SHAPE_COMPUTED = "the extent is computed in a way that could not be refitted"
     AUXILIARY = "it carries sizes, scales or positions, not data"
     QUANTIZED = "the operator works on quantised values"
-    SUBGRAPH = "the value is used inside a subgraph (If, Loop, Scan)"
+    SUBGRAPH = "the value goes into or comes out of a subgraph (If, Loop, Scan)"
     INCOMPATIBLE_BLOCKS = "it is divided into blocks (groups, heads) in two ways that do not fit together"
     INDIVISIBLE = "all positions are tied into one unit, so there is nothing to choose from"
     NO_PARAMETERS = "no parameters would become smaller"

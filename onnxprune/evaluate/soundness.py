@@ -24,7 +24,7 @@ from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
 from onnxprune.model.convert import to_float32
-from onnxprune.model.detach import detach_foreign, foreign_nodes
+from onnxprune.model.detach import detach_foreign, foreign_nodes, opened
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import RefitError, remove
@@ -171,14 +171,16 @@ class Prover:
         kept = kept_positions(self.groups, keep)
         probes = self._probes(kept)
         removed = remove(self.axis_graph, kept)
-        expected = self._session(mask(self.axis_graph, kept), probes)
-        got = self._session(removed, probes)
+        expected = self._session(mask(self.axis_graph, kept), probes, {})
+        got = self._session(removed, probes, kept)
+        cuts = _cuts(kept)
         worst = _Figures(True, 0.0, 0.0)
         for feed in self._feeds(expected.extra):
-            cut = {name: cut_array(a, probes.get(name, {})) for name, a in expected.run(feed).items()}
+            cut = {name: cut_array(a, cuts.get(name, {})) for name, a in expected.run(feed).items()}
+            smaller = {name: cut_array(a, cuts.get(opened(name), {})) for name, a in feed.items()}
             if repeat:
-                got.run(feed)
-            result = compare_outputs([cut], [got.run(feed)], inner=probes.keys() - self._outputs())
+                got.run(smaller)
+            result = compare_outputs([cut], [got.run(smaller)], inner=probes.keys() - self._outputs())
             if not result.sound:
                 return result
             worst = worst.joined(result)
@@ -202,8 +204,14 @@ class Prover:
                 }
         return probes
 
-    def _session(self, model: ir.Model, probes: Mapping[str, object]) -> _Running:
-        dims = {value.name or "": extents for value, extents in self.axis_graph.shapes.dims.items()}
+    def _session(self, model: ir.Model, probes: Mapping[str, object], kept: Kept) -> _Running:
+        dims = {
+            value.name or "": tuple(
+                int(kept[Axis(value, dim)].sum()) if Axis(value, dim) in kept else extent
+                for dim, extent in enumerate(extents)
+            )
+            for value, extents in self.axis_graph.shapes.dims.items()
+        }
         model = to_float32(model)
         listed = {value.name for value in model.graph.inputs}
         if foreign_nodes(model):
@@ -250,6 +258,14 @@ class _Figures:
             max(self.max_abs_output, other.max_abs_output),
             self.why or other.why,
         )
+
+
+def _cuts(kept: Kept) -> dict[str, dict[int, Bools]]:
+    """Kept positions by name: a foreign operator that a rule knows has smaller inputs and outputs, too."""
+    cuts: dict[str, dict[int, Bools]] = {}
+    for axis, flags in kept.items():
+        cuts.setdefault(str(axis.value.name), {})[axis.dim] = flags
+    return cuts
 
 
 def cut_array(array: np.ndarray[Any, Any], kept: Mapping[int, Bools]) -> np.ndarray[Any, Any]:

@@ -98,7 +98,7 @@ def build_axis_graph(
         rule = rules.of(node)
         relations.enter(op)
         if rule is None:
-            relations.leave(Reason.NO_RULE)
+            relations.leave(Reason.SUBGRAPH if _has_body(node) else Reason.NO_RULE)
         elif any(op.dims(value) is None for value in (*node.inputs, *op.outputs) if value is not None):
             relations.leave(Reason.UNKNOWN_SHAPE)
         else:
@@ -126,6 +126,10 @@ def build_axis_graph(
         tuple(ops),
         tuple(relations.averages),
     )
+
+
+def _has_body(node: ir.Node) -> bool:
+    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
 
 
 def _extents(shapes: Shapes, relations: Relations) -> dict[Axis, int]:

@@ -127,13 +127,22 @@ def partition(axis_graph: AxisGraph) -> Partition:
     return _number(layout, found, used, tuple(finder.rejected))
 
 
+def _place(layout: Layout, use: AxisUse) -> tuple[int, int]:
+    """Number of the axis, and the first of its positions that the group has."""
+    return layout.number[use.axis], int(np.argmax(use.unit >= 0))
+
+
 def _number(
     layout: Layout, found: list[tuple[Cut, list[Group]]], used: set[int], rejected: tuple[Rejection, ...]
 ) -> Partition:
-    ranked = sorted(
+    every = sorted(
         ((i, group) for i, (_, groups) in enumerate(found) for group in groups),
-        key=lambda pair: (pair[0] not in used, layout.number[pair[1].axes[0].axis]),
+        key=lambda pair: (pair[0] not in used, *_place(layout, pair[1].axes[0])),
     )
+    distinct: dict[object, tuple[int, Group]] = {}
+    for pair in every:  # the same group may be part of several cuts
+        distinct.setdefault(tuple((use.axis, use.unit.tobytes()) for use in pair[1].axes), pair)
+    ranked = list(distinct.values())
     rank = {id(group): n for n, (_, group) in enumerate(ranked)}
     ids = {key: f"g{n}" for key, n in rank.items()}
     users: dict[Axis, list[tuple[int, Group]]] = {}

@@ -1,7 +1,7 @@
 """A model without the operators that onnxruntime cannot run, for proofs about the rest.
 
-The outputs of a custom operator become graph inputs, its inputs graph outputs. The operator is a barrier, so
-its tensors have the same shapes in every variant of the model, and everything around it can still be compared.
+The outputs of a custom operator become graph inputs, its inputs graph outputs, and everything around it can still
+be compared. Where a rule of a third party knows the operator, its tensors may be smaller in the removed model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,13 @@ from onnxprune.model.shapes import Dims
 KNOWN_DOMAINS = frozenset(
     {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
 )
+
+_OPENED = "/detached"
+
+
+def opened(name: str) -> str:
+    """The value that an input of the detached model stands for; other names as they are."""
+    return name.removesuffix(_OPENED)
 
 
 def foreign_nodes(model: ir.Model) -> list[ir.Node]:
@@ -30,8 +37,8 @@ def detach_foreign(model: ir.Model, dims: Mapping[str, Dims]) -> ir.Model:
     model
         Not mutated.
     dims
-        Extents by value name. Outputs of foreign nodes whose extents are unknown are left out together with
-        all that depends on them.
+        Extents in this variant of the model, by value name. Outputs of foreign nodes whose extents are unknown
+        are left out together with all that depends on them.
     """
     model = model.clone()
     graph = model.graph
@@ -67,7 +74,7 @@ def _add_output(graph: ir.Graph, value: ir.Value) -> None:
 
 
 def _become_input(graph: ir.Graph, value: ir.Value, extents: tuple[int, ...]) -> None:
-    twin = ir.Value(name=f"{value.name}/detached", type=value.type, shape=ir.Shape(extents))
+    twin = ir.Value(name=f"{value.name}{_OPENED}", type=value.type, shape=ir.Shape(extents))
     for user, slot in tuple(value.uses()):
         user.replace_input_with(slot, twin)
     graph.inputs.append(twin)

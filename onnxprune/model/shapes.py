@@ -269,15 +269,10 @@ class _Engine:
         data: Mapping[ir.Value, np.ndarray],
     ) -> tuple[Inferred, ...] | None:
         """What onnx infers for the outputs of `node`; None where it finds the inputs contradictory."""
-        unknown: tuple[Inferred, ...] = ((None, None),) * len(node.outputs)
         try:
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         except onnx.defs.SchemaError:
-            made = () if self._custom is None else self._custom(node, version, dims, data) or ()
-            return tuple(
-                found if out.name else (None, None)
-                for out, found in zip(node.outputs, (*made, *unknown), strict=False)
-            )
+            return self._ask_custom(node, version, dims, data)
         proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
         types, values = {}, {}
         for index, value in enumerate(node.inputs):
@@ -303,7 +298,28 @@ class _Engine:
         ) as error:
             log.debug("no shape for %s (%s): %s", node.name, node.op_type, error)
             return None
-        return tuple(_inferred(inferred.get(f"o{index}")) for index in range(len(node.outputs)))
+        found = tuple(_inferred(inferred.get(f"o{index}")) for index in range(len(node.outputs)))
+        # onnx has operators without inference (GroupNormalization)
+        return (
+            found
+            if any(shape is not None for shape, _ in found)
+            else self._ask_custom(node, version, dims, data)
+        )
+
+    def _ask_custom(
+        self,
+        node: ir.Node,
+        version: int,
+        dims: Mapping[ir.Value, Dims],
+        data: Mapping[ir.Value, np.ndarray],
+    ) -> tuple[Inferred, ...]:
+        """What the operator's rule says about its outputs."""
+        unknown: tuple[Inferred, ...] = ((None, None),) * len(node.outputs)
+        made = () if self._custom is None else self._custom(node, version, dims, data) or ()
+        return tuple(
+            found if out.name else (None, None)
+            for out, found in zip(node.outputs, (*made, *unknown), strict=False)
+        )
 
 
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)

@@ -39,9 +39,13 @@ def _relate(op: Op, relations: Relations) -> None:
     x, w, y = op.input(0), op.input(1), op.output()
     transposed = op.node.op_type == "ConvTranspose"
     relations.tie(Axis(x, 0), Axis(y, 0))
-    for value in (x, w, y):
-        for dim in range(2, op.rank(value)):
-            relations.pin(Axis(value, dim), Reason.SPATIAL)
+    for dim in range(2, op.rank(x)):
+        if _pointwise(op, dim):
+            relations.tie(Axis(x, dim), Axis(y, dim))
+        else:
+            relations.pin(Axis(x, dim), Reason.SPATIAL)
+            relations.pin(Axis(y, dim), Reason.SPATIAL)
+        relations.pin(Axis(w, dim), Reason.SPATIAL)
     incoming, outgoing = Axis(x, 1), Axis(y, 1)
     groups = op.int("group", 1)
     if groups == 1:
@@ -58,6 +62,17 @@ def _relate(op: Op, relations: Relations) -> None:
     bias = 3 if op.node.op_type == "DeformConv" else 2
     if op.has(bias):
         relations.tie(outgoing, Axis(op.input(bias), 0))
+
+
+def _pointwise(op: Op, dim: int) -> bool:
+    """Whether the window has one position along a spatial axis and every position has one window."""
+    if op.node.op_type == "DeformConv":
+        return False
+    spatial = op.rank(op.input(0)) - 2
+    strides, pads = op.ints("strides") or [1] * spatial, op.ints("pads") or [0] * 2 * spatial
+    more = op.ints("output_padding") or [0] * spatial
+    sides = (pads[dim - 2], pads[dim - 2 + spatial], more[dim - 2])
+    return op.extent(Axis(op.input(1), dim)) == 1 and strides[dim - 2] == 1 and not any(sides)
 
 
 def _relate_deformable(op: Op, relations: Relations) -> None:

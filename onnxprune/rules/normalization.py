@@ -21,6 +21,7 @@ from onnxprune.rules.rule import Key, Rule, table
 
 if TYPE_CHECKING:
     from onnxprune.graph.relations import Relations
+    from onnxprune.model.shapes import Inferred
     from onnxprune.rules.op import Op
     from onnxprune.rules.refit import Refit
 
@@ -106,6 +107,12 @@ def _local_response(op: Op, relations: Relations) -> None:
     _all_but(op, relations, [1])
 
 
+def _same(op: Op) -> list[Inferred]:
+    """The output is like the input."""
+    dims = op.dims(op.input(0))
+    return [] if dims is None else [(dims, op.input(0).dtype)]
+
+
 def _all_but(op: Op, relations: Relations, dims: list[int]) -> None:
     tie_axes(op, relations, op.input(0), op.output(), skip=tuple(dims))
     _pin(op, relations, dims)
@@ -121,11 +128,11 @@ _SCALE = {1: "scale", 2: "bias"}
 RULES: dict[Key, Rule] = {
     **table(Rule(_batch, kinds={1: "bn-scale", 2: "bias", 3: "mean", 4: "variance"}), "BatchNormalization"),
     **table(Rule(_instance, kinds=_SCALE), "InstanceNormalization"),
-    **table(Rule(_group, _refit_group, kinds=_SCALE), "GroupNormalization"),
+    **table(Rule(_group, _refit_group, kinds=_SCALE, extents=_same), "GroupNormalization"),
     **table(
         Rule(_layer, kinds=_SCALE), "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"
     ),
-    **table(Rule(_mean_variance), "MeanVarianceNormalization"),
+    **table(Rule(_mean_variance, extents=_same), "MeanVarianceNormalization"),
     **table(Rule(_lp), "LpNormalization"),
     **table(Rule(_local_response), "LRN"),
 }

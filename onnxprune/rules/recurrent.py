@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN: counted, but not cut yet: every axis is a barrier.
+"""LSTM, GRU and RNN: what comes in is summed over; hidden units are not cut yet.
 
 Specification: https://onnx.ai/onnx/operators/onnx__LSTM.html and its neighbours.
 """
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 
 def _relate(op: Op, relations: Relations) -> None:
+    relations.contract(Axis(op.input(0), 2), Axis(op.input(1), 2))
     for value in (*op.node.inputs, *op.outputs):
         for axis in op.axes(value) if value is not None else ():
-            relations.pin(axis, Reason.RECURRENT)
+            if axis not in ((op.input(0), 2), (op.input(1), 2)):
+                relations.pin(axis, Reason.RECURRENT)
 
 
 def _macs(op: Op) -> list[Term]:

@@ -57,8 +57,8 @@ class Rule:
     kinds
         What other parameter slots are: "bias", "scale", ...
     extents
-        For operators that onnx has no schema for: extents and element type of every output, from those of
-        the inputs. Without it, outputs have the shapes that the file declares.
+        For operators that onnx has no schema for, or no inference: extents and element type of every output, from
+        those of the inputs. Without it, outputs have the shapes that the file declares.
     """
 
     relate: Callable[[Op, Relations], None]

@@ -16,7 +16,7 @@ CASES = [
     # one group
     *(case("Conv", (2, 6, 5, 5), W((8, 6, 3, 3)), W((8,)), expect=CONV, opset=o) for o in (9, 11, 17, 22)),
     case("Conv", (2, 6, 9), W((8, 6, 3)), W((8,)), expect=CONV, note="1d"),
-    case("Conv", (2, 6, 5, 4, 3), W((8, 6, 3, 2, 1)), W((8,)), expect=CONV, note="3d"),
+    case("Conv", (2, 6, 5, 4, 3), W((8, 6, 3, 2, 1)), W((8,)), expect=CONV + " x0[4] y0[4]", note="3d"),
     case("Conv", (2, 6, 5, 5), W((8, 6, 3, 3)), expect="x0[0,1] x1[0,1] y0[0,1]", groups=3, note="no-bias"),
     case(
         *("Conv", (1, 6, 9, 9), W((8, 6, 3, 3)), W((8,))),
@@ -29,7 +29,12 @@ CASES = [
         note="strided",
     ),
     case(
-        "Conv", (1, 6, 5, 5), W((8, 6, 1, 1)), expect="x0[1] x1[0,1] y0[1]", kernel_shape=[1, 1], note="1x1"
+        "Conv",
+        (1, 6, 5, 5),
+        W((8, 6, 1, 1)),
+        expect="x0[1,2,3] x1[0,1] y0[1,2,3]",
+        kernel_shape=[1, 1],
+        note="1x1",
     ),
     case(
         *("Conv", (1, 6, 8), (4, 6, 3)),
@@ -57,8 +62,8 @@ CASES = [
     ),
     case(
         *("Conv", (1, 8, 4, 4, 4), W((12, 2, 1, 3, 1))),
-        expect="x0[1] x1[0,1] y0[1]",
-        groups=2,
+        expect="x0[1,2,4] x1[0,1] y0[1,2,4]",
+        groups=4,
         group=4,
         note="grouped-3d",
     ),
@@ -98,7 +103,14 @@ CASES = [
         for o in (9, 11, 17, 22)
     ),
     case("ConvTranspose", (2, 6, 9), W((6, 8, 3)), W((8,)), expect=TRANSPOSED, strides=[2], note="1d"),
-    case("ConvTranspose", (2, 6, 4, 3, 3), W((6, 8, 1, 3, 2)), W((8,)), expect=TRANSPOSED, note="3d"),
+    case(
+        "ConvTranspose",
+        (2, 6, 4, 3, 3),
+        W((6, 8, 1, 3, 2)),
+        W((8,)),
+        expect=TRANSPOSED + " x0[2] y0[2]",
+        note="3d",
+    ),
     case(
         *("ConvTranspose", (1, 6, 5, 5), W((6, 8, 3, 3))),
         expect="x0[1] x1[0,1] y0[1]",
@@ -112,7 +124,7 @@ CASES = [
     case(
         *("ConvTranspose", (1, 12, 5), W((12, 2, 3)), W((6,))),
         expect="x0[1] x1[0,1] x2[0] y0[1]",
-        groups=1,
+        groups=2,
         group=3,
         note="grouped-1d",
     ),

@@ -246,9 +246,9 @@ def test_split_in_scales():
     result = check(n, n.classify(n.conv(n.concat(parts[0], y, z), 8, 1, name="conv3")))
     assert used(result) == [
         "stem: 8: stem[0]+bias -> conv1[1]",
-        "conv1: 4: conv1[0]+bias scale1[0]+bias -> scale2[1] conv3[1]",
         "conv1: 4: conv1[0]+bias -> conv3[1]",
         "conv1: 4: conv1[0]+bias -> scale1[1]",
+        "conv1: 4: conv1[0]+bias scale1[0]+bias -> scale2[1] conv3[1]",
         "scale2: 4: scale2[0]+bias -> conv3[1]",
         "conv3: 8: conv3[0]+bias -> fc[1]",
     ]
