@@ -149,7 +149,8 @@ def score_groups(
         raise UsageError(
             f"the criterion {criterion.name} reads {', '.join(sorted(criterion.kinds))} parameters, "
             "and no group has any",
-            "Use another criterion, l2 for one; bn-scale needs BatchNormalization nodes that are not folded.",
+            "Is there another criterion that reads what they have? bn-scale needs BatchNormalization nodes that "
+            "are not folded.",
         )
     return Scored(tuple(ladders), excluded, units)
 

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+import onnx_ir as ir
+
 from onnxprune.rules.helpers import tie_axes, tie_broadcast
 from onnxprune.rules.rule import Key, Rule, table
 
 if TYPE_CHECKING:
     from onnxprune.graph.relations import Relations
+    from onnxprune.model.shapes import Inferred
     from onnxprune.rules.op import Op
 
 UNARY = [
@@ -110,9 +114,24 @@ def _cast_like(op: Op, relations: Relations) -> None:
         relations.free(axis)
 
 
+def _compared(op: Op) -> list[Inferred]:
+    """Operands broadcast against each other; opsets 12 to 15 have no inference for two of the comparisons."""
+    shapes = [op.dims(value) for value in op.node.inputs if value is not None]
+    known = [
+        tuple(extent or 0 for extent in dims) for dims in shapes if dims is not None and None not in dims
+    ]
+    if len(known) < len(shapes):
+        return []
+    try:
+        return [(np.broadcast_shapes(*known), ir.DataType.BOOL)]
+    except ValueError:
+        return []
+
+
 def _rule(op_type: str) -> Rule:
     kind = _KINDS.get(op_type)
-    return Rule(_broadcasting, kinds={} if kind is None else dict.fromkeys(range(8), kind))
+    extents = _compared if op_type in ("GreaterOrEqual", "LessOrEqual") else None
+    return Rule(_broadcasting, kinds={} if kind is None else dict.fromkeys(range(8), kind), extents=extents)
 
 
 RULES: dict[Key, Rule] = {

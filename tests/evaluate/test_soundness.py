@@ -235,6 +235,28 @@ def test_comparing_floats():
     assert not judge(a, a[:2])
 
 
+def test_comparing_where_rounding_is_known():
+    a = np.array([1.0, -20.0, 3.0], np.float32)
+    assert judge(a, a + np.float32(0.0059), rounding={"y": 0.001})
+    assert not judge(a, a + np.float32(0.0061), rounding={"y": 0.001})
+    assert not judge(a, a + np.float32(0.0021), rounding={"z": 0.001})
+
+
+def test_an_output_that_is_almost_zero_is_told_from_a_wrong_one(tmp_path):
+    """A Sigmoid far on its negative side: what float32 cannot tell apart there is no mistake, a wrong tie is."""
+    net = Net()
+    x, before = net.data("image", ("n", 3, 8, 8)), 3
+    for number, op in enumerate(("Elu", "Relu")):
+        x = net.op(op, net.conv(x, f"conv{number}", (64, before, 3, 3)), name=f"act{number}")
+        before = 64
+    low = net.op("Sub", net.head(x, 64), net.constant(np.float32(13.0), "far"), name="low")
+    path = save(net.model(net.op("Sigmoid", low, name="almost_zero")), tmp_path / "net.onnx")
+    right = onnxprune.prune(path, None, ratio=0.5).report.soundness
+    assert right.rejected_groups == () and right.max_abs_output < 1e-4
+    options = {"ratio": 0.5, "best_effort": True, "rules": wrong("Elu", reversed_channels)}
+    assert onnxprune.prune(path, None, **options).report.soundness.rejected_groups == ("g0",)
+
+
 def test_comparing_what_is_not_finite():
     nan, inf = np.nan, np.inf
     assert judge([1.0, nan, inf], [1.0, nan, inf])
