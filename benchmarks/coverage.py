@@ -11,25 +11,27 @@ interrupted goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.coverage_page import render
-from benchmarks.isolated import Outcome, call, file_digest, source_digest, version
+from benchmarks.isolated import call, file_digest, source_digest, version
 from benchmarks.tables import environment, write
 
 LIBRARIES = ("torchvision", "timm", "transformers")
 EXPORTERS = ("ts", "dynamo")
+TOOLS = ("onnxprune", "peers")
 TARGETS: dict[str, dict[str, float]] = {"ratio": {"ratio": 0.5}, "macs": {"macs": 0.6}}
 LIMIT = 600.0
 HERE = Path(__file__).parent
-STEPS = HERE / "coverage_steps.py"
+STEPS, PEERS = HERE / "coverage_steps.py", HERE / "coverage_peers.py"
 ZOO = Path("build/zoo/coverage")
 WORK = Path("build/bench/coverage")
 
@@ -57,39 +59,51 @@ def names(library: str) -> list[str]:
     return asked.stdout.split()
 
 
-def measure(library: str, name: str, exporter: str, zoo: Path, peers: bool) -> Row:
-    """Export one model where that was not done, and give the file to all tools."""
+def measure(library: str, name: str, exporter: str, zoo: Path, tools: Collection[str], fresh: bool) -> Row:
+    """Export one model where that was not done, and give the file to the tools."""
     path = zoo / library / f"{name}_{exporter}.onnx"
     subject = {"library": library, "name": name}
     row = Row(library, name, exporter, _export({**subject, "exporter": exporter}, path))
     if row.export["failure"]:
         return row
-    digest = {"model": file_digest(path), "steps": file_digest(STEPS)}
-    row.onnxprune = asdict(
-        call(
+    model = {"model": file_digest(path)}
+    if "onnxprune" in tools:
+        row.onnxprune = _ask(
             "benchmarks.coverage_steps:prune",
             {"model": str(path), "folder": str(WORK / library), "targets": TARGETS},
-            limit=LIMIT,
-            depends={**digest, "source": source_digest()},
+            {**model, "steps": file_digest(STEPS), "source": source_digest()},
+            fresh,
         )
-    )
-    if not peers:
+    if "peers" not in tools:
         return row
     for simplify, field in ((False, "onnxsim"), (True, "onnxsim_simplified")):
-        outcome = call(
-            "benchmarks.coverage_steps:onnxsim",
-            {
-                "model": str(path),
-                "output": str(WORK / library / f"{path.stem}.{field}.onnx"),
-                "simplify": simplify,
-            },
-            limit=LIMIT,
-            depends={**digest, "onnxsim": version("onnxsim")},
+        output = str(WORK / library / f"{path.stem}.{field}.onnx")
+        asked = _ask(
+            "benchmarks.coverage_peers:onnxsim",
+            {"model": str(path), "output": output, "simplify": simplify},
+            {**model, "steps": file_digest(PEERS), "onnxsim": version("onnxsim")},
+            fresh,
         )
-        setattr(row, field, asdict(outcome))
+        setattr(row, field, asked)
     if exporter == EXPORTERS[0]:
-        row.torch_pruning = asdict(_torch_pruning(subject))
+        packages = {package: version(package) for package in ("torch", "torch-pruning", library)}
+        row.torch_pruning = _ask(
+            "benchmarks.coverage_peers:torch_pruning",
+            subject,
+            {"steps": file_digest(PEERS), "zoo": _zoo_digest(), **packages},
+            fresh,
+        )
     return row
+
+
+def _ask(function: str, arguments: dict[str, Any], depends: dict[str, str], fresh: bool) -> dict[str, Any]:
+    return asdict(call(function, arguments, limit=LIMIT, depends=depends, fresh=fresh))
+
+
+@functools.cache
+def _zoo_digest() -> str:
+    """Hash of the modules that build the models."""
+    return "".join(file_digest(file)[:4] for file in sorted((HERE / "families").glob("*.py")))
 
 
 def _export(subject: dict[str, str], path: Path) -> dict[str, Any]:
@@ -104,21 +118,13 @@ def _export(subject: dict[str, str], path: Path) -> dict[str, Any]:
     return dict(json.loads(known.read_text(encoding="utf-8")))
 
 
-def _torch_pruning(subject: dict[str, str]) -> Outcome:
-    packages = ("torch", "torch-pruning", subject["library"])
-    return call(
-        "benchmarks.coverage_steps:torch_pruning",
-        subject,
-        limit=LIMIT,
-        depends={"steps": file_digest(STEPS)} | {package: version(package) for package in packages},
-    )
-
-
 def _line(row: Row) -> str:
     head = f"{row.library:12} {row.name:32} {row.exporter:6}"
     if row.export["failure"]:
         return f"{head} not exported: {row.export['failure'][:100]}"
-    found = row.onnxprune or {}
+    if row.onnxprune is None:
+        return f"{head} exported"
+    found = row.onnxprune
     if found.get("failure"):
         return f"{head} FAILED: {found['failure'][:140]}"
     value = found["value"]
@@ -140,11 +146,13 @@ def _line(row: Row) -> str:
     return "  ".join(parts)
 
 
-def run(todo: Iterable[tuple[str, str, str]], zoo: Path, peers: bool, jobs: int) -> list[Row]:
+def run(
+    todo: Iterable[tuple[str, str, str]], zoo: Path, tools: Collection[str], jobs: int, fresh: bool
+) -> list[Row]:
     """Measure everything, `jobs` models at a time, in a fixed order."""
     with ThreadPoolExecutor(jobs) as pool:
         rows = []
-        for row in pool.map(lambda item: measure(*item, zoo, peers), todo):
+        for row in pool.map(lambda item: measure(*item, zoo, tools, fresh), todo):
             print(_line(row), flush=True)
             rows.append(row)
         return rows
@@ -158,7 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--exporter", choices=EXPORTERS, action="append", help="default: both")
     parser.add_argument("--zoo", type=Path, default=ZOO, help="folder of exported models")
     parser.add_argument("--folder", type=Path, default=HERE, help="where the page goes")
-    parser.add_argument("--no-peers", action="store_true", help="leave the other tools out; writes no page")
+    parser.add_argument("--tools", choices=TOOLS, help="only these, for a first look; writes no page")
+    parser.add_argument("--fresh", action="store_true", help="use no results of an earlier run")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     options = parser.parse_args(arguments)
     todo = [
@@ -168,8 +177,9 @@ def main(arguments: list[str] | None = None) -> int:
         for exporter in options.exporter or EXPORTERS
         if not options.names or name in options.names
     ]
-    rows = run(todo, options.zoo, not options.no_peers, options.jobs)
-    if options.no_peers or options.names:
+    tools = (options.tools,) if options.tools else TOOLS
+    rows = run(todo, options.zoo, tools, options.jobs, options.fresh)
+    if options.tools or options.names:
         return 0
     packages = ("torch", "torchvision", "timm", "transformers", "onnxscript", "onnxsim", "torch-pruning")
     about = environment(*packages)

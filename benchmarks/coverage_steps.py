@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ def export(library: str, name: str, exporter: str, path: str) -> Figures:
     from benchmarks.zoo import quiet
 
     torch.set_num_threads(1)
-    sample = _sample(library, name)
+    sample = sample_of(library, name)
     target, partial = Path(path), Path(path).with_suffix(".partial")
     target.parent.mkdir(parents=True, exist_ok=True)
     why = ""
@@ -39,7 +38,8 @@ def export(library: str, name: str, exporter: str, path: str) -> Figures:
     return {"dynamic": bool(dynamic), "why_fixed": why, "bytes": target.stat().st_size}
 
 
-def _sample(library: str, name: str) -> Any:
+def sample_of(library: str, name: str) -> Any:
+    """Build one of `benchmarks.families`: a `Sample`."""
     return importlib.import_module(f"benchmarks.families.{library}_models").MODELS[name]()
 
 
@@ -101,8 +101,8 @@ def prune(model: str, folder: str, targets: Mapping[str, Mapping[str, Any]]) -> 
             for barrier in analysis.blocked[:3]
         ],
         "analysis": time.perf_counter() - started,
-        "original": _runs(model),
-        "original_checker": _checks(model),
+        "original": runs(model),
+        "original_checker": checks(model),
         "targets": {},
     }
     del analysis
@@ -131,88 +131,14 @@ def prune(model: str, folder: str, targets: Mapping[str, Mapping[str, Any]]) -> 
             "difference": soundness.max_abs_diff / max(soundness.max_abs_output, 1e-30),
             "seconds": seconds,
             "memory": peak_mb(),
-            "checker": _checks(str(output)),
-            "run": _runs(str(output)),
+            "checker": checks(str(output)),
+            "run": runs(str(output)),
         }
         output.unlink(missing_ok=True)
     return figures
 
 
-def onnxsim(model: str, output: str, simplify: bool) -> Figures:
-    """`onnxsim.pruning` on the same file, half of every chain that it recognises."""
-    import onnx
-    import onnxsim as package
-    from onnxsim import pruning
-
-    proto = onnx.load(model)
-    if simplify:
-        proto, equal = package.simplify(proto)
-        if not equal:
-            raise RuntimeError("its own check says that the simplified model computes something else")
-    before = sum(_elements(tensor) for tensor in proto.graph.initializer)
-    proto = pruning.apply_structured_pruning(proto, sparsity=0.5)
-    after = sum(_elements(tensor) for tensor in proto.graph.initializer)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(proto, output)
-    figures = {"removed": after < before, "checker": _checks(output), "run": _runs(output), "macs": None}
-    if figures["run"]["ok"]:
-        import onnxprune
-
-        figures["macs"] = onnxprune.analyze(output).cost.macs / max(onnxprune.analyze(model).cost.macs, 1)
-    Path(output).unlink(missing_ok=True)
-    return figures
-
-
-def torch_pruning(library: str, name: str) -> Figures:
-    """Torch-Pruning on the module behind the file: half of every layer but the last, counted by itself."""
-    warnings.simplefilter("ignore")
-    import torch
-    import torch_pruning as tp
-    from torch import nn
-
-    torch.set_num_threads(1)
-    sample = _sample(library, name)
-    module, inputs = sample.module, tuple(sample.inputs.values())
-    for parameter in module.parameters():
-        parameter.requires_grad_(True)
-    shapes = _shapes(module(*inputs))
-    before, _ = tp.utils.count_ops_and_params(module, inputs)
-    widths = {shape[-1] for shape in shapes if shape} | {shape[1] for shape in shapes if len(shape) > 1}
-    last = [m for m in module.modules() if isinstance(m, nn.Linear) and m.out_features in widths]
-    last += [m for m in module.modules() if isinstance(m, nn.Conv2d) and m.out_channels in widths]
-    heads = {m: m.num_heads for m in module.modules() if isinstance(m, nn.MultiheadAttention)}
-    heads |= {
-        m.qkv: m.num_heads * 3
-        for m in module.modules()
-        if isinstance(getattr(m, "qkv", None), nn.Linear) and isinstance(getattr(m, "num_heads", None), int)
-    }
-    pruner = tp.pruner.MagnitudePruner(
-        module,
-        inputs,
-        importance=tp.importance.MagnitudeImportance(p=2),
-        global_pruning=False,
-        pruning_ratio=0.5,
-        ignored_layers=last,
-        round_to=8,
-        out_channel_groups=heads,
-    )
-    pruner.step()
-    same = _shapes(module(*inputs)) == shapes
-    after, _ = tp.utils.count_ops_and_params(module, inputs)
-    return {"same_shapes": same, "macs": after / max(before, 1)}
-
-
-def _shapes(found: Any) -> list[tuple[int, ...]]:
-    return [tuple(tensor.shape) for tensor in (found if isinstance(found, (tuple, list)) else [found])]
-
-
-def _elements(tensor: Any) -> int:
-    import math
-
-    return math.prod(tensor.dims)
-
-
-def _checks(model: str) -> str:
+def checks(model: str) -> str:
     """Empty where onnx's strictest check passes, else why not."""
     import onnx
 
@@ -223,27 +149,44 @@ def _checks(model: str) -> str:
     return ""
 
 
-def _runs(model: str) -> Figures:
-    """Whether onnxruntime runs the file on small inputs, and the shapes of what comes out."""
-    import numpy as np
+def runs(model: str) -> Figures:
+    """Whether onnxruntime runs the file on small inputs, and the shapes of what comes out.
+
+    Dims that have no size are 1 where they lead, else the first of some lengths that the model takes.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    found: Figures = {"ok": False, "why": ""}
+    for length in (16, 64, 512, 4096):
+        try:
+            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            results = session.run(None, _feeds(session, length))
+        except Exception as error:
+            found["why"] = found["why"] or f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+            continue
+        finite = all(_finite(result) for result in results)
+        return {"ok": True, "finite": finite, "shapes": [list(result.shape) for result in results]}
+    return found
+
+
+def _feeds(session: Any, length: int) -> Figures:
+    import numpy as np
+
     rng = np.random.default_rng(0)
-    try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        feeds = {}
-        for value in session.get_inputs():
-            shape = [d if isinstance(d, int) else 16 if i else 1 for i, d in enumerate(value.shape)]
-            kind = value.type.removeprefix("tensor(").removesuffix(")")
-            dtype = {"float": np.float32, "int64": np.int64, "int32": np.int32, "bool": np.bool_}[kind]
-            feeds[value.name] = (
-                rng.standard_normal(shape).astype(dtype) if dtype is np.float32 else np.ones(shape, dtype)
-            )
-        results = session.run(None, feeds)
-    except Exception as error:
-        return {"ok": False, "why": f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]}
-    finite = all(np.isfinite(r).all() for r in results if r.dtype.kind == "f")
-    return {"ok": True, "finite": bool(finite), "shapes": [list(r.shape) for r in results]}
+    feeds = {}
+    for value in session.get_inputs():
+        shape = [d if isinstance(d, int) else length if i else 1 for i, d in enumerate(value.shape)]
+        kind = value.type.removeprefix("tensor(").removesuffix(")")
+        dtype = {"float": np.float32, "int64": np.int64, "int32": np.int32, "bool": np.bool_}[kind]
+        noise = dtype is np.float32
+        feeds[value.name] = rng.standard_normal(shape).astype(dtype) if noise else np.ones(shape, dtype)
+    return feeds
+
+
+def _finite(array: Any) -> bool:
+    import numpy as np
+
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())

@@ -13,6 +13,7 @@ from onnxprune.graph.axes import Axis
 from onnxprune.graph.build import AxisGraph, build_axis_graph
 from onnxprune.graph.explain import nearest_barriers
 from onnxprune.graph.groups import Group, Partition, partition
+from onnxprune.model.branches import decide_branches
 from onnxprune.model.check import check
 from onnxprune.model.io import LoadedModel, load
 from onnxprune.model.normalize import normalize
@@ -234,6 +235,8 @@ def _analyze(
     graph = normalize(source.ir)
     table = rules or default_rules()
     shapes = infer_shapes(graph, bindings, table.infer)
+    while decide_branches(graph, shapes):
+        shapes = infer_shapes(graph, bindings, table.infer)
     unknown = sorted(set(bindings or {}) - set(shapes.bindings))
     if unknown:
         known = ", ".join(sorted(shapes.bindings)) or "none"

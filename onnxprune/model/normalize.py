@@ -39,7 +39,7 @@ def normalize(model: ir.Model) -> ir.Model:
     if "ai.onnx" in graph.opset_imports:  # another name of the default domain
         graph.opset_imports.setdefault("", graph.opset_imports["ai.onnx"])
     inline_functions(model)
-    _lift_constants(graph)
+    lift_constants(graph)
     for value in [value for value in graph.inputs if value.is_initializer()]:
         graph.inputs.remove(value)
     _alias_identities(graph)
@@ -50,7 +50,7 @@ def normalize(model: ir.Model) -> ir.Model:
     return model
 
 
-def _lift_constants(graph: ir.Graph) -> None:
+def lift_constants(graph: ir.Graph) -> None:
     """Turn Constant nodes into initializers of the same name; strings, which no rule reads, stay nodes."""
     for node in tuple(graph):
         if node.op_type != "Constant" or node.domain or len(node.outputs) != 1:

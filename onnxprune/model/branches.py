@@ -1,0 +1,95 @@
+"""An If whose condition is the same for every input: the branch that is taken comes in its place.
+
+Exporters write `squeeze(dim)` of an unknown extent as an If on `Shape(x)[dim] == 1`; where that extent is fixed,
+so is the branch.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxprune.model.edit import fresh
+from onnxprune.model.normalize import lift_constants
+from onnxprune.model.shapes import Shapes
+
+
+def decide_branches(model: ir.Model, shapes: Shapes) -> bool:
+    """Replace every If of the main graph whose condition is known and depends on no symbolic dim.
+
+    Parameters
+    ----------
+    model
+        Mutated.
+    shapes
+        Of the model as it is; no longer true where something was replaced.
+
+    Returns
+    -------
+    bool
+        Whether anything was replaced.
+    """
+    if shapes.bindings and not shapes.other:  # nothing tells which values depend on the symbolic dims
+        return False
+    decided = [(node, taken) for node in model.graph if (taken := _taken(node, shapes)) is not None]
+    for node, taken in decided:
+        _splice(model.graph, node, taken)
+    lift_constants(model.graph)
+    return bool(decided)
+
+
+def _taken(node: ir.Node, shapes: Shapes) -> ir.Graph | None:
+    """The branch of an If that every input takes."""
+    condition = node.inputs[0] if node.op_type == "If" and not node.domain else None
+    value = None if condition is None else shapes.data.get(condition)
+    if condition is None or value is None or value.size != 1 or not _is_fixed(condition, shapes):
+        return None
+    return node.attributes["then_branch" if bool(value.ravel()[0]) else "else_branch"].as_graph()
+
+
+_COPIES = frozenset(
+    {"Cast", "Concat", "Gather", "Identity", "Reshape", "Shape", "Slice", "Squeeze", "Unsqueeze"}
+)
+"""Operators that pass numbers on: what comes out the same at two sizes of everything is a fixed number."""
+
+
+def _is_fixed(value: ir.Value, shapes: Shapes) -> bool:
+    """Whether no size of a symbolic dim changes a value; a comparison alone can agree at two sizes by chance."""
+    if value not in shapes.data or value in shapes.varying:
+        return False
+    producer = value.producer()
+    if producer is None or producer.op_type in _COPIES:
+        return True
+    return all(_is_fixed(source, shapes) for source in producer.inputs if source is not None)
+
+
+def _splice(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
+    """Move a branch's nodes and initializers before its If, and take the If out."""
+    known = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    known |= {value.name for part in graph for value in part.outputs}
+    for value in tuple(branch.initializers.values()):
+        branch.initializers.pop(str(value.name))
+        if value.name in known:
+            value.name = fresh(graph, str(value.name))
+        graph.register_initializer(value)
+    inner = tuple(branch)
+    results = tuple(branch.outputs)
+    branch.outputs.clear()
+    for part in inner:
+        branch.remove(part)
+    for part in inner:
+        for value in part.outputs:
+            if value.name in known:
+                value.name = fresh(graph, str(value.name))
+    copies = [ir.node("Identity", [result]) for result in results]
+    graph.insert_before(node, [*inner, *copies])
+    for old, copy in zip(tuple(node.outputs), copies, strict=True):
+        new = copy.outputs[0]
+        new.type, new.shape = old.type, old.shape
+        for user, slot in tuple(old.uses()):
+            user.replace_input_with(slot, new)
+        for index, output in enumerate(graph.outputs):
+            if output is old:
+                graph.outputs[index] = new
+        new.name, old.name = old.name, None
+        copy.name = f"{new.name}/taken"
+    graph.remove(node)
