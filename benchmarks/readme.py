@@ -17,7 +17,7 @@ from benchmarks.tables import environment_line, share, table
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 MARKS = ("<!-- figures: python -m benchmarks.readme -->", "<!-- /figures -->")
-TOOLS = ("onnxprune", "onnxprune, uniform", "onnxsim", "Torch-Pruning")
+TOOLS = ("onnxprune", "onnxprune, global", "onnxsim", "Torch-Pruning")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = [
         "torchvision's architectures (random weights) with `--ratio 0.5`, from PyTorch's TorchScript exporter. "
         "Each cell: parameters / MACs / latency that stay. All of onnxprune's results passed onnx's checker and "
-        "the proof, from both exporters. **uniform** is what the other tools do: the same share of every group. "
+        "the proof, from both exporters. **global** ranks the units of all groups together. "
         "[All figures](benchmarks/torchvision.md).",
         _torchvision(torchvision["entries"]),
         "Torch-Pruning works on the PyTorch module, not on a file, and also narrows the residual width of the "

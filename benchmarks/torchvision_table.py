@@ -36,8 +36,8 @@ WORK = Path("build/bench/torchvision")
 
 # label -> (function of benchmarks.tools, its options, package whose version the result depends on)
 TOOLS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "onnxprune": ("onnxprune", {"scope": "global"}, "onnxprune"),
-    "onnxprune, uniform": ("onnxprune", {"scope": "uniform"}, "onnxprune"),
+    "onnxprune": ("onnxprune", {"scope": "local"}, "onnxprune"),
+    "onnxprune, global": ("onnxprune", {"scope": "global"}, "onnxprune"),
     "onnxsim": ("onnxsim", {"simplify": False}, "onnxsim"),
     "onnxsim, simplified": ("onnxsim", {"simplify": True}, "onnxsim"),
     "Torch-Pruning": ("torch_pruning", {"round_to": 8}, "torch-pruning"),
@@ -46,8 +46,8 @@ LEGEND = f"""\
 Every tool was asked for {RATIO:.0%} of the channels of what it can prune. Weights are random (accuracy is
 not the subject).
 
-- **onnxprune**: `onnxprune prune MODEL --ratio {RATIO}`, one ranking over all groups. **uniform**: `--scope
-  uniform`, the same share of every group, which is what the other tools do. Both round widths to 8, count
+- **onnxprune**: `onnxprune prune MODEL --ratio {RATIO}`: the same share of every group, which is what the
+  other tools do. **global**: `--scope global`, one ranking over all groups. Both round widths to 8, count
   heads as units, leave softmax and LayerNorm axes whole, and prove masked == removed in onnxruntime before
   the file is written.
 - **onnxsim**: `onnxsim.pruning.apply_structured_pruning(model, sparsity={RATIO})` on the same file;
