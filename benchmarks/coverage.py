@@ -15,6 +15,7 @@ import functools
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -158,6 +159,14 @@ def run(
         return rows
 
 
+def _portable(row: Any, zoo: Path) -> Any:
+    """A row whose texts name no folder of this machine."""
+    text = json.dumps(row)
+    for folder in (zoo.resolve(), HERE.parent, Path(sys.prefix), Path(tempfile.gettempdir())):
+        text = text.replace(str(folder), "")
+    return json.loads(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run everything that is not kept from before, and write the page."""
     parser = argparse.ArgumentParser(prog="benchmarks.coverage", description=__doc__.partition("\n")[0])
@@ -187,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         "schema": "onnxprune-bench-coverage/1",
         "targets": TARGETS,
         "environment": about,
-        "rows": [asdict(row) for row in rows],
+        "rows": [_portable(asdict(row), options.zoo) for row in rows],
     }
     write(options.folder, "coverage", render(data), data)
     return 0
