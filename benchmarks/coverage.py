@@ -41,7 +41,7 @@ WORK = Path("build/bench/coverage")
 class Row:
     """One file and what the tools made of it; outcomes as `benchmarks.isolated` gives them."""
 
-    library: str
+    package: str
     name: str
     exporter: str
     export: dict[str, Any]
@@ -120,7 +120,7 @@ def _export(subject: dict[str, str], path: Path) -> dict[str, Any]:
 
 
 def _line(row: Row) -> str:
-    head = f"{row.library:12} {row.name:32} {row.exporter:6}"
+    head = f"{row.package:12} {row.name:32} {row.exporter:6}"
     if row.export["failure"]:
         return f"{head} not exported: {row.export['failure'][:100]}"
     if row.onnxprune is None:
@@ -171,7 +171,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run everything that is not kept from before, and write the page."""
     parser = argparse.ArgumentParser(prog="benchmarks.coverage", description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="MODEL", help="default: all of them")
-    parser.add_argument("--library", choices=LIBRARIES, action="append", help="default: all three")
+    parser.add_argument(
+        "--library", dest="packages", choices=LIBRARIES, action="append", help="default: all three"
+    )
     parser.add_argument("--exporter", choices=EXPORTERS, action="append", help="default: both")
     parser.add_argument("--zoo", type=Path, default=ZOO, help="folder of exported models")
     parser.add_argument("--folder", type=Path, default=HERE, help="where the page goes")
@@ -181,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     todo = [
         (library, name, exporter)
-        for library in options.library or LIBRARIES
+        for library in options.packages or LIBRARIES
         for name in names(library)
         for exporter in options.exporter or EXPORTERS
         if not options.names or name in options.names

@@ -78,7 +78,7 @@ class File:
         By field; those that were not asked are missing.
     """
 
-    library: str
+    package: str
     name: str
     exporter: str
     export_failure: str
@@ -89,8 +89,8 @@ class File:
     @property
     def family(self) -> str:
         """What it is counted with."""
-        if self.library != "torchvision":
-            return self.library
+        if self.package != "torchvision":
+            return self.package
         return "torchvision, others" if self.name in TRANSFORMERS else "torchvision, CNNs"
 
     @property
@@ -211,7 +211,7 @@ def _file(row: Mapping[str, Any]) -> File:
         for field in PEERS
         if (found := row.get(field)) is not None
     }
-    return File(row["library"], row["name"], row["exporter"], export_failure, failure, value, peers)
+    return File(row["package"], row["name"], row["exporter"], export_failure, failure, value, peers)
 
 
 def _onnxsim(outcome: Mapping[str, Any], original: Mapping[str, Any]) -> Peer:

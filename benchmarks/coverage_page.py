@@ -100,7 +100,7 @@ def _marks(files: Sequence[File]) -> list[list[bool]]:
 def _peers(files: Sequence[File]) -> str:
     """Two tables: what came of the other tools, and what share of the models each tool prunes."""
     modules = {
-        (file.library, file.name): file.peers["torch_pruning"]
+        (file.package, file.name): file.peers["torch_pruning"]
         for file in files
         if "torch_pruning" in file.peers
     }
@@ -126,8 +126,8 @@ def _reach(label: str, files: Sequence[File], modules: Mapping[tuple[str, str], 
     asked: dict[str, list[Peer]] = {field: [] for field in PEERS}
     for file in counted:
         peers = dict(file.peers)
-        if (file.library, file.name) in modules:
-            peers["torch_pruning"] = modules[file.library, file.name]
+        if (file.package, file.name) in modules:
+            peers["torch_pruning"] = modules[file.package, file.name]
         for field, peer in peers.items():
             asked[field].append(peer)
         if peers:
@@ -152,7 +152,7 @@ def _peer_row(files: Iterable[File], field: str) -> list[object]:
 
 def _listed(title: str, files: Sequence[File], reasons: Callable[[File], list[str]]) -> str:
     rows = [
-        [file.library, file.name, file.exporter, "; ".join(why)] for file in files if (why := reasons(file))
+        [file.package, file.name, file.exporter, "; ".join(why)] for file in files if (why := reasons(file))
     ]
     if not rows:
         return f"## {title}\n\nNone."
@@ -197,7 +197,7 @@ def _every(files: Sequence[File]) -> str:
 
 
 def _line(file: File) -> list[object]:
-    head: list[object] = [file.library, file.name, file.exporter]
+    head: list[object] = [file.package, file.name, file.exporter]
     if file.export_failure:
         return [*head, *[""] * 3, "not exported", *[""] * (7 + len(PEERS))]
     peers = [_peer_cell(file.peers[field]) if field in file.peers else "" for field in PEERS]

@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import library as operators
 from torch import nn
 
 from benchmarks.families import Sample
@@ -148,7 +149,7 @@ def _mobilenet_fpn() -> nn.Module:
     return mobilenet_backbone(backbone_name="mobilenet_v3_large", weights=None, fpn=True)
 
 
-_GIVEN: list[torch.library.Library] = []
+_GIVEN: list[operators.Library] = []
 
 
 def _give_nms() -> None:
@@ -165,7 +166,7 @@ def _give_nms() -> None:
             order = [i for i in order if overlap[best, i] <= threshold]
         return torch.tensor(kept, dtype=torch.int64)
 
-    _GIVEN.append(torch.library.Library("torchvision", "IMPL", "CPU"))
+    _GIVEN.append(operators.Library("torchvision", "IMPL", "CPU"))
     _GIVEN[0].impl("nms", nms)
 
 

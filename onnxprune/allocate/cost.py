@@ -117,12 +117,16 @@ class CostModel:
                 extent[divisor] = 1.0 / (1.0 / extent[divisor] - whole[~flags].sum())
         return extent
 
+    def _class(self, axis: Axis) -> int:
+        """Place of an axis in the extents."""
+        return int(self._layout.klass[self._layout.number[axis]]) + 1
+
     def _number_divisors(self) -> dict[tuple[int, int], int]:
         """Position in the extents of `1 / blocks that are left`, per class of a divided axis and its blocks."""
         found: dict[tuple[int, int], int] = {}
         for axis, blocked in self._axis_graph.blocked.items():
             if axis in self._layout.number:
-                key = (int(self._layout.klass[self._layout.number[axis]]) + 1, blocked.blocks)
+                key = (self._class(axis), blocked.blocks)
                 found.setdefault(key, len(self._base) + len(found))
         return found
 
@@ -133,7 +137,7 @@ class CostModel:
             blocked = self._axis_graph.blocked.get(use.axis)
             if blocked is None:
                 continue
-            k = int(self._layout.klass[self._layout.number[use.axis]]) + 1
+            k = self._class(use.axis)
             runs = use.unit.reshape(blocked.blocks, -1)
             whole = runs[(runs == runs[:, :1]).all(axis=1) & (runs[:, 0] >= 0), 0]
             if runs.shape[1] > 1 and len(whole):
@@ -144,7 +148,7 @@ class CostModel:
         """Classes of axes that a group touches, and how many positions each unit has there."""
         seen: dict[int, Index] = {}
         for use in group.axes:
-            k = int(self._layout.klass[self._layout.number[use.axis]]) + 1
+            k = self._class(use.axis)
             if k not in seen:
                 seen[k] = np.bincount(use.unit[use.unit >= 0], minlength=group.units)
         return np.array(list(seen), np.int64), np.array(list(seen.values()))
@@ -162,11 +166,10 @@ class CostModel:
             start.append(len(classes))
             classes.append(0)
             for axis in term.axes:
-                number = self._layout.number.get(axis)
-                if number is None:
+                if axis not in self._layout.number:
                     factor *= self._axis_graph.shapes.dims[axis.value][axis.dim] or 0
                 else:
-                    k = int(self._layout.klass[number]) + 1
+                    k = self._class(axis)
                     classes.append(k)
                     blocked = self._axis_graph.blocked.get(axis)
                     if blocked is not None:

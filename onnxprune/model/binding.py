@@ -73,9 +73,8 @@ def other_sizes(inputs: Iterable[ir.Value], sizes: Mapping[str, int]) -> Iterato
         return
     yield {name: 2 * size if size else 1 for name, size in sizes.items()}
     yield {name: size + 1 for name, size in sizes.items()}
-    if any(size % 2 == 0 for size in sizes.values()):  # as far as a table of positions goes, and no further
-        leading = {symbol(v, 0) for v in inputs if v.shape and not isinstance(v.shape[0], int)}
-        yield {name: 2 * size if name in leading else max(size // 2, 1) for name, size in sizes.items()}
     leading = {symbol(v, 0) for v in inputs if v.shape and not isinstance(v.shape[0], int)}
+    if any(size % 2 == 0 for size in sizes.values()):  # as far as a table of positions goes, and no further
+        yield {name: 2 * size if name in leading else max(size // 2, 1) for name, size in sizes.items()}
     if leading and leading != set(sizes):
         yield {name: 2 * size if name in leading else size for name, size in sizes.items()}

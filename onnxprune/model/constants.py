@@ -59,7 +59,7 @@ def fold_constants(graph: ir.Graph, listed: Collection[str]) -> None:
     for part in _parts(inside, nodes):
         made = _evaluate(graph, part)
         for value, tensor in made.items():
-            _replace(graph, value, tensor)
+            edit.replace_by_initializer(graph, value, tensor)
 
 
 def _is_constant(graph: ir.Graph, node: ir.Node, inside: set[ir.Node], listed: Collection[str]) -> bool:
@@ -247,18 +247,3 @@ def _run(model: onnx.ModelProto, part: _Part) -> dict[ir.Value, np.ndarray[Any, 
     with np.errstate(all="ignore"):
         results = ReferenceEvaluator(model).run([_name(value) for value in part.made], feed)
     return {value: np.asarray(array) for value, array in zip(part.made, results, strict=True)}
-
-
-def _replace(graph: ir.Graph, old: ir.Value, tensor: ir.TensorProtocol) -> None:
-    """Let an initializer of the same name take the place of a value."""
-    value = ir.Value(
-        name=old.name,
-        type=ir.TensorType(tensor.dtype),
-        shape=ir.Shape(tensor.shape.numpy()),
-        doc_string=old.doc_string,
-        const_value=tensor,
-        metadata_props=dict(old.metadata_props) or None,
-    )
-    value.meta.update(old.meta)
-    graph.register_initializer(value)
-    old.replace_all_uses_with(value)

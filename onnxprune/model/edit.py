@@ -152,6 +152,21 @@ def insert_after(value: ir.Value, op_type: str, others: list[ir.Value], **attrib
     return out
 
 
+def replace_by_initializer(graph: ir.Graph, old: ir.Value, tensor: ir.TensorProtocol) -> None:
+    """Let an initializer of the same name take the place of a value."""
+    value = ir.Value(
+        name=old.name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(tensor.shape.numpy()),
+        doc_string=old.doc_string,
+        const_value=tensor,
+        metadata_props=dict(old.metadata_props) or None,
+    )
+    value.meta.update(old.meta)
+    graph.register_initializer(value)
+    old.replace_all_uses_with(value)
+
+
 def drop_unused(graph: ir.Graph, keep: frozenset[str] = frozenset()) -> None:
     """Remove nodes whose outputs nothing uses, then initializers that nothing uses.
 

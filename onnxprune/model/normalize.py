@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.constants import fold_constants
-from onnxprune.model.edit import drop_unused, used_names
+from onnxprune.model.edit import drop_unused, replace_by_initializer, used_names
 from onnxprune.model.inline import inline_functions
 from onnxprune.model.origin import note_twins, remember, twins
 
@@ -59,17 +59,7 @@ def lift_constants(graph: ir.Graph) -> None:
         tensor = _constant(node)
         if tensor is None or output.is_graph_output() or not output.name or output.name in graph.initializers:
             continue
-        value = ir.Value(
-            name=output.name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape.numpy()),
-            doc_string=output.doc_string,
-            const_value=tensor,
-            metadata_props=dict(output.metadata_props) or None,
-        )
-        value.meta.update(output.meta)
-        graph.register_initializer(value)
-        output.replace_all_uses_with(value)
+        replace_by_initializer(graph, output, tensor)
         graph.remove(node, safe=True)
 
 
