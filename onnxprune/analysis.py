@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -20,6 +20,7 @@ from onnxprune.model.normalize import normalize
 from onnxprune.model.origin import twins
 from onnxprune.model.shapes import infer_shapes
 from onnxprune.rules import RuleTable, default_rules
+from onnxprune.select import matching_io
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Analysis:
         MACs and parameters for any choice of kept units.
     allow_inexact
         Whether axes that norms average over were opened.
+    refit_io
+        Names of the graph inputs and outputs that may get smaller.
     """
 
     source: LoadedModel
@@ -72,6 +75,7 @@ class Analysis:
     partition: Partition
     costs: CostModel = field(repr=False)
     allow_inexact: bool = False
+    refit_io: tuple[str, ...] = ()
 
     @cached_property
     def inexact(self) -> Mapping[str, str]:
@@ -188,6 +192,7 @@ def analyze(
     bindings: Mapping[str, int] | None = None,
     rules: RuleTable | None = None,
     allow_inexact: bool = False,
+    refit_io: Sequence[str] = (),
 ) -> Analysis:
     """Find the groups of a model, what they cost and what is blocked.
 
@@ -201,17 +206,20 @@ def analyze(
         The rule table; `default_rules()` by default.
     allow_inexact
         Also cut axes that norms average over: then the norm is one of the positions that stay.
+    refit_io
+        Graph inputs and outputs that may get smaller with the layers around them, as globs on their names or
+        `re:` and a regular expression: the keys and values of a cache, above all.
 
     Raises
     ------
     ModelError
         The file is no usable model, or has no float weights.
     UsageError
-        A binding names no symbolic dim of the model.
+        A binding names no symbolic dim of the model, or a pattern no input or output.
     """
     source = model if isinstance(model, LoadedModel) else load(model)
     try:
-        return _analyze(source, bindings, rules, allow_inexact)
+        return _analyze(source, bindings, rules, allow_inexact, refit_io)
     except OnnxPruneError:
         raise
     except Exception:  # a node without its inputs, an attribute of another type: the checker finds the words
@@ -231,6 +239,7 @@ def _analyze(
     bindings: Mapping[str, int] | None,
     rules: RuleTable | None,
     allow_inexact: bool,
+    refit_io: Sequence[str],
 ) -> Analysis:
     graph = normalize(source.ir)
     table = rules or default_rules()
@@ -243,14 +252,15 @@ def _analyze(
         raise UsageError(
             f"--bind {unknown[0]}: the model has no symbolic dim of that name", f"It has: {known}."
         )
-    axis_graph = build_axis_graph(graph, shapes, table, allow_inexact=allow_inexact)
+    open_io = matching_io(graph.graph, refit_io)
+    axis_graph = build_axis_graph(graph, shapes, table, allow_inexact=allow_inexact, refit_io=open_io)
     if not axis_graph.parameters:
         raise ModelError(
             f"{source.path} has no float weights, so there is nothing to prune",
             "Is it a quantised model, or a graph of pre- or post-processing?",
         )
     parts = partition(axis_graph)
-    return Analysis(source, axis_graph, parts, CostModel(axis_graph, parts), allow_inexact)
+    return Analysis(source, axis_graph, parts, CostModel(axis_graph, parts), allow_inexact, open_io)
 
 
 def _channel_axes(graph: AxisGraph, axes: list[Axis]) -> list[Axis]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from onnxprune.model.finalize import finalize
 from onnxprune.model.io import LoadedModel
 from onnxprune.model.normalize import normalize
 from onnxprune.planning import Choices, allocate, check_reached, score_groups
-from onnxprune.plans import Plan, allows_inexact, read_plan
+from onnxprune.plans import MadeWith, Plan, made_with, read_plan
 from onnxprune.pruning import Pruned, apply_plan, prune_model
 from onnxprune.rules import RuleTable
 from onnxprune.validation import validate
@@ -179,6 +180,7 @@ def prune(
     force: bool = False,
     best_effort: bool = False,
     allow_inexact: bool = False,
+    refit_io: Sequence[str] = (),
     rules: RuleTable | None = None,
     criteria: CriterionTable | None = None,
     progress: Progress | None = None,
@@ -211,6 +213,9 @@ def prune(
     allow_inexact
         Cut axes that norms average over, too (the width of a residual stream under LayerNorm): the norm is then
         one of the channels that stay, which is not what it was.
+    refit_io
+        Graph inputs and outputs that may get smaller with the layers around them (keys and values of a cache):
+        globs on their names, or `re:` and a regular expression. All others keep their shapes.
     rules, criteria
         Tables to use instead of the default ones.
     progress
@@ -239,6 +244,7 @@ def prune(
         metric=metric,
         best_effort=best_effort,
         allow_inexact=allow_inexact,
+        refit_io=tuple(refit_io),
         seed=seed,
         rules=rules,
         criteria=criteria,
@@ -280,6 +286,7 @@ def apply(
     SoundnessError
         masked != removed.
     """
+    made = MadeWith(plan.inexact, plan.refit_io) if isinstance(plan, Plan) else made_with(plan)
     job = Job(
         mode=mode,
         data=data,
@@ -287,7 +294,8 @@ def apply(
         preprocess=preprocess,
         bindings=dict(bindings or {}),
         provider=provider,
-        allow_inexact=plan.inexact if isinstance(plan, Plan) else allows_inexact(plan),
+        allow_inexact=made.allow_inexact,
+        refit_io=tuple(f"re:^{re.escape(name)}$" for name in made.refit_io),
         rules=rules,
         progress=progress,
     )

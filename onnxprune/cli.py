@@ -23,6 +23,7 @@ from onnxprune.options import (
     inexact_option,
     parse_bindings,
     provider_option,
+    refit_io_option,
     verbosity,
 )
 from onnxprune.progress import Bar
@@ -82,6 +83,7 @@ def cli() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="For random numbers.")
 @click.option("--best-effort", is_flag=True, help="Where the target is out of reach, take what is reachable.")
 @inexact_option
+@refit_io_option
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @verbosity
 def prune(
@@ -109,6 +111,7 @@ def prune(
     seed: int,
     best_effort: bool,
     allow_inexact: bool,
+    refit_io: tuple[str, ...],
     force: bool,
     quiet: bool,
     verbose: bool,
@@ -150,6 +153,7 @@ def prune(
             force=force,
             best_effort=best_effort,
             allow_inexact=allow_inexact,
+            refit_io=refit_io,
             progress=bar.update,
         )
     write_side_files(pruned, plan_file, reports)
@@ -219,6 +223,7 @@ def apply(
 )
 @bind_option
 @inexact_option
+@refit_io_option
 @click.option("--force", is_flag=True, help="Replace an existing JSON file.")
 @verbosity
 def analyze(
@@ -226,6 +231,7 @@ def analyze(
     json_file: Path | None,
     bind: tuple[str, ...],
     allow_inexact: bool,
+    refit_io: tuple[str, ...],
     force: bool,
     quiet: bool,
     verbose: bool,
@@ -242,7 +248,7 @@ def analyze(
         bar.update("loading", 0, 0)
         source = open_checked(model, None, (to_file,), force=force)
         bar.update("analysing", 0, 0)
-        result = api.analyze(source, bindings=bindings, allow_inexact=allow_inexact)
+        result = api.analyze(source, bindings=bindings, allow_inexact=allow_inexact, refit_io=refit_io)
         text = reporter.render_json(result) if json_file is not None else ""
     if to_file is not None:
         write_text(to_file, text)
@@ -260,7 +266,10 @@ def analyze(
 @click.argument("name")
 @bind_option
 @inexact_option
-def explain(model: Path, name: str, bind: tuple[str, ...], allow_inexact: bool) -> None:
+@refit_io_option
+def explain(
+    model: Path, name: str, bind: tuple[str, ...], allow_inexact: bool, refit_io: tuple[str, ...]
+) -> None:
     """Say why tensor, layer, axis (`tensor[dim]`) or group NAME is coupled or blocked."""
     from onnxprune import api
 
@@ -268,7 +277,7 @@ def explain(model: Path, name: str, bind: tuple[str, ...], allow_inexact: bool) 
     bindings = parse_bindings(bind)
     with Bar() as bar:
         bar.update("analysing", 0, 0)
-        analysis = api.analyze(model, bindings=bindings, allow_inexact=allow_inexact)
+        analysis = api.analyze(model, bindings=bindings, allow_inexact=allow_inexact, refit_io=refit_io)
         explanation = api.explain(analysis, name)
     click.echo(str(explanation))
 

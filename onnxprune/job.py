@@ -43,6 +43,8 @@ class Job:
         Accept what is reachable where the target is not.
     allow_inexact
         Cut axes that norms average over, too.
+    refit_io
+        Patterns of graph inputs and outputs that may get smaller.
     seed
         For generated inputs.
     rules, criteria
@@ -65,6 +67,7 @@ class Job:
     metric: str | None = None
     best_effort: bool = False
     allow_inexact: bool = False
+    refit_io: tuple[str, ...] = ()
     seed: int = 0
     rules: RuleTable | None = None
     criteria: CriterionTable | None = None
@@ -160,7 +163,13 @@ def open_model(
         seed=job.seed,
     )
     job.say("analysing")
-    analysis = analyze(source, bindings=inputs.bindings, rules=job.rules, allow_inexact=job.allow_inexact)
+    analysis = analyze(
+        source,
+        bindings=inputs.bindings,
+        rules=job.rules,
+        allow_inexact=job.allow_inexact,
+        refit_io=job.refit_io,
+    )
     return Opened(analysis, inputs)
 
 

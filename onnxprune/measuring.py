@@ -13,7 +13,9 @@ from onnxprune.calibrate.dataset import Dataset, Feed, Feeds
 from onnxprune.calibrate.sessions import open_session
 from onnxprune.errors import DataError, ModelError
 from onnxprune.evaluate.fidelity import Fidelity
+from onnxprune.evaluate.smaller import CutFeeds, Cuts, cuts_by_name
 from onnxprune.evaluate.validate import compare, measure
+from onnxprune.graph.axes import Kept
 from onnxprune.job import Job, Opened
 from onnxprune.model.convert import FLOATS, to_float32
 from onnxprune.model.detach import foreign_nodes
@@ -73,8 +75,14 @@ def check_metric(opened: Opened, job: Job) -> None:
             ) from None
 
 
-def measure_both(opened: Opened, pruned: ir.Model, job: Job) -> Measurements:
-    """Metric before and after where labels are there, and label-free fidelity; on real data only."""
+def measure_both(opened: Opened, pruned: ir.Model, kept: Kept, job: Job) -> Measurements:
+    """Metric before and after where labels are there, and label-free fidelity; on real data only.
+
+    Parameters
+    ----------
+    kept
+        Positions that `pruned` still has: its inputs and outputs may be smaller, too.
+    """
     if job.data is None:
         return Measurements()
     original, data = opened.analysis.source.ir, opened.inputs.data
@@ -85,15 +93,25 @@ def measure_both(opened: Opened, pruned: ir.Model, job: Job) -> Measurements:
             notes=(f"onnxruntime cannot run {names}, so neither accuracy nor fidelity was measured",)
         )
     model, cut = run.models
-    fidelity = compare(model, cut, run.data, job.provider, BATCH, progress=job.tick("comparing outputs"))
+    cuts = _interface(original, kept)
+    fidelity = compare(
+        model, cut, run.data, job.provider, BATCH, cuts=cuts, progress=job.tick("comparing outputs")
+    )
     if data.labels is None:
         return Measurements(None, fidelity, run.notes)
     metric = job.metric or "top1"
+    smaller = replace(run.data, feeds=CutFeeds(run.data.feeds, cuts))
     before, after = (
-        measure(each, run.data, metric, job.provider, BATCH, progress=job.tick(f"measuring {metric}"))
-        for each in run.models
+        measure(each, data, metric, job.provider, BATCH, progress=job.tick(f"measuring {metric}"))
+        for each, data in ((model, run.data), (cut, smaller))
     )
     return Measurements(Measured(before, after), fidelity, run.notes)
+
+
+def _interface(model: ir.Model, kept: Kept) -> Cuts:
+    """What is left of the graph's inputs and outputs, where `--refit-io` made them smaller."""
+    names = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+    return {name: cut for name, cut in cuts_by_name(kept).items() if name in names}
 
 
 def as_runnable(models: Sequence[ir.Model], data: Dataset, provider: str) -> Runnable | None:

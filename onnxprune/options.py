@@ -64,6 +64,16 @@ def inexact_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+def refit_io_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--refit-io PATTERN`, repeatable."""
+    return click.option(
+        "--refit-io",
+        multiple=True,
+        metavar="PATTERN",
+        help="Inputs and outputs that may get smaller, as those of a cache (glob or re:...).",
+    )(function)
+
+
 def verbosity(function: Callable[..., Any]) -> Callable[..., Any]:
     """`-q` and `-v`."""
     function = click.option("-v", "--verbose", is_flag=True, help="List everything; log what is done.")(

@@ -39,6 +39,8 @@ class Plan:
         with private columns (grouped convolutions) one list per block.
     inexact
         Whether groups are meant that only an analysis with `allow_inexact` finds.
+    refit_io
+        Names of the graph inputs and outputs that may get smaller.
     """
 
     model_sha256: str
@@ -46,6 +48,7 @@ class Plan:
     keep: Mapping[str, Bools] = field(repr=False)
     initializers: Kept_indices = field(repr=False)
     inexact: bool = False
+    refit_io: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, analysis: Analysis, keep: Mapping[str, Bools]) -> Plan:
@@ -57,6 +60,7 @@ class Plan:
             cut,
             _indices(analysis, kept_positions(analysis.groups, cut)),
             analysis.allow_inexact,
+            analysis.refit_io,
         )
 
     @property
@@ -77,6 +81,7 @@ class Plan:
             "schema": SCHEMA,
             "model_sha256": self.model_sha256,
             **({"allow_inexact": True} if self.inexact else {}),
+            **({"refit_io": list(self.refit_io)} if self.refit_io else {}),
             "groups": groups,
             "initializers": initializers,
         }
@@ -91,13 +96,25 @@ class Plan:
         return f"Plan(drops {self.dropped} of {total} units in {len(self.units)} groups)"
 
 
-def allows_inexact(path: str | os.PathLike[str]) -> bool:
-    """Whether a plan was made with `--allow-inexact`; False where it is no plan, which `read_plan` reports."""
+@dataclass(frozen=True)
+class MadeWith:
+    """Which axes the analysis opened that a plan was made from, besides those that are always free."""
+
+    allow_inexact: bool = False
+    refit_io: tuple[str, ...] = ()
+
+
+def made_with(path: str | os.PathLike[str]) -> MadeWith:
+    """What a plan file was made with; nothing where it is no plan, which `read_plan` reports."""
     try:
         body = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(body, dict) and body.get("allow_inexact") is True
+        return MadeWith()
+    if not isinstance(body, dict):
+        return MadeWith()
+    names = body.get("refit_io")
+    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return MadeWith(body.get("allow_inexact") is True, tuple(names) if names and known else ())
 
 
 def read_plan(path: str | os.PathLike[str], analysis: Analysis) -> Plan:

@@ -20,8 +20,8 @@ from onnxprune.model import io
 from onnxprune.model.finalize import finalize
 from onnxprune.planning import Choices, Scored, allocate, check_reached, find_criterion, score_groups
 from onnxprune.plans import Plan
-from onnxprune.report.assemble import barrier_results, group_results
-from onnxprune.report.report import Report, Size, TargetResult
+from onnxprune.report.assemble import barrier_results, group_results, refitted_io
+from onnxprune.report.report import RefittedIO, Report, Size, TargetResult
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import remove
@@ -149,7 +149,8 @@ def _finish(
     analysis, source = opened.analysis, opened.analysis.source
     job.say("cutting" if job.mode == "remove" else "masking")
     model = build(analysis, plan.keep, job.mode)
-    measured = measure_both(opened, model, job)
+    kept = kept_positions(analysis.groups, plan.keep if job.mode == "remove" else {})
+    measured = measure_both(opened, model, kept, job)
     size = _bytes(model)
     if output is not None:
         job.say("writing")
@@ -157,6 +158,7 @@ def _finish(
         size = io.save(model, output, external=bool(source.data_files), force=force, sources=sources)
     cost = analysis.costs.cost(plan.keep if job.mode == "remove" else {})
     data = opened.inputs.data
+    refitted = refitted_io(analysis, kept)
     report = Report(
         path=str(source.path),
         sha256=source.sha256,
@@ -181,7 +183,11 @@ def _finish(
         bindings=analysis.bindings,
         metric=measured.metric,
         fidelity=measured.fidelity,
-        warnings=_warnings(opened, job, choices, plan, target, soundness, measured),
+        warnings=(
+            *_warnings(opened, job, choices, plan, target, soundness, measured),
+            *_unmoved(refitted, job),
+        ),
+        refitted=refitted,
     )
     return Pruned(model, plan, report, None if output is None else Path(output))
 
@@ -220,6 +226,18 @@ def _warnings(
     if job.mode == "mask":
         lines.append("masked channels are zero but still there: the model is neither smaller nor faster")
     return tuple(lines)
+
+
+def _unmoved(refitted: tuple[RefittedIO, ...], job: Job) -> list[str]:
+    """Inputs and outputs that might have got smaller and did not."""
+    same = [io.name for io in refitted if io.before == io.after]
+    if not same or job.mode == "mask":
+        return []
+    more = f" and {len(same) - 4} more" if len(same) > 4 else ""
+    return [
+        f"--refit-io: {', '.join(same[:4])}{more} kept their shapes, because no channel of theirs was cut "
+        "(`onnxprune explain` says what holds an axis)"
+    ]
 
 
 def _inexact(analysis: Analysis, plan: Plan) -> list[str]:

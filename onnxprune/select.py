@@ -61,7 +61,23 @@ def excluded_groups(
     return excluded
 
 
-def _matcher(pattern: str, option: str, known: Iterable[str]) -> Callable[[str], bool]:
+def matching_io(graph: ir.Graph, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Names of the graph inputs and outputs that some `--refit-io` pattern matches, in the graph's order.
+
+    Raises
+    ------
+    UsageError
+        A pattern matches none, or is no valid regular expression.
+    """
+    values = [value for value in graph.inputs if value.const_value is None] + list(graph.outputs)
+    names = list(dict.fromkeys(str(value.name) for value in values))
+    tests = [_matcher(pattern, "--refit-io", names, "input or output") for pattern in patterns]
+    return tuple(name for name in names if any(test(name) for test in tests))
+
+
+def _matcher(
+    pattern: str, option: str, known: Iterable[str], what: str = "node or initializer"
+) -> Callable[[str], bool]:
     if pattern.startswith("re:"):
         try:
             expression = re.compile(pattern[3:])
@@ -76,14 +92,18 @@ def _matcher(pattern: str, option: str, known: Iterable[str]) -> Callable[[str],
     def test(name: str) -> bool:
         return (expression.search if pattern.startswith("re:") else expression.match)(name) is not None
 
-    known = list(known)
+    known = sorted(known)
     if not any(test(name) for name in known):
         near = difflib.get_close_matches(pattern.strip("*"), known, n=3, cutoff=0.3)
         raise UsageError(
-            f"{option} {pattern!r} matches no node or initializer of the model",
-            f"Nearest names: {', '.join(near)}." if near else "`onnxprune analyze` lists the names.",
+            f"{option} {pattern!r} matches no {what} of the model",
+            f"Nearest names: {', '.join(near)}." if near else f"It has: {_some(known)}.",
         )
     return test
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def _all_names(axis_graph: AxisGraph) -> set[str]:

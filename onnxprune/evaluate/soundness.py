@@ -21,6 +21,7 @@ from onnxprune.calibrate.dataset import Dataset, InputSpec, input_specs
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
+from onnxprune.evaluate.smaller import cut_array, cut_feed, cuts_by_name
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
@@ -177,10 +178,10 @@ class Prover:
         removed = remove(self.axis_graph, kept)
         expected = self._session(mask(self.axis_graph, kept), probes, {})
         got = self._session(removed, probes, kept)
-        cuts = _cuts(kept)
+        cuts = cuts_by_name(kept)  # a foreign operator that a rule knows has smaller inputs and outputs, too
         worst = _Figures(True, 0.0, 0.0)
         for feed in self._feeds(expected.extra):
-            cut = {name: cut_array(a, cuts.get(name, {})) for name, a in expected.run(feed).items()}
+            cut = cut_feed(expected.run(feed), cuts)
             smaller = {name: cut_array(a, cuts.get(opened(name), {})) for name, a in feed.items()}
             if repeat:
                 got.run(smaller)
@@ -282,21 +283,6 @@ def _rounding(running: _Running, feed: Feed) -> dict[str, float]:
         for name, a in before.items()
         if a.dtype.kind == "f" and np.array_equal(a, again[name]) and np.isfinite([a, after[name]]).all()
     }
-
-
-def _cuts(kept: Kept) -> dict[str, dict[int, Bools]]:
-    """Kept positions by name: a foreign operator that a rule knows has smaller inputs and outputs, too."""
-    cuts: dict[str, dict[int, Bools]] = {}
-    for axis, flags in kept.items():
-        cuts.setdefault(str(axis.value.name), {})[axis.dim] = flags
-    return cuts
-
-
-def cut_array(array: np.ndarray[Any, Any], kept: Mapping[int, Bools]) -> np.ndarray[Any, Any]:
-    """The kept positions of a tensor of the masked model, to be compared with the removed one's."""
-    for dim, flags in kept.items():
-        array = np.compress(flags, array, axis=dim)
-    return array
 
 
 def compare_outputs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from onnxprune.calibrate.checks import did_you_mean
@@ -13,6 +14,7 @@ from onnxprune.calibrate.sessions import open_session, run, stream
 from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate.fidelity import Fidelity, OutputTally, tally_output
 from onnxprune.evaluate.metrics import Metric, Score, default_metrics
+from onnxprune.evaluate.smaller import Cuts, cut_feed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -93,6 +95,7 @@ def compare(
     output: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    cuts: Cuts = MappingProxyType({}),
 ) -> Fidelity:
     """Compare the outputs of two models on the same samples.
 
@@ -107,6 +110,8 @@ def compare(
     output
         Name of the output to put first; by default the first one of the original. Outputs that are no
         tensors are left out.
+    cuts
+        Kept positions of the inputs and outputs that are smaller in the pruned model, by name and axis.
 
     Raises
     ------
@@ -120,7 +125,10 @@ def compare(
     tallies = dict.fromkeys(names, OutputTally())
     done = 0
     for feed in dataset.batches(batch_size):
-        reference, other = run(teacher, feed, names), run(student, feed, names)
+        reference, other = (
+            cut_feed(run(teacher, feed, names), cuts),
+            run(student, cut_feed(feed, cuts), names),
+        )
         size = len(next(iter(feed.values()))) if dataset.batchable else 1
         for name in names:
             rows = dataset.batchable and reference[name].shape[:1] == (size,)

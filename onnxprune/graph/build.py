@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,12 @@ class AxisGraph:
 
 
 def build_axis_graph(
-    model: ir.Model, shapes: Shapes, rules: RuleTable, *, allow_inexact: bool = False
+    model: ir.Model,
+    shapes: Shapes,
+    rules: RuleTable,
+    *,
+    allow_inexact: bool = False,
+    refit_io: Collection[str] = (),
 ) -> AxisGraph:
     """Ask every node's rule how its axes hang together.
 
@@ -87,6 +92,8 @@ def build_axis_graph(
         One `Rule` per operator. A node without one is a barrier for all its axes.
     allow_inexact
         Open axes that norms average over.
+    refit_io
+        Names of graph inputs and outputs whose axes may be cut.
     """
     relations = Relations(allow_inexact)
     ops: list[Op] = []
@@ -110,7 +117,7 @@ def build_axis_graph(
                 kind = "weight" if weight else (rule.kinds.get(slot, "constant") if rule else "constant")
                 parameters[value] = Parameter(value, kind, op, slot)
     relations.finish()
-    _pin_interface(model, shapes, relations.graph)
+    _pin_interface(model, shapes, relations.graph, refit_io)
     _pin_subgraph_uses(model, shapes, relations.graph)
     pin_dynamic(shapes, relations)
     return AxisGraph(
@@ -142,13 +149,17 @@ def _extents(shapes: Shapes, relations: Relations) -> dict[Axis, int]:
     return extents
 
 
-def _pin_interface(model: ir.Model, shapes: Shapes, graph: nx.MultiGraph[Any]) -> None:
+def _pin_interface(
+    model: ir.Model, shapes: Shapes, graph: nx.MultiGraph[Any], refit_io: Collection[str]
+) -> None:
     inputs = [v for v in model.graph.inputs if v.const_value is None]
     for values, reason, what in (
         (inputs, Reason.GRAPH_INPUT, "input"),
         (model.graph.outputs, Reason.GRAPH_OUTPUT, "output"),
     ):
         for value in values:
+            if value.name in refit_io:
+                continue
             for dim in range(len(shapes.dims.get(value, ()))):
                 if (axis := Axis(value, dim)) in graph:
                     graph.add_edge(axis, Barrier(reason, f"{what} {value.name!r}"))

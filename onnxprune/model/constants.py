@@ -36,8 +36,12 @@ _OPERATORS = _MOVES | {
     *("Pow", "Reciprocal", "Relu", "Sigmoid", "Sign", "Softmax", "Softplus", "Sqrt", "Sub", "Sum", "Tanh"),
     *("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare"),
     *("BatchNormalization", "InstanceNormalization", "LayerNormalization", "LpNormalization", "Where"),
+    *("Expand", "ScatterElements", "ScatterND"),
 }
-"""What is folded. Not among them: what makes values larger, reads shapes, rounds or dequantises."""
+"""What is folded. Not among them: what reads shapes, rounds or dequantises."""
+
+_GROWS = frozenset({"Expand"})
+"""Folded only on the way to something that is (zeros scattered into a bias), because it makes values larger."""
 
 
 def fold_constants(graph: ir.Graph, listed: Collection[str]) -> None:
@@ -56,6 +60,7 @@ def fold_constants(graph: ir.Graph, listed: Collection[str]) -> None:
     for node in nodes:
         if _is_constant(graph, node, inside, listed):
             inside.add(node)
+    _leave_growing(inside)
     for part in _parts(inside, nodes):
         made = _evaluate(graph, part)
         for value, tensor in made.items():
@@ -72,6 +77,22 @@ def _is_constant(graph: ir.Graph, node: ir.Node, inside: set[ir.Node], listed: C
         for out in node.outputs
     )
     return bool(given) and known and not seen_elsewhere
+
+
+def _leave_growing(inside: set[ir.Node]) -> None:
+    """Take out the nodes that make values larger for nodes that stay, and what depends on them."""
+    while True:
+        leaves = [
+            node
+            for node in inside
+            if node.op_type in _GROWS and any(user not in inside for user in node.outputs[0].consumers())
+        ]
+        if not leaves:
+            return
+        while leaves:
+            node = leaves.pop()
+            inside.discard(node)
+            leaves += [user for out in node.outputs for user in out.consumers() if user in inside]
 
 
 def _is_initializer(value: ir.Value) -> bool:

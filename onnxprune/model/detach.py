@@ -25,8 +25,19 @@ def opened(name: str) -> str:
 
 
 def foreign_nodes(model: ir.Model) -> list[ir.Node]:
-    """Nodes of domains that onnxruntime knows nothing about, outside subgraphs."""
-    return [node for node in model.graph if node.domain not in KNOWN_DOMAINS]
+    """Nodes that onnxruntime cannot run, outside subgraphs."""
+    return [node for node in model.graph if is_foreign(node)]
+
+
+def is_foreign(node: ir.Node) -> bool:
+    """Whether onnxruntime knows nothing about the node's domain, or crashes on it.
+
+    `com.microsoft` `Attention` without a bias is valid by its schema, and takes the whole process of onnxruntime
+    1.31 down with a segmentation fault.
+    """
+    if node.domain == "com.microsoft" and node.op_type == "Attention":
+        return len(node.inputs) < 3 or node.inputs[2] is None
+    return node.domain not in KNOWN_DOMAINS
 
 
 def detach_foreign(model: ir.Model, dims: Mapping[str, Dims]) -> ir.Model:
@@ -44,7 +55,7 @@ def detach_foreign(model: ir.Model, dims: Mapping[str, Dims]) -> ir.Model:
     graph = model.graph
     lost: set[ir.Value] = set()
     for node in tuple(graph):
-        foreign = node.domain not in KNOWN_DOMAINS
+        foreign = is_foreign(node)
         if not foreign and not any(value in lost for value in node.inputs if value is not None):
             continue
         for value in node.inputs:
@@ -56,16 +67,16 @@ def detach_foreign(model: ir.Model, dims: Mapping[str, Dims]) -> ir.Model:
                 _become_input(graph, value, tuple(d or 0 for d in extents))
             else:
                 lost.add(value)
-    graph.outputs[:] = [v for v in graph.outputs if v not in lost and not _is_foreign(v)]
+    graph.outputs[:] = [v for v in graph.outputs if v not in lost and not _made_by_foreign(v)]
     for node in reversed(tuple(graph)):
-        if node.domain not in KNOWN_DOMAINS or any(v in lost for v in node.inputs if v is not None):
+        if is_foreign(node) or any(v in lost for v in node.inputs if v is not None):
             graph.remove(node, safe=False)
     return model
 
 
-def _is_foreign(value: ir.Value) -> bool:
+def _made_by_foreign(value: ir.Value) -> bool:
     node = value.producer()
-    return node is not None and node.domain not in KNOWN_DOMAINS
+    return node is not None and is_foreign(node)
 
 
 def _add_output(graph: ir.Graph, value: ir.Value) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from onnxprune.analysis import Analysis
 from onnxprune.errors import Reason
-from onnxprune.graph.axes import Bools
-from onnxprune.report.report import BarrierResult, GroupResult
+from onnxprune.graph.axes import Axis, Bools, Kept
+from onnxprune.report.report import BarrierResult, GroupResult, RefittedIO
 
 
 def group_results(
@@ -33,6 +33,23 @@ def group_results(
             )
         )
     return tuple(results)
+
+
+def refitted_io(analysis: Analysis, kept: Kept) -> tuple[RefittedIO, ...]:
+    """The graph inputs and outputs that may get smaller, with what is left of them."""
+    graph = analysis.axis_graph.model.graph
+    found = []
+    for kind, values in (("input", graph.inputs), ("output", graph.outputs)):
+        for value in values:
+            if value.name not in analysis.refit_io or value.const_value is not None or value.shape is None:
+                continue
+            before = tuple(d if isinstance(d, int) else d.value or "?" for d in value.shape)
+            after = tuple(
+                int(kept[axis].sum()) if (axis := Axis(value, dim)) in kept else extent
+                for dim, extent in enumerate(before)
+            )
+            found.append(RefittedIO(str(value.name), kind, before, after))
+    return tuple(found)
 
 
 def barrier_results(analysis: Analysis) -> tuple[BarrierResult, ...]:

@@ -31,6 +31,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "groups": [asdict(group) for group in report.groups],
         "barriers": [asdict(barrier) for barrier in report.barriers],
         "coverage": dict(report.coverage),
+        "refitted_io": [asdict(io) for io in report.refitted],
         "soundness": asdict(report.soundness),
         "calibration": dict(report.calibration),
         "metric": None if report.metric is None else asdict(report.metric),

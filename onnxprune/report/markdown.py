@@ -24,6 +24,9 @@ def render(report: Report) -> str:
     if report.bindings:
         sizes = ", ".join(f"`{name}` = {size}" for name, size in report.bindings.items())
         parts.append(f"MACs are counted with {sizes}.")
+    changed = [f"- {io}" for io in report.refitted if io.before != io.after]
+    if changed:
+        parts += ["## Inputs and outputs that changed", "\n".join(changed)]
     parts += ["## Groups", _groups(report), "## Blocked", _barriers(report)]
     if report.warnings:
         parts += ["## Notes", "\n".join(f"- {warning}" for warning in report.warnings)]

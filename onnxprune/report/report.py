@@ -78,6 +78,28 @@ class GroupResult:
 
 
 @dataclass(frozen=True)
+class RefittedIO:
+    """A graph input or output that `--refit-io` allowed to get smaller, and its shape before and after.
+
+    Attributes
+    ----------
+    kind
+        "input" or "output".
+    before, after
+        One entry per axis: an extent, the name of a symbolic dim or "?". Equal where nothing was cut.
+    """
+
+    name: str
+    kind: str
+    before: tuple[int | str, ...]
+    after: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        before, after = (f"({', '.join(map(str, shape))})" for shape in (self.before, self.after))
+        return f"{self.kind} {self.name}: {before} -> {after}"
+
+
+@dataclass(frozen=True)
 class BarrierResult:
     """Layers whose output channels all stay. Reason, place and the cost of those layers."""
 
@@ -121,6 +143,7 @@ class Report:
     metric: Measured | None
     fidelity: Fidelity | None
     warnings: tuple[str, ...]
+    refitted: tuple[RefittedIO, ...] = ()
 
     @property
     def dropped(self) -> int:

@@ -39,6 +39,7 @@ def render(report: Report, *, verbose: bool = False, width: int | None = None) -
                 f"... and of {len(report.fidelity.outputs) - len(shown)} more outputs (-v lists all)"
             )
     lines += _groups(report, verbose, width)
+    lines += _refitted(report, verbose, width)
     lines += ["", *wrap(coverage_line(report.coverage["macs"], report.coverage["params"]), width)]
     before = report.before
     lines += barrier_lines(report.barriers, before.macs, before.params, verbose=verbose, width=width)
@@ -47,6 +48,19 @@ def render(report: Report, *, verbose: bool = False, width: int | None = None) -
         for warning in report.warnings:
             lines += wrap(f"note: {warning}", width, indent=6)
     return "\n".join(lines)
+
+
+def _refitted(report: Report, verbose: bool, width: int | None) -> list[str]:
+    changed = [str(io) for io in report.refitted if io.before != io.after]
+    if not changed:
+        return []
+    shown = changed[: None if verbose else 4]
+    lines = ["", "callers have to change, as allowed by --refit-io:"]
+    for line in shown:
+        lines += wrap(f"  {line}", width, indent=4)
+    if len(shown) < len(changed):
+        lines.append(f"  ... and {len(changed) - len(shown)} more (-v lists all)")
+    return lines
 
 
 def _groups(report: Report, verbose: bool, width: int | None) -> list[str]:

@@ -355,3 +355,41 @@ def test_parts_are_independent(tmp_path):
     model = normal(tmp_path, model_of(nodes, [info("x", [2, 4])], [info("y")], arrays))
     assert [n.op_type for n in model.graph] == ["Add", "MatMul", "MatMul", "MatMul"]
     assert set(model.graph.initializers) == {"v", "u", "eps"}
+
+
+def zeros_in_a_bias(shape):
+    """The middle third of a bias set to zero, as Swin V2 does to its keys: zeros expanded and scattered."""
+    nodes = [
+        node("Expand", "zero extent", "zeros"),
+        node("ScatterND", "b where zeros", "v"),
+        node("MatMul", "x w", "h"),
+        node("Add", "h v", "y"),
+    ]
+    arrays = {
+        "zero": np.zeros(1, np.float32),
+        "extent": np.array(shape),
+        "b": weights(6),
+        "where": np.array([[2], [3]]),
+        "w": weights(4, 6),
+    }
+    return nodes, arrays
+
+
+def test_zeros_scattered_into_a_bias(tmp_path):
+    nodes, arrays = zeros_in_a_bias([2])
+    proto = model_of(nodes, [info("x", [2, 4])], [info("y")], arrays)
+    model = normal(tmp_path, proto)
+    assert [n.op_type for n in model.graph] == ["MatMul", "Add"]
+    x = {"x": weights(2, 4, seed=9)}
+    same_outputs(run(proto, x), run(round_trip(tmp_path, model), x))
+
+
+def test_values_that_grow_for_others_stay(tmp_path):
+    """Zeros that an activation needs, too, are expanded when the model runs, and what they fill stays with them."""
+    nodes, arrays = zeros_in_a_bias([2])
+    nodes.append(node("Add", "u zeros", "z"))
+    proto = model_of(nodes, [info("x", [2, 4]), info("u", [3, 2])], [info("y"), info("z")], arrays)
+    model = normal(tmp_path, proto)
+    assert [n.op_type for n in model.graph] == ["Expand", "ScatterND", "MatMul", "Add", "Add"]
+    x = {"x": weights(2, 4, seed=9), "u": weights(3, 2, seed=8)}
+    same_outputs(run(proto, x), run(round_trip(tmp_path, model), x))

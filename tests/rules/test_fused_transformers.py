@@ -178,3 +178,17 @@ def test_third_parties_can_infer_their_operators(tmp_path):
     seeing = onnxprune.analyze(path, rules=default_rules() | {key: Rule(relate, extents=extents)})
     assert not blind.groups
     assert [group.units for group in seeing.groups.values()] == [FFN // 2]
+
+
+def test_attention_without_a_bias(tmp_path):
+    """Valid by its schema, but onnxruntime crashes on it, which no process survives: it is proven around."""
+    model = contrib()
+    for node in model.graph:
+        if node.op_type == "Attention":
+            node.resize_inputs(2)
+    path, done = prune(model, tmp_path, scope="local")
+    proof = done.report.soundness
+    assert proof.checked and not proof.rejected_groups
+    assert proof.detached == tuple(f"{layer}.heads" for layer in range(LAYERS))
+    assert done.report.after.macs < done.report.before.macs
+    assert any("onnxruntime cannot run 0.heads" in line for line in done.report.warnings)
