@@ -25,6 +25,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+MEMORY = 12 << 30
+"""Bytes that a step may allocate; one that wants more fails, and the machine stays usable."""
 CACHE = Path("build/bench/cache")
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -125,8 +132,8 @@ def peak_mb() -> float:
                 return int(line.split()[1]) / 1024
     except OSError:
         pass
-    import resource
-
+    if resource is None:
+        return 0.0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
@@ -164,6 +171,8 @@ def main() -> None:
     parser.add_argument("result", type=Path)
     options = parser.parse_args()
     module, _, name = options.function.partition(":")
+    if resource is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     outcome: dict[str, Any] = {}
     try:
         outcome["value"] = getattr(importlib.import_module(module), name)(**options.arguments)
