@@ -10,6 +10,7 @@ from typing import Any
 
 from onnxprune.allocate.target import Target
 from onnxprune.analysis import Analysis, analyze
+from onnxprune.choices import Choices
 from onnxprune.criteria import CriterionTable
 from onnxprune.errors import UsageError
 from onnxprune.explanation import explain
@@ -19,10 +20,11 @@ from onnxprune.model.batchnorm import fold_batchnorm as fold
 from onnxprune.model.finalize import finalize
 from onnxprune.model.io import LoadedModel
 from onnxprune.model.normalize import normalize
-from onnxprune.planning import Choices, allocate, check_reached, score_groups
+from onnxprune.planning import allocate, check_reached
 from onnxprune.plans import MadeWith, Plan, made_with, read_plan
 from onnxprune.pruning import Pruned, apply_plan, prune_model
 from onnxprune.rules import RuleTable
+from onnxprune.scoring import score_groups
 from onnxprune.validation import validate
 
 __all__ = ["analyze", "apply", "explain", "load", "plan", "prune", "validate"]
@@ -78,7 +80,7 @@ def plan(
     macs: float | None = None,
     params: float | None = None,
     ratio: float | None = None,
-    criterion: str = "l2",
+    criterion: str = "auto",
     scope: str | None = None,
     round_to: int = 8,
     ignore: Sequence[str] = (),
@@ -163,7 +165,7 @@ def prune(
     macs: float | None = None,
     params: float | None = None,
     ratio: float | None = None,
-    criterion: str = "l2",
+    criterion: str = "auto",
     scope: str | None = None,
     round_to: int = 8,
     ignore: Sequence[str] = (),
@@ -176,6 +178,9 @@ def prune(
     bindings: Mapping[str, int] | None = None,
     provider: str = "auto",
     metric: str | None = None,
+    compensate: str = "auto",
+    test: Any = None,
+    memory: float = 2.0,
     seed: int = 0,
     force: bool = False,
     best_effort: bool = False,
@@ -205,7 +210,16 @@ def prune(
     provider
         "auto", "cpu", "cuda" or another of onnxruntime's.
     metric
-        For labelled data: "top1" (the default), "top5", ...
+        "top1" (the default for labelled data), "top5", "f1", "miou", "mse", "psnr", "perplexity", "agreement"
+        (with the original, without labels) or `module:function` of one's own.
+    compensate
+        Repair of the remaining weights: "auto" (with data the best kind per layer, else none), "affine", "rescale",
+        "bias" or "none".
+    test
+        Other samples to measure metric and fidelity on. Without it, every fifth sample of `data` is held back
+        for that where the others are learned from.
+    memory
+        GiB that statistics and tensors between layers may take.
     seed
         For the random criterion and for generated inputs.
     force
@@ -242,6 +256,9 @@ def prune(
         bindings=dict(bindings or {}),
         provider=provider,
         metric=metric,
+        compensate=compensate,
+        test=test,
+        memory=memory,
         best_effort=best_effort,
         allow_inexact=allow_inexact,
         refit_io=tuple(refit_io),
@@ -262,6 +279,9 @@ def apply(
     data: Any = None,
     samples: int | None = None,
     preprocess: Any = None,
+    compensate: str = "auto",
+    test: Any = None,
+    memory: float = 2.0,
     bindings: Mapping[str, int] | None = None,
     provider: str = "auto",
     force: bool = False,
@@ -276,7 +296,7 @@ def apply(
         Path of an .onnx file, or what `load` returned.
     plan
         A `Plan`, or the path of one.
-    output, mode, data, samples, preprocess, bindings, provider, force, rules, progress
+    output, mode, data, samples, preprocess, compensate, test, memory, bindings, provider, force, rules, progress
         As in `prune`.
 
     Raises
@@ -292,6 +312,9 @@ def apply(
         data=data,
         samples=samples,
         preprocess=preprocess,
+        compensate=compensate,
+        test=test,
+        memory=memory,
         bindings=dict(bindings or {}),
         provider=provider,
         allow_inexact=made.allow_inexact,

@@ -24,6 +24,7 @@ from onnxprune.options import (
     parse_bindings,
     provider_option,
     refit_io_option,
+    repair_options,
     verbosity,
 )
 from onnxprune.progress import Bar
@@ -48,9 +49,9 @@ def cli() -> None:
 @click.option("--ratio", type=float, help="Drop this share of the units.")
 @click.option(
     "--criterion",
-    default="l2",
+    default="auto",
     show_default=True,
-    help="l1, l2, geometric-median, bn-scale, random.",
+    help="auto (obs with data, else l2), obs, l1, l2, apoz, wanda, ... or sums of ranks: l2+apoz.",
 )
 @click.option(
     "--scope",
@@ -76,7 +77,8 @@ def cli() -> None:
 @click.option("--plan", "plan_file", type=FILE, help="Also write the plan (JSON).")
 @click.option("--report", "reports", type=FILE, multiple=True, help="Also write a report: .json or .md.")
 @data_options(required=False)
-@click.option("--metric", help="Metric for labelled data: top1 (the default), top5.")
+@repair_options
+@click.option("--metric", help="top1, ..., agreement or module:function, as for validate.")
 @bind_option
 @fold_option
 @provider_option
@@ -104,6 +106,9 @@ def prune(
     data: str | None,
     samples: int | None,
     preprocess: str | None,
+    compensate: str,
+    test: str | None,
+    memory: float,
     metric: str | None,
     bind: tuple[str, ...],
     fold_batchnorm: bool,
@@ -148,6 +153,9 @@ def prune(
             preprocess=preprocess,
             bindings=bindings,
             provider=provider,
+            compensate=compensate,
+            test=test,
+            memory=memory,
             metric=metric,
             seed=seed,
             force=force,
@@ -167,6 +175,7 @@ def prune(
 @click.option("--mode", type=click.Choice(["remove", "mask"]), default="remove", show_default=True)
 @click.option("--report", "reports", type=FILE, multiple=True, help="Also write a report: .json or .md.")
 @data_options(required=False)
+@repair_options
 @bind_option
 @fold_option
 @provider_option
@@ -181,6 +190,9 @@ def apply(
     data: str | None,
     samples: int | None,
     preprocess: str | None,
+    compensate: str,
+    test: str | None,
+    memory: float,
     bind: tuple[str, ...],
     fold_batchnorm: bool,
     provider: str,
@@ -207,6 +219,9 @@ def apply(
             data=data,
             samples=samples,
             preprocess=preprocess,
+            compensate=compensate,
+            test=test,
+            memory=memory,
             bindings=bindings,
             provider=provider,
             force=force,
@@ -286,7 +301,9 @@ def explain(
 @click.argument("model", type=FILE)
 @data_options(required=True)
 @click.option("--against", type=FILE, help="The original, to compare with.")
-@click.option("--metric", help="top1, top5, ...; top1 by default where the data has labels.")
+@click.option(
+    "--metric", help="top1 (default), top5, f1, miou, mse, psnr, perplexity, agreement or module:function."
+)
 @click.option("--output", help="Name of the output that carries the logits; the first by default.")
 @provider_option
 @verbosity

@@ -25,6 +25,12 @@ PROOF_SAMPLES = 4
 
 SYNTHETIC_SAMPLES = 2
 
+HELD_BACK = 5
+"""Every fifth sample is measured on, the others are learned from."""
+
+FEWEST = 20
+"""Fewer samples than this are all learned from and measured on."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -33,9 +39,11 @@ class Inputs:
     Attributes
     ----------
     data
-        All samples: for metrics and fidelity.
+        Samples for metrics and fidelity.
     proof
-        A few of them, for the proof.
+        A few samples for the proof.
+    fit
+        Samples for statistics, repair and choices; none of them is among `data` where there are enough.
     bindings
         Sizes of symbolic dims.
     notes
@@ -46,6 +54,7 @@ class Inputs:
     proof: Dataset
     bindings: Mapping[str, int]
     notes: tuple[str, ...]
+    fit: Dataset
 
 
 def choose_inputs(
@@ -57,11 +66,20 @@ def choose_inputs(
     bindings: Mapping[str, int] | None = None,
     provider: str = "auto",
     seed: int = 0,
+    test: Any = None,
+    calibrate: bool = False,
 ) -> Inputs:
     """Read the given data, or generate samples that the model accepts.
 
     Symbolic dims take their sizes from `bindings`, else from the first sample, else a guess: 1 for a batch,
     and for other dims the first size with which onnxruntime runs the model.
+
+    Parameters
+    ----------
+    test
+        Other samples to measure on, read like `data`.
+    calibrate
+        Whether samples will be learned from. Then, without `test`, every fifth one is held back to measure on.
 
     Raises
     ------
@@ -80,7 +98,13 @@ def choose_inputs(
                 if not isinstance(dim, int):
                     given.setdefault(symbol(spec, axis), int(first[spec.name].shape[axis]))
         proof = dataset.take(range(min(PROOF_SAMPLES, len(dataset))))
-        return Inputs(dataset, proof, given, dataset.notes)
+        if test is not None:
+            other = read_dataset(test, specs, samples=None, preprocess=preprocess, bindings=given)
+            if not len(other):
+                raise UsageError(f"the data {other.source} holds no samples", "Give at least one.")
+            return Inputs(other, proof, given, (*dataset.notes, *other.notes), dataset)
+        fit, measured, notes = _divide(dataset) if calibrate else (dataset, dataset, ())
+        return Inputs(measured, proof, given, (*dataset.notes, *notes), fit)
     count = SYNTHETIC_SAMPLES
     ranges = _index_ranges(source.ir)
     failure: ModelError | None = None
@@ -88,11 +112,29 @@ def choose_inputs(
         made = synthetic_dataset(specs, sizes, samples=count, seed=seed, int_ranges=ranges)
         failure = _refusal(source.ir, made, provider)
         if failure is None:
-            return Inputs(made, made, sizes, _notes(sizes, given))
+            return Inputs(made, made, sizes, _notes(sizes, given), made)
     raise UsageError(
         f"no generated input runs through the model; onnxruntime says: {failure}",
         "Give real samples with --data, or the sizes of symbolic dims with --bind NAME=N.",
     )
+
+
+def _divide(dataset: Dataset) -> tuple[Dataset, Dataset, tuple[str, ...]]:
+    """Samples to learn from, samples to measure on, and what to say about them."""
+    if len(dataset) < FEWEST:
+        note = (
+            f"{len(dataset)} samples are too few to hold some back: what is measured is measured on the samples "
+            "that the model was calibrated on"
+        )
+        return dataset, dataset, (note,)
+    every = range(len(dataset))
+    measured = [number for number in every if number % HELD_BACK == HELD_BACK - 1]
+    learned = [number for number in every if number % HELD_BACK != HELD_BACK - 1]
+    note = (
+        f"calibrated on {len(learned)} of the samples, measured on the other {len(measured)} "
+        "(--test takes samples of their own to measure on)"
+    )
+    return dataset.take(learned), dataset.take(measured), (note,)
 
 
 def _refusal(model: ir.Model, data: Dataset, provider: str) -> ModelError | None:

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.analysis import Analysis, analyze
-from onnxprune.calibrate.checks import did_you_mean
 from onnxprune.criteria import CriterionTable
 from onnxprune.errors import UsageError
-from onnxprune.evaluate.metrics import default_metrics
+from onnxprune.evaluate.metrics import find_metric
 from onnxprune.evaluate.soundness import Prover
+from onnxprune.evidence import Evidence
 from onnxprune.inputs import Inputs, choose_inputs
 from onnxprune.model import io
+from onnxprune.model.detach import foreign_nodes
 from onnxprune.rules import RuleTable
 
 MODES = ("remove", "mask")
+
+COMPENSATE = ("auto", "affine", "rescale", "bias", "none")
+"""auto: with data the best of the others per layer, without data none."""
 Progress = Callable[[str, int, int], None]
 """Called with (stage, steps done, steps in all; 0 where unknown)."""
 
@@ -37,8 +41,14 @@ class Job:
         Sizes of symbolic dims.
     provider
         onnxruntime's provider: "auto", "cpu", "cuda", ...
+    test
+        Other samples to measure on, where some of `data` are not to be held back for that.
+    compensate
+        How the remaining weights are repaired: one of `COMPENSATE`.
+    memory
+        GiB that statistics and tensors between layers may take.
     metric
-        Metric for labelled data; None: top1.
+        What `onnxprune.evaluate.metrics.find_metric` takes; None: top1 where the data has labels.
     best_effort
         Accept what is reachable where the target is not.
     allow_inexact
@@ -64,6 +74,9 @@ class Job:
     preprocess: Any = None
     bindings: Mapping[str, int] = field(default_factory=dict)
     provider: str = "auto"
+    test: Any = None
+    compensate: str = "auto"
+    memory: float = 2.0
     metric: str | None = None
     best_effort: bool = False
     allow_inexact: bool = False
@@ -77,23 +90,30 @@ class Job:
         """Reject what means nothing before any work is done."""
         if self.mode not in MODES:
             raise UsageError(f"there is no mode {self.mode!r}", f"Known: {', '.join(MODES)}.")
+        if self.compensate not in COMPENSATE:
+            raise UsageError(f"there is no repair {self.compensate!r}", f"Known: {', '.join(COMPENSATE)}.")
+        if not self.memory > 0:
+            raise UsageError(f"--memory {self.memory:g} is not positive", "Give GiB, such as 2.")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} is negative", "Give 0 or more.")
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"--samples {self.samples} is not positive", "Give at least 1.")
-        metrics = default_metrics()
-        if self.metric is not None and self.metric not in metrics:
-            raise UsageError(
-                f"there is no metric {self.metric!r}{did_you_mean(self.metric, metrics)}",
-                f"Known: {', '.join(metrics)}.",
-            )
+        if self.metric is not None:
+            find_metric(self.metric)
         if self.data is None:
-            for name in ("samples", "preprocess", "metric"):
+            for name in ("samples", "preprocess", "metric", "test"):
                 if getattr(self, name) is not None:
                     raise UsageError(
                         f"--{name} says how to use data, but no --data was given",
                         f"Add --data, or leave --{name} out.",
                     )
+
+    @property
+    def repairs(self) -> tuple[str, ...]:
+        """Kinds of repair that are tried per layer; empty for none."""
+        if self.compensate == "auto":
+            return COMPENSATE[1:-1] if self.data is not None else ()
+        return () if self.compensate == "none" else (self.compensate,)
 
     def say(self, stage: str, done: int = 0, total: int = 0) -> None:
         """Report progress."""
@@ -112,6 +132,12 @@ class Opened:
     analysis: Analysis
     inputs: Inputs
 
+    def evidence(self, job: Job) -> Evidence | None:
+        """What the samples say; None without data, or where onnxruntime cannot run the model as it is."""
+        if job.data is None or foreign_nodes(self.analysis.axis_graph.model):
+            return None
+        return Evidence(self.analysis, self.inputs.fit, job.provider, job.memory * 2**30, job.seed, job.tick)
+
     def prover(self, job: Job) -> Prover:
         """What compares masked and removed models on these inputs."""
         return Prover(
@@ -129,6 +155,7 @@ def open_model(
     *,
     output: str | os.PathLike[str] | None = None,
     force: bool = False,
+    calibrate: bool = False,
 ) -> Opened:
     """Load and analyse a model, and choose inputs for it.
 
@@ -136,6 +163,8 @@ def open_model(
     ----------
     output, force
         Where the result will go: checked before any work is done.
+    calibrate
+        Whether samples will be learned from, so that others have to be measured on.
 
     Raises
     ------
@@ -161,6 +190,8 @@ def open_model(
         bindings=job.bindings,
         provider=job.provider,
         seed=job.seed,
+        test=job.test,
+        calibrate=calibrate,
     )
     job.say("analysing")
     analysis = analyze(

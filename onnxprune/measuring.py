@@ -13,8 +13,9 @@ from onnxprune.calibrate.dataset import Dataset, Feed, Feeds
 from onnxprune.calibrate.sessions import open_session
 from onnxprune.errors import DataError, ModelError
 from onnxprune.evaluate.fidelity import Fidelity
-from onnxprune.evaluate.smaller import CutFeeds, Cuts, cuts_by_name
-from onnxprune.evaluate.validate import compare, measure
+from onnxprune.evaluate.metrics import find_metric
+from onnxprune.evaluate.smaller import Cuts, cuts_by_name
+from onnxprune.evaluate.validate import compare, tally_metric
 from onnxprune.graph.axes import Kept
 from onnxprune.job import Job, Opened
 from onnxprune.model.convert import FLOATS, to_float32
@@ -32,7 +33,7 @@ class Measurements:
     Attributes
     ----------
     metric
-        None without labels.
+        None without labels, unless the metric needs none.
     fidelity
         None without data.
     notes
@@ -61,22 +62,24 @@ def check_metric(opened: Opened, job: Job) -> None:
     DataError
         Outputs and labels do not fit the metric.
     """
-    data = opened.inputs.data
-    if job.data is not None and data.labels is not None:
+    data, metric = opened.inputs.data, find_metric(job.metric or "top1")
+    if job.data is not None and (data.labels is not None or metric.reference == "original"):
         run = as_runnable([opened.analysis.source.ir], data.take([0]), job.provider)
         if run is None:
             return
         try:
-            measure(run.models[0], run.data, job.metric or "top1", job.provider, 1)
+            tally_metric(run.models[0], run.data, metric, job.provider, 1, original=run.models[0])
         except DataError as error:
             raise DataError(
                 f"{data.source}: {error.what}",
-                "Give labels that fit the model's first output, or data without labels.",
+                error.hint or "Give labels that fit the model's first output, or data without labels.",
             ) from None
 
 
 def measure_both(opened: Opened, pruned: ir.Model, kept: Kept, job: Job) -> Measurements:
-    """Metric before and after where labels are there, and label-free fidelity; on real data only.
+    """Metric before and after where it has its labels, and label-free fidelity; on real data only.
+
+    A metric that compares with the original is measured for the original, too: it agrees with itself.
 
     Parameters
     ----------
@@ -97,13 +100,24 @@ def measure_both(opened: Opened, pruned: ir.Model, kept: Kept, job: Job) -> Meas
     fidelity = compare(
         model, cut, run.data, job.provider, BATCH, cuts=cuts, progress=job.tick("comparing outputs")
     )
-    if data.labels is None:
+    metric = find_metric(job.metric or "top1")
+    if data.labels is None and metric.reference == "labels":
         return Measurements(None, fidelity, run.notes)
-    metric = job.metric or "top1"
-    smaller = replace(run.data, feeds=CutFeeds(run.data.feeds, cuts))
+    uncut: Cuts = {}
     before, after = (
-        measure(each, data, metric, job.provider, BATCH, progress=job.tick(f"measuring {metric}"))
-        for each, data in ((model, run.data), (cut, smaller))
+        metric.score(
+            tally_metric(
+                each,
+                run.data,
+                metric,
+                job.provider,
+                BATCH,
+                original=model,
+                cuts=smaller,
+                progress=job.tick(f"measuring {metric.name}"),
+            )
+        )
+        for each, smaller in ((model, uncut), (cut, cuts))
     )
     return Measurements(Measured(before, after), fidelity, run.notes)
 

@@ -35,6 +35,23 @@ def data_options(required: bool) -> Callable[[Callable[..., Any]], Callable[...,
     return decorate
 
 
+def repair_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say what is learned from the samples."""
+    for option in (
+        click.option("--memory", type=float, default=2.0, show_default=True, help="GiB for statistics."),
+        click.option("--test", help="Other samples to measure on; else some of --data are held back."),
+        click.option(
+            "--compensate",
+            type=click.Choice(["auto", "affine", "rescale", "bias", "none"]),
+            default="auto",
+            show_default=True,
+            help="Repair of the remaining weights; auto: with data the best per layer, else none.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def bind_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--bind NAME=N`, repeatable."""
     return click.option(

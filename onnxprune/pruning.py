@@ -11,17 +11,22 @@ import onnx_ir as ir
 
 from onnxprune.allocate.solve import Allocation
 from onnxprune.analysis import Analysis
+from onnxprune.choices import Choices
 from onnxprune.errors import Reason, SoundnessError
 from onnxprune.evaluate.soundness import Soundness
+from onnxprune.evidence import Evidence
 from onnxprune.graph.axes import Bools
 from onnxprune.job import Job, Opened, open_model
 from onnxprune.measuring import Measurements, check_metric, measure_both
 from onnxprune.model import io
 from onnxprune.model.finalize import finalize
-from onnxprune.planning import Choices, Scored, allocate, check_reached, find_criterion, score_groups
+from onnxprune.planning import allocate, check_reached
 from onnxprune.plans import Plan
+from onnxprune.repair.sequence import Repairs, repair
+from onnxprune.repair.write import write_masked
 from onnxprune.report.assemble import barrier_results, group_results, refitted_io
 from onnxprune.report.report import RefittedIO, Report, Size, TargetResult
+from onnxprune.scoring import Scored, check_criterion, reads_data, resolve, score_groups
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import remove
@@ -58,7 +63,9 @@ class Pruned:
         )
 
 
-def choose_units(opened: Opened, choices: Choices, job: Job) -> tuple[Allocation, Scored, Soundness]:
+def choose_units(
+    opened: Opened, choices: Choices, job: Job, evidence: Evidence | None
+) -> tuple[Allocation, Scored, Soundness]:
     """Score, solve and prove; groups that the proof rejects are left whole and the target is solved again.
 
     Raises
@@ -67,7 +74,9 @@ def choose_units(opened: Opened, choices: Choices, job: Job) -> tuple[Allocation
         The target is out of reach and `job.best_effort` is off.
     """
     analysis = opened.analysis
-    scored = score_groups(analysis, choices, criteria=job.criteria, progress=job.tick("scoring"))
+    scored = score_groups(
+        analysis, choices, criteria=job.criteria, evidence=evidence, progress=job.tick("scoring")
+    )
     rejected: dict[str, str] = {}
     while True:
         allocation = allocate(analysis, scored, choices)
@@ -80,11 +89,33 @@ def choose_units(opened: Opened, choices: Choices, job: Job) -> tuple[Allocation
         scored = scored.without(soundness.rejected_groups, Reason.UNSOUND)
 
 
-def build(analysis: Analysis, keep: Mapping[str, Bools], mode: str) -> ir.Model:
-    """The pruned model in the form in which it is written."""
+def build(
+    analysis: Analysis, keep: Mapping[str, Bools], job: Job, evidence: Evidence | None = None
+) -> tuple[ir.Model, Repairs]:
+    """The pruned model in the form in which it is written, and how it was repaired."""
+    graph = analysis.axis_graph
     kept = kept_positions(analysis.groups, keep)
-    make = mask if mode == "mask" else remove
-    return finalize(make(analysis.axis_graph, kept))
+    if evidence is None or not job.repairs or not kept:
+        make = mask if job.mode == "mask" else remove
+        return finalize(make(graph, kept)), Repairs()
+    cut = remove(graph, kept)
+    repairs = repair(
+        graph,
+        cut,
+        kept,
+        evidence.batches,
+        samples=len(evidence.data),
+        kinds=job.repairs,
+        provider=job.provider,
+        budget=evidence.budget,
+        seed=job.seed,
+        progress=job.tick("repairing"),
+    )
+    if job.mode == "mask":
+        masked = mask(graph, kept)
+        write_masked(graph, masked, kept, repairs.arrays)
+        return finalize(masked), repairs
+    return finalize(cut), repairs
 
 
 def prune_model(
@@ -96,13 +127,15 @@ def prune_model(
     force: bool = False,
 ) -> Pruned:
     """Prune a model and, where `output` is given, write it. See `onnxprune.prune`."""
-    find_criterion(choices.criterion, job.criteria)
-    opened = open_model(path, job, output=output, force=force)
+    check_criterion(choices.criterion, job)
+    learns = job.data is not None and (bool(job.repairs) or reads_data(choices.criterion, job.criteria))
+    opened = open_model(path, job, output=output, force=force, calibrate=learns)
     check_metric(opened, job)
-    allocation, scored, soundness = choose_units(opened, choices, job)
+    evidence = opened.evidence(job) if learns else None
+    allocation, scored, soundness = choose_units(opened, choices, job, evidence)
     plan = Plan.of(opened.analysis, allocation.keep)
     target = TargetResult(choices.target.kind, choices.target.value, allocation.achieved, allocation.met)
-    return _finish(opened, plan, job, choices, target, scored.excluded, soundness, output, force)
+    return _finish(opened, plan, job, choices, target, scored.excluded, soundness, output, force, evidence)
 
 
 def apply_plan(
@@ -120,7 +153,8 @@ def apply_plan(
     SoundnessError
         masked != removed for the plan. Nothing is written.
     """
-    opened = open_model(path, job, output=output, force=force)
+    learns = job.data is not None and bool(job.repairs)
+    opened = open_model(path, job, output=output, force=force, calibrate=learns)
     check_metric(opened, job)
     plan = make_plan(opened.analysis)
     _, soundness = opened.prover(job).prove(plan.keep)
@@ -132,7 +166,8 @@ def apply_plan(
         )
     full, cost = opened.analysis.cost, opened.analysis.costs.cost(plan.keep)
     target = TargetResult("plan", 1.0, cost.macs / full.macs if full.macs else 1.0, True)
-    return _finish(opened, plan, job, None, target, {}, soundness, output, force)
+    evidence = opened.evidence(job) if learns else None
+    return _finish(opened, plan, job, None, target, {}, soundness, output, force, evidence)
 
 
 def _finish(
@@ -145,10 +180,11 @@ def _finish(
     soundness: Soundness,
     output: str | os.PathLike[str] | None,
     force: bool,
+    evidence: Evidence | None,
 ) -> Pruned:
     analysis, source = opened.analysis, opened.analysis.source
     job.say("cutting" if job.mode == "remove" else "masking")
-    model = build(analysis, plan.keep, job.mode)
+    model, repairs = build(analysis, plan.keep, job, evidence)
     kept = kept_positions(analysis.groups, plan.keep if job.mode == "remove" else {})
     measured = measure_both(opened, model, kept, job)
     size = _bytes(model)
@@ -157,7 +193,7 @@ def _finish(
         sources = (source.path, *source.data_files)
         size = io.save(model, output, external=bool(source.data_files), force=force, sources=sources)
     cost = analysis.costs.cost(plan.keep if job.mode == "remove" else {})
-    data = opened.inputs.data
+    fitted = opened.inputs.fit
     refitted = refitted_io(analysis, kept)
     report = Report(
         path=str(source.path),
@@ -165,7 +201,7 @@ def _finish(
         output="" if output is None else str(output),
         mode=job.mode,
         target=target,
-        criterion=choices.criterion if choices else "plan",
+        criterion=resolve(choices.criterion, evidence is not None) if choices else "plan",
         scope=choices.scope if choices else "plan",
         round_to=choices.round_to if choices else 1,
         seed=choices.seed if choices else job.seed,
@@ -176,9 +212,9 @@ def _finish(
         coverage={"params": analysis.coverage.params, "macs": analysis.coverage.macs},
         soundness=soundness,
         calibration={
-            "tier": data.tier if job.data is not None else "none",
-            "samples": len(data) if job.data is not None else 0,
-            "source": data.source if job.data is not None else "",
+            "tier": fitted.tier if job.data is not None else "none",
+            "samples": len(fitted) if job.data is not None else 0,
+            "source": fitted.source if job.data is not None else "",
         },
         bindings=analysis.bindings,
         metric=measured.metric,
@@ -188,6 +224,7 @@ def _finish(
             *_unmoved(refitted, job),
         ),
         refitted=refitted,
+        repairs=repairs.layers,
     )
     return Pruned(model, plan, report, None if output is None else Path(output))
 
@@ -208,7 +245,7 @@ def _warnings(
     lines = [*opened.inputs.notes, *measured.notes]
     if job.data is None:
         lines.append("no data was given, so no accuracy was measured: the proof ran on generated inputs")
-    elif opened.inputs.data.labels is None:
+    elif opened.inputs.data.labels is None and measured.metric is None:
         lines.append("the data has no labels, so no accuracy was measured")
     if not target.met:
         figures = f"{target.requested:g} requested, {target.achieved:.4g} achieved"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import onnx_ir as ir
+
 from onnxprune.calibrate.data import read_dataset
-from onnxprune.calibrate.dataset import input_specs
+from onnxprune.calibrate.dataset import Dataset, input_specs
 from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate.fidelity import Fidelity
-from onnxprune.evaluate.metrics import Score
-from onnxprune.evaluate.validate import compare, measure
+from onnxprune.evaluate.metrics import find_metric
+from onnxprune.evaluate.score import Metric, Score
+from onnxprune.evaluate.validate import compare, tally_metric
 from onnxprune.job import Progress
 from onnxprune.measuring import BATCH, as_runnable
 from onnxprune.model.io import LoadedModel, load
@@ -27,9 +30,9 @@ class Validation:
     Attributes
     ----------
     score
-        Metric of the model; None without labels.
+        Metric of the model; None without labels, unless the metric needs none.
     reference
-        Metric of the model it was compared with.
+        Metric of the model it was compared with; None where the metric is the comparison itself.
     fidelity
         Label-free distance from the other model.
     samples
@@ -79,7 +82,9 @@ def validate(
     against
         The original to compare with.
     metric
-        "top1", "top5", ...; by default top1 where the data has labels.
+        "top1", "top5", "f1", "miou", "mse", "psnr", "perplexity", "agreement" (top-1 agreement with `against`,
+        without labels) or ``module:function`` of one's own (see `onnxprune.evaluate.own`); by default top1
+        where the data has labels.
     provider
         As in `prune`.
     output
@@ -92,10 +97,12 @@ def validate(
     Raises
     ------
     DataError
-        The data does not fit, or a metric was asked for and there are no labels.
+        The data does not fit, or a metric of labels was asked for and there are none.
     UsageError
-        Neither labels nor `against`: there would be nothing to measure. Or the models take different inputs.
+        Neither labels nor `against`: there would be nothing to measure. Or the models take different inputs, or
+        there is no such metric, or agreement was asked for without `against`.
     """
+    chosen = None if metric is None else find_metric(metric)
     subject = model if isinstance(model, LoadedModel) else load(model)
     original = against if isinstance(against, LoadedModel) or against is None else load(against)
     if original is not None:
@@ -106,7 +113,8 @@ def validate(
             f"{dataset.source} has no labels, and there is no model to compare with",
             "Add labels to the data, or give the original with --against.",
         )
-    wanted = metric or ("top1" if dataset.labels is not None else None)
+    if chosen is None and dataset.labels is not None:
+        chosen = find_metric("top1")
 
     def tick(stage: str) -> Callable[[int, int], None]:
         return lambda done, total: progress(stage, done, total) if progress is not None else None
@@ -116,17 +124,9 @@ def validate(
     notes = dataset.notes
     if run is not None:
         models, dataset, notes = list(run.models), run.data, (*notes, *run.notes)
-    scores = []
-    for number, one in enumerate(models if wanted is not None else ()):
-        stage = f"measuring {wanted}{' of the original' if number else ''}"
-        try:
-            score = measure(
-                one, dataset, wanted or "", provider, batch_size, output=output, progress=tick(stage)
-            )
-        except DataError as error:
-            source = "" if dataset.source in error.what else f"{dataset.source}: "
-            raise DataError(f"{source}{error.what}", error.hint) from None
-        scores.append(score)
+    scores: list[Score] = []
+    if chosen is not None:
+        scores = _scores(models, dataset, chosen, provider, batch_size, output, tick)
     fidelity = None
     if original is not None:
         fidelity = compare(
@@ -140,6 +140,37 @@ def validate(
         )
     mine, reference = (*scores, None, None)[:2]
     return Validation(mine, reference, fidelity, len(dataset), notes)
+
+
+def _scores(
+    models: Sequence[ir.Model],
+    dataset: Dataset,
+    metric: Metric,
+    provider: str,
+    batch_size: int,
+    output: str | None,
+    tick: Callable[[str], Callable[[int, int], None]],
+) -> list[Score]:
+    """The metric of the model and, where it is no comparison itself, of the original."""
+    found = []
+    for number, one in enumerate(models[:1] if metric.reference == "original" else models):
+        stage = f"measuring {metric.name}{' of the original' if number else ''}"
+        try:
+            tally = tally_metric(
+                one,
+                dataset,
+                metric,
+                provider,
+                batch_size,
+                output=output,
+                original=models[1] if len(models) > 1 else None,
+                progress=tick(stage),
+            )
+            found.append(metric.score(tally))
+        except DataError as error:
+            source = "" if dataset.source in error.what else f"{dataset.source}: "
+            raise DataError(f"{source}{error.what}", error.hint) from None
+    return found
 
 
 def _check_inputs(subject: LoadedModel, original: LoadedModel) -> None:

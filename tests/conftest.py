@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 from small_nets import REAL
+
+settings.register_profile("onnxprune", deadline=None)  # the machine may be busy
+settings.load_profile("onnxprune")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -116,8 +116,15 @@ def test_progress_is_reported(path):
     onnxprune.prune(path, path.with_name("o.onnx"), data=feeds(), progress=lambda *step: said.append(step))
     stages = list(dict.fromkeys(stage for stage, _, _ in said))
     assert stages == [
-        *("loading", "reading data", "analysing", "scoring", "proving masked == removed", "cutting"),
-        *("comparing outputs", "measuring top1", "writing"),
+        *("loading", "reading data", "analysing", "scoring", "collecting statistics"),
+        *(
+            "proving masked == removed",
+            "cutting",
+            "repairing",
+            "comparing outputs",
+            "measuring top1",
+            "writing",
+        ),
     ]
     assert all(0 <= done <= total or total == 0 for _, done, total in said)
 

@@ -34,6 +34,9 @@ class Ladder:
         Kept rungs are a multiple of this.
     floor
         At least this many rungs stay.
+    loss
+        Shape (rungs + 1,), from 0 on, not decreasing: what the outputs lose when the first n rungs go. None where
+        nobody measured it.
     """
 
     group: Group
@@ -41,6 +44,7 @@ class Ladder:
     scores: Scores
     step: int
     floor: int
+    loss: Scores | None = None
 
     @property
     def height(self) -> int:
@@ -68,7 +72,7 @@ class Ladder:
 def build_ladder(
     group: Group, scores: Scores, *, round_to: int, min_channels: int, max_ratio: float = 1.0
 ) -> Ladder:
-    """Order a group's units by score; equal scores by index.
+    """Order a group's units by score; equal scores by index. In a block each rung has one unit of each.
 
     Parameters
     ----------
@@ -86,9 +90,26 @@ def build_ladder(
     else:
         members = [np.flatnonzero(group.blocks == block) for block in range(group.block_count)]
         rungs = np.stack([units[np.argsort(scores[units], kind="stable")] for units in members], axis=1)
+    step, floor = _limits(group, rungs, round_to, min_channels, max_ratio)
+    return Ladder(group, rungs, scores[rungs].sum(axis=1), step, floor)
+
+
+def measured_ladder(
+    group: Group, rungs: Index, loss: Scores, *, round_to: int, min_channels: int, max_ratio: float = 1.0
+) -> Ladder:
+    """A ladder whose order is given, with the loss after each rung, shape (rungs + 1,)."""
+    loss = np.maximum.accumulate(loss)
+    step, floor = _limits(group, rungs, round_to, min_channels, max_ratio)
+    return Ladder(group, rungs, np.maximum.accumulate(np.diff(loss)), step, floor, loss)
+
+
+def _limits(
+    group: Group, rungs: Index, round_to: int, min_channels: int, max_ratio: float
+) -> tuple[int, int]:
+    """Of how many rungs those that stay are a multiple, and how many stay at the least."""
     channels = group.width * rungs.shape[1]
     step = round_to // math.gcd(round_to, channels)
     floor = max(1, math.ceil(max(min_channels, round_to) / channels))
     floor = max(floor, len(rungs) - math.floor(len(rungs) * max_ratio + 1e-9))
     floor = math.ceil(floor / step) * step
-    return Ladder(group, rungs, scores[rungs].sum(axis=1), step, min(floor, len(rungs)))
+    return step, min(floor, len(rungs))

@@ -7,7 +7,8 @@ uniform
     overshoot.
 global
     One ranking over all groups, each weight divided by its own L2 norm before it is scored. Rungs go in that
-    order until the target is met, at most `max_ratio` of a group.
+    order until the target is met, at most `max_ratio` of a group. Where the loss of every group was measured, the
+    ranking is by loss per cost saved (`onnxprune.allocate.curves`).
 
 Both cost functions are monotone in the level and in the length of the ranking, so the answer is found by
 bisection over a finite list, exactly and without a tolerance.
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.allocate.cost import Cost, CostModel
+from onnxprune.allocate.curves import Size, spend
 from onnxprune.allocate.ladder import Ladder
 from onnxprune.allocate.target import Target
 from onnxprune.graph.axes import Bools
@@ -95,6 +97,9 @@ def solve(
         return replace(chosen, reachable=last.achieved, by_rule=True)
     if not last.met:
         return last
+    if scope == "global" and ladders and all(ladder.loss is not None for ladder in ladders):
+        drops = spend(ladders, *_sizes(ladders, costs, target, units))
+        return replace(judge(drops), reachable=last.achieved)
     low, high = 0, path.length
     while low < high:
         middle = (low + high) // 2
@@ -103,6 +108,21 @@ def solve(
         else:
             low = middle + 1
     return replace(judge(path.drops(low)), reachable=last.achieved)
+
+
+def _sizes(ladders: Sequence[Ladder], costs: CostModel, target: Target, units: int) -> tuple[Size, float]:
+    """What remains for any numbers of rungs, in the units of the target, and how much may."""
+
+    def size(drops: Sequence[int]) -> float:
+        if target.kind == "ratio":
+            gone = sum(n * ladder.rungs.shape[1] for ladder, n in zip(ladders, drops, strict=True))
+            return float(units - gone)
+        cost = costs.cost({lad.group.id: lad.keep(n) for lad, n in zip(ladders, drops, strict=True) if n})
+        return float(cost.macs if target.kind == "macs" else cost.params)
+
+    whole = size([0] * len(ladders))
+    share = 1 - target.value if target.kind == "ratio" else target.value
+    return size, whole * share + 1e-9 * whole
 
 
 def _meets(target: Target, achieved: float) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.calibrate.checks import LABELS, check_labels, check_names
+from onnxprune.calibrate.checks import LABELS, check_labels, check_names, join_labels
 from onnxprune.calibrate.dataset import Array, InputSpec, is_batchable, rows_per_sample
 from onnxprune.calibrate.labels import read_label_file
 from onnxprune.errors import DataError
@@ -129,7 +129,8 @@ def samples_from_folder(
 ) -> tuple[FileSamples, Array | None, tuple[str, ...]]:
     """Read a folder with one .npy or .npz file per sample; the batch axis may be left out.
 
-    Labels stand in a file of labels (see :mod:`onnxprune.calibrate.labels`) or as ``labels`` in every .npz.
+    Labels stand in a file of labels (see :mod:`onnxprune.calibrate.labels`) or as ``labels`` in every .npz,
+    where the batch axis may be left out as well (unless the first axis that is left is 1 long).
 
     Returns
     -------
@@ -224,8 +225,11 @@ def _labels_inside(paths: Sequence[Path], rows: int) -> Array:
         loaded = load_arrays(path)
         if isinstance(loaded, np.ndarray) or LABELS not in loaded:
             raise DataError(f"{path} has no {LABELS!r}, but {paths[0]} has", "Label all samples or none.")
-        found.append(check_labels(np.atleast_1d(loaded[LABELS]), rows, str(path)))
-    return np.concatenate(found)
+        labels = np.asarray(loaded[LABELS])
+        if rows == 1 and (labels.ndim == 0 or len(labels) != 1):
+            labels = labels[None]
+        found.append(check_labels(labels, rows, str(path)))
+    return join_labels(found, [str(path) for path in paths])
 
 
 def _first_line(error: BaseException) -> str:

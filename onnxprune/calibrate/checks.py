@@ -21,6 +21,10 @@ LABELS = "labels"
 """Name of the array that holds labels, where the model has no input of that name."""
 
 
+_WHOLE = 2.0**53
+"""Below it, float64 holds whole numbers exactly."""
+
+
 class Samples(Protocol):
     """Raw samples as a source holds them; `place` says for people where one of them lies."""
 
@@ -149,7 +153,17 @@ def cast_note(feed: Mapping[str, Any], inputs: Sequence[InputSpec]) -> tuple[str
 
 
 def check_labels(labels: Any, count: int, where: str) -> Array:
-    """Check labels against the number of rows; labels such as 3.0 become integers.
+    """Check labels against the number of rows; labels that are whole numbers, such as 3.0, become integers.
+
+    Parameters
+    ----------
+    labels
+        ``(count, ...)``: class indices, maps of them, token ids, target arrays. Which of them a metric takes
+        is its own business.
+    count
+        Rows of all samples.
+    where
+        Their place, for messages.
 
     Raises
     ------
@@ -160,21 +174,47 @@ def check_labels(labels: Any, count: int, where: str) -> Array:
     if array.ndim == 0 or len(array) != count:
         length = "one number" if array.ndim == 0 else f"{len(array)} entries"
         raise DataError(
-            f"{where}: {LABELS!r} has {length}, but there are {count} samples", "Give one label per sample."
+            f"{where}: {LABELS!r} has {length}, but there are {count} samples",
+            "Give one label per sample, samples along the leading axis.",
         )
     if kind(array.dtype) not in ("int", "bool", "float"):
         raise DataError(
             f"{where}: {LABELS!r} has dtype {array.dtype.name}",
-            "Labels are numbers: the index of each sample's class.",
+            "Labels are numbers: the index of each sample's class, or target arrays.",
         )
     if kind(array.dtype) == "float":
         if not np.isfinite(array).all():
             raise DataError(
-                f"{where}: {LABELS!r} holds NaN or infinity", "Give the index of each sample's class."
+                f"{where}: {LABELS!r} holds NaN or infinity",
+                "Give finite numbers: the index of each sample's class, or target arrays.",
             )
-        if np.array_equal(array, np.rint(array)):
+        if np.array_equal(array, np.rint(array)) and np.abs(array).max(initial=0) < _WHOLE:
             return array.astype(np.int64)
     return array
+
+
+def join_labels(parts: Sequence[Array], places: Sequence[str]) -> Array:
+    """Join labels of several files or feeds along the leading axis.
+
+    Parameters
+    ----------
+    parts
+        What :func:`check_labels` returned for each.
+    places
+        Where each lies, for messages.
+
+    Raises
+    ------
+    DataError
+        If they differ in shape behind the leading axis.
+    """
+    for part, place in zip(parts, places, strict=True):
+        if part.shape[1:] != parts[0].shape[1:]:
+            raise DataError(
+                f"{place}: {LABELS!r} has shape {part.shape}, but {parts[0].shape} in {places[0]}",
+                "Give samples of one size; pad them, with labels that the metric ignores.",
+            )
+    return np.concatenate(parts)
 
 
 def _check_shape(array: Array, spec: InputSpec, where: str, sizes: dict[str, tuple[int, str]]) -> None:

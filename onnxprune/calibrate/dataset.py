@@ -83,7 +83,7 @@ class Dataset:
     feeds
         One dict of input name -> array per sample.
     labels
-        ``rows`` labels per sample along the leading axis, or None.
+        ``rows`` labels per sample along the leading axis, of any shape behind it, or None.
     tier
         Whether the samples are real data or generated.
     source

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.calibrate.checks import LABELS, cast_note, check_feed, check_labels, did_you_mean
+from onnxprune.calibrate.checks import LABELS, cast_note, check_feed, check_labels, did_you_mean, join_labels
 from onnxprune.calibrate.dataset import Array, Dataset, Feed, InputSpec, is_batchable, rows_per_sample
 from onnxprune.errors import DataError, UsageError
 
@@ -100,7 +100,8 @@ def read_stream(data: Any, inputs: Sequence[InputSpec], source: str, samples: in
             f"{source} yields no feed", "Give at least one sample; a reader can be read only once."
         )
     count = len(feeds) if samples is None else min(samples, len(feeds))
-    joined = np.concatenate(labels)[: count * rows] if labels else None
+    places = [f"feed {position} of {source}" for position in range(len(labels))]
+    joined = join_labels(labels, places)[: count * rows] if labels else None
     return Dataset(feeds[:count], joined, "real", source, is_batchable(inputs), rows, notes)
 
 

@@ -6,6 +6,10 @@ l1, l2
 geometric-median
     `sum_j ||W_i - W_j||_2`: a unit that is close to all others is redundant (He et al. 2019,
     https://arxiv.org/abs/1811.00250).
+lamp
+    `s_i / (sum of s_j over all units j that are not smaller)` with `s_i = ||W_i||_2^2`: what goes with unit i, as a
+    share of what is left when all smaller ones are gone (Lee et al. 2021, https://arxiv.org/abs/2010.07611,
+    there for single weights). Comparable across layers; the largest unit of a layer always has 1.
 bn-scale
     `|gamma_i|` of the BatchNormalization after the layer (Liu et al. 2017, https://arxiv.org/abs/1708.06519).
 random
@@ -55,6 +59,26 @@ def geometric_median(values: Array, _: np.random.Generator) -> Array:
     return total
 
 
+def lamp(values: Array, _: np.random.Generator) -> Array:
+    """Squared norm per unit over the sum of all that are not smaller; `values` has shape (units, features).
+
+    Of equal units the one with the lower index counts as smaller. Units of zeros have score 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> lamp(np.array([[2.0], [1.0], [1.0]]), np.random.default_rng(0)).round(3).tolist()
+    [1.0, 0.167, 0.2]
+    """
+    squares = np.square(values).sum(axis=1)
+    order = np.argsort(squares, kind="stable")
+    ascending = squares[order]
+    rest = np.cumsum(ascending[::-1])[::-1]
+    scores = np.zeros(len(values))
+    scores[order] = np.divide(ascending, rest, out=np.zeros_like(rest), where=rest > 0)
+    return scores
+
+
 def random(values: Array, rng: np.random.Generator) -> Array:
     """Uniform numbers in [0, 1), one per unit."""
     return np.asarray(rng.random(len(values)))
@@ -64,6 +88,7 @@ CRITERIA: dict[str, Criterion] = {
     "l1": Criterion("l1", l1, source="arXiv:1608.08710"),
     "l2": Criterion("l2", l2, source="arXiv:1608.08710"),
     "geometric-median": Criterion("geometric-median", geometric_median, source="arXiv:1811.00250"),
+    "lamp": Criterion("lamp", lamp, source="arXiv:2010.07611"),
     "bn-scale": Criterion("bn-scale", l1, frozenset({"bn-scale"}), source="arXiv:1708.06519"),
     "random": Criterion("random", random, once=True),
 }

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from onnxprune.evaluate.fidelity import Fidelity, OutputFidelity
-from onnxprune.evaluate.metrics import Metric, Score, default_metrics
+from onnxprune.evaluate.metrics import Metric, Score, default_metrics, find_metric
 from onnxprune.evaluate.validate import compare, measure
 
-__all__ = ["Fidelity", "Metric", "OutputFidelity", "Score", "compare", "default_metrics", "measure"]
+__all__ = [
+    "Fidelity",
+    "Metric",
+    "OutputFidelity",
+    "Score",
+    "compare",
+    "default_metrics",
+    "find_metric",
+    "measure",
+]

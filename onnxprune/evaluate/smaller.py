@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from onnxprune.calibrate.dataset import Feed, Feeds
+from onnxprune.calibrate.dataset import Feed
 from onnxprune.graph.axes import Bools, Kept
 
 Cuts: TypeAlias = Mapping[str, Mapping[int, Bools]]
@@ -33,17 +32,3 @@ def cut_array(array: np.ndarray[Any, Any], kept: Mapping[int, Bools]) -> np.ndar
 def cut_feed(feed: Mapping[str, np.ndarray[Any, Any]], cuts: Cuts) -> Feed:
     """Tensors by name, those among `cuts` with their kept positions only."""
     return {name: cut_array(a, cuts[name]) if name in cuts else a for name, a in feed.items()}
-
-
-@dataclass(frozen=True, eq=False)
-class CutFeeds:
-    """Samples for the cut model, made from those for the original."""
-
-    feeds: Feeds
-    cuts: Cuts
-
-    def __len__(self) -> int:
-        return len(self.feeds)
-
-    def __getitem__(self, index: int, /) -> Feed:
-        return cut_feed(self.feeds[index], self.cuts)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from onnxprune.calibrate.checks import did_you_mean
 from onnxprune.calibrate.dataset import Dataset, Progress
-from onnxprune.calibrate.sessions import open_session, run, stream
+from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate.fidelity import Fidelity, OutputTally, tally_output
-from onnxprune.evaluate.metrics import Metric, Score, default_metrics
+from onnxprune.evaluate.metrics import Metric, Score, Tally, find_metric
 from onnxprune.evaluate.smaller import Cuts, cut_feed
 
 if TYPE_CHECKING:
@@ -29,19 +29,21 @@ def measure(
     *,
     output: str | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    original: ir.Model | None = None,
+    cuts: Cuts = MappingProxyType({}),
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Score:
-    """Measure a metric of a model on labelled data.
+    """Measure a metric of a model, on labelled data or against the original model.
 
     Parameters
     ----------
     model
         Not mutated.
     dataset
-        Labelled samples that fit the model.
+        Samples that fit the original; labelled, unless the metric looks at the original instead.
     metric
-        A name of the table.
+        A name of the table, or ``module:function``.
     provider
         What :func:`~onnxprune.calibrate.providers.resolve_providers` takes.
     batch_size
@@ -50,6 +52,10 @@ def measure(
         Name of the output that the metric looks at (the logits); by default the first one.
     metrics
         The table; :func:`~onnxprune.evaluate.metrics.default_metrics` by default.
+    original
+        For metrics such as agreement; others do not look at it. Not mutated.
+    cuts
+        Kept positions of the inputs and outputs that are smaller in `model` than in the original.
     threads
         As in :func:`~onnxprune.calibrate.sessions.open_session`.
     progress
@@ -58,31 +64,82 @@ def measure(
     Raises
     ------
     UsageError
-        If there is no such metric, output or provider.
+        If there is no such metric, output or provider, or no original where the metric needs one.
     DataError
         If the dataset has no labels, or outputs and labels do not fit the metric.
     ModelError
         If onnxruntime refuses the model.
     """
-    table = default_metrics() if metrics is None else metrics
-    if metric not in table:
+    chosen = find_metric(metric, metrics)
+    tally = tally_metric(
+        model,
+        dataset,
+        chosen,
+        provider,
+        batch_size,
+        output=output,
+        original=original,
+        cuts=cuts,
+        threads=threads,
+        progress=progress,
+    )
+    return chosen.score(tally)
+
+
+def tally_metric(
+    model: ir.Model,
+    dataset: Dataset,
+    metric: Metric,
+    provider: str = "cpu",
+    batch_size: int = 32,
+    *,
+    output: str | None = None,
+    original: ir.Model | None = None,
+    cuts: Cuts = MappingProxyType({}),
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Tally:
+    """Sum up a metric over a dataset; like :func:`measure`, but without the score.
+
+    The score of a few samples may not exist where that of all does: theirs may all be labels to be ignored.
+    """
+    _check_reference(metric, dataset, original)
+    session = open_session(model, provider, threads=threads)
+    teacher = None
+    if metric.reference == "original" and original is not None:
+        teacher = open_session(original, provider, threads=threads)
+    name = output or session.get_outputs()[0].name
+    total: Tally | None = None
+    done = 0
+    for feed, labels in dataset.labelled_batches(batch_size):
+        found = run(session, cut_feed(feed, cuts), [name])[name]
+        reference = labels if teacher is None else cut_feed(run(teacher, feed, [name]), cuts)[name]
+        size = len(next(iter(feed.values()))) if dataset.batchable else 1
+        try:
+            tally = metric.tally(np.asarray(found), np.asarray(reference))
+        except DataError as error:
+            span = f"samples {done} to {done + size - 1}" if size > 1 else f"sample {done}"
+            raise DataError(f"output {name!r}, {span}: {error.what}", error.hint) from error
+        total = tally if total is None else total + tally
+        done += size
+        if progress is not None:
+            progress(done, len(dataset))
+    if total is None:
+        raise DataError(f"{dataset.source} holds no samples", "Give at least one.")
+    return total
+
+
+def _check_reference(metric: Metric, dataset: Dataset, original: ir.Model | None) -> None:
+    if metric.reference == "original" and original is None:
         raise UsageError(
-            f"there is no metric {metric!r}{did_you_mean(metric, table)}", f"Known: {', '.join(table)}."
+            f"{metric.name} compares a model with its original, and there is none here",
+            "Give the original with --against, or choose a metric of labelled data.",
         )
-    if dataset.labels is None:
+    if metric.reference == "labels" and dataset.labels is None:
         raise DataError(
-            f"{metric} needs labels, and {dataset.source} has none",
+            f"{metric.name} needs labels, and {dataset.source} has none",
             "Add an array 'labels', class folders or a labels.csv, or compare with --against only.",
         )
-    if len(dataset) == 0:
-        raise DataError(f"{dataset.source} holds no samples", "Give at least one.")
-    session = open_session(model, provider, threads=threads)
-    name = output or session.get_outputs()[0].name
-    tallies = []
-    for found, labels in stream(session, dataset, batch_size, outputs=[name], progress=progress):
-        if labels is not None:
-            tallies.append(table[metric].tally(found[name], labels))
-    return functools.reduce(operator.add, tallies).score(metric)
 
 
 def compare(

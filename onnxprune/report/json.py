@@ -32,6 +32,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "barriers": [asdict(barrier) for barrier in report.barriers],
         "coverage": dict(report.coverage),
         "refitted_io": [asdict(io) for io in report.refitted],
+        "repairs": [asdict(layer) for layer in report.repairs],
         "soundness": asdict(report.soundness),
         "calibration": dict(report.calibration),
         "metric": None if report.metric is None else asdict(report.metric),

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxprune.report.report import Report
-from onnxprune.report.tables import coverage_line, number, share, size_rows, soundness_line, target_line
+from onnxprune.report.tables import (
+    coverage_line,
+    number,
+    repair_line,
+    share,
+    size_rows,
+    soundness_line,
+    target_line,
+)
 
 
 def render(report: Report) -> str:
@@ -17,8 +25,10 @@ def render(report: Report) -> str:
         _table(["", "before", "after", "kept"], size_rows(report)),
         f"**Soundness.** {soundness_line(report)}.",
     ]
+    if repaired := repair_line(report):
+        parts.append(f"**Repair.** {repaired[0].upper()}{repaired[1:]}.")
     if report.metric is not None:
-        parts.append(f"**Accuracy.** Before: {report.metric.before}. After: {report.metric.after}.")
+        parts.append(f"**Metric.** Before: {report.metric.before}. After: {report.metric.after}.")
     if report.fidelity is not None:
         parts.append("**Fidelity.** " + "; ".join(str(o) for o in report.fidelity.outputs) + ".")
     if report.bindings:

@@ -8,8 +8,9 @@ from typing import Any
 
 from onnxprune.errors import BY_REQUEST
 from onnxprune.evaluate.fidelity import Fidelity
-from onnxprune.evaluate.metrics import Score
+from onnxprune.evaluate.score import Score
 from onnxprune.evaluate.soundness import Soundness
+from onnxprune.repair.sequence import LayerRepair
 
 SCHEMA = "onnxprune-report/1"
 
@@ -144,6 +145,7 @@ class Report:
     fidelity: Fidelity | None
     warnings: tuple[str, ...]
     refitted: tuple[RefittedIO, ...] = ()
+    repairs: tuple[LayerRepair, ...] = ()
 
     @property
     def dropped(self) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+import numpy as np
+
 from onnxprune.report.report import BarrierResult, Report
 
 _EXAMPLES = 2
@@ -41,6 +43,21 @@ def some(names: Sequence[str], limit: int = 6) -> str:
     """
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def repair_line(report: Report) -> str:
+    """How many layers were repaired, and what that did to their errors; empty where none was to be."""
+    if not report.repairs:
+        return ""
+    done = [layer for layer in report.repairs if layer.kind != "none"]
+    left = [layer for layer in report.repairs if layer.why]
+    text = f"repaired {len(done)} of {plural(len(report.repairs), 'layer')} that lost inputs"
+    if done:
+        before, after = (float(np.median([getattr(r, k) for r in done])) for k in ("before", "after"))
+        text += f": median error of their outputs {before:.1%} -> {after:.1%} of the variance, on held-out samples"
+    if left:
+        text += f"; {some([f'{layer.name} ({layer.why})' for layer in left], 2)} left as they are"
+    return text
 
 
 def size_rows(report: Report) -> list[list[str]]:

@@ -7,6 +7,7 @@ from onnxprune.report.tables import (
     barrier_lines,
     columns,
     coverage_line,
+    repair_line,
     size_rows,
     some,
     soundness_line,
@@ -28,6 +29,8 @@ def render(report: Report, *, verbose: bool = False, width: int | None = None) -
     rows = [["", "before", "after", "kept"], *size_rows(report)]
     lines = columns(rows, right=(1, 2, 3))
     lines += ["", *wrap(target_line(report), width), *wrap(f"sound: {soundness_line(report)}", width)]
+    if repaired := repair_line(report):
+        lines += wrap(repaired, width)
     if report.metric is not None:
         lines += [f"before: {report.metric.before}", f"after:  {report.metric.after}"]
     if report.fidelity is not None:

@@ -13,8 +13,10 @@ from onnxprune import api
 from onnxprune.allocate.solve import solve
 from onnxprune.allocate.target import Target
 from onnxprune.analysis import Analysis, analyze
+from onnxprune.choices import Choices
 from onnxprune.errors import TargetError, UsageError
-from onnxprune.planning import Choices, allocate, score_groups
+from onnxprune.planning import allocate
+from onnxprune.scoring import score_groups
 
 NETS = {
     "convnet": convnet,

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from onnxprune.calibrate.checks import cast_note, check_feed, check_labels, did_you_mean, kind
+from onnxprune.calibrate.checks import cast_note, check_feed, check_labels, did_you_mean, join_labels, kind
 from onnxprune.calibrate.dataset import InputSpec
 from onnxprune.errors import DataError
 
@@ -135,6 +135,25 @@ def test_labels():
     found = check_labels(np.array([1.0, 2.0]), 2, "d")
     assert found.dtype == np.int64
     assert check_labels(np.array([0.5, 2.0]), 2, "d").tolist() == [0.5, 2.0]
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (2, 4, 4), (2, 3, 4, 4)])
+def test_labels_of_any_shape(shape):
+    maps, targets = np.zeros(shape, np.uint8), np.random.default_rng(0).random(shape, np.float32)
+    assert check_labels(maps, 2, "d") is maps
+    assert check_labels(targets, 2, "d") is targets
+
+
+def test_whole_numbers_too_big_for_integers_stay_floats():
+    big = np.array([1e30, -1e30])
+    assert check_labels(big, 2, "d") is big
+
+
+def test_labels_of_several_places_are_joined():
+    parts = [np.zeros((1, 2, 3)), np.ones((2, 2, 3))]
+    assert join_labels(parts, ["a", "b"]).shape == (3, 2, 3)
+    with pytest.raises(DataError, match=r"b: 'labels' has shape \(2, 4\), but \(1, 3\) in a"):
+        join_labels([np.zeros((1, 3)), np.zeros((2, 4))], ["a", "b"])
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,39 @@ def test_folder_of_npz_with_labels_inside(tmp_path):
         read_dataset(tmp_path, [X])
 
 
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (1, 3, 4)])
+def test_labels_of_any_shape(tmp_path, shape):
+    labels = np.random.default_rng(0).random((5, *shape), np.float32)
+    found = read_dataset(save(tmp_path / "d.npz", x=rows(5), labels=labels), [X])
+    assert np.array_equal(found.labels, labels)
+    assert [part.shape for part in found.label_batches(2)] == [(2, *shape), (2, *shape), (1, *shape)]
+    assert np.array_equal(found.take([3, 0]).labels, labels[[3, 0]])
+    chosen = read_dataset(tmp_path / "d.npz", [X], samples=2)
+    assert [int(feed["x"][0, 0]) // 2 for feed in chosen.batches(1)] == [
+        int(np.flatnonzero((labels == one).reshape(5, -1).all(axis=1))[0]) for one in chosen.labels
+    ]
+
+
+def test_labels_of_any_shape_with_a_fixed_batch_of_two():
+    labels = np.arange(6 * 3).reshape(6, 3)
+    found = read_dataset({"x": rows(6), "labels": labels}, [InputSpec("x", F32, (2, 2))], samples=2)
+    assert [part.tolist() for part in found.label_batches(8)] == [labels[:2].tolist(), labels[4:].tolist()]
+
+
+@pytest.mark.parametrize("leading", [(), (1,)])
+def test_folder_of_npz_with_labels_of_any_shape(tmp_path, leading):
+    for index in range(3):
+        save(tmp_path / f"{index}.npz", x=rows(1)[0], labels=np.full((*leading, 4, 5), index))
+    found = read_dataset(tmp_path, [X])
+    assert found.labels.shape == (3, 4, 5)
+    assert found.labels[:, 0, 0].tolist() == [0, 1, 2]
+    save(tmp_path / "2.npz", x=rows(1), labels=np.zeros((1, 4, 6)))
+    with pytest.raises(
+        DataError, match=r"2\.npz: 'labels' has shape \(1, 4, 6\), but \(1, 4, 5\) in .*0\.npz"
+    ):
+        read_dataset(tmp_path, [X])
+
+
 def test_folder_of_npy_with_a_file_of_labels(tmp_path):
     for name in "abc":
         np.save(tmp_path / f"{name}.npy", rows(1))

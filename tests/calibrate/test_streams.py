@@ -86,6 +86,16 @@ def test_a_single_label_may_be_a_number():
     assert read_dataset([feed(0, labels=3), feed(1, labels=np.int64(4))], [X]).labels.tolist() == [3, 4]
 
 
+def test_labels_of_any_shape():
+    data = [feed(0, 2, labels=np.zeros((2, 3, 4))), feed(1, 1, labels=np.full((1, 3, 4), 0.5))]
+    found = read_dataset(data, [X])
+    assert (found.labels.shape, found.labels[:, 0, 0].tolist()) == ((3, 3, 4), [0, 0, 0.5])
+    with pytest.raises(
+        DataError, match=r"feed 1 of list: 'labels' has shape \(1, 5\), but \(2, 3\) in feed 0"
+    ):
+        read_dataset([feed(0, 2, labels=np.zeros((2, 3))), feed(1, 1, labels=np.zeros((1, 5)))], [X])
+
+
 def test_casts_are_noted():
     found = read_dataset([{"x": np.ones((1, 2))}], [X])
     assert found.feeds[0]["x"].dtype == np.float32

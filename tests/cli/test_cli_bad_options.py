@@ -42,7 +42,7 @@ def test_targets_outside_0_to_1(command, net, target, value):
         (["--samples", "4"], ["--samples", "no --data was given"]),
         (["--preprocess", "imagenet"], ["--preprocess", "no --data was given"]),
         (["--metric", "top1"], ["--metric", "no --data was given"]),
-        (["--metric", "f1"], ["no metric 'f1'"]),
+        (["--metric", "f11"], ["no metric 'f11'"]),
         (["--provider", "abacus"], ["no execution provider 'abacus'"]),
         (["--bind", "n"], ["--bind 'n' is not NAME=N"]),
         (["--bind", "n=0"], ["--bind 'n=0' is not NAME=N"]),

@@ -111,7 +111,7 @@ def test_markdown(command, net, data):
     for part in (
         "# onnxprune:",
         "**Soundness.**",
-        "**Accuracy.**",
+        "**Metric.**",
         "**Fidelity.**",
         "## Groups",
         "## Blocked",

@@ -1,3 +1,5 @@
+"""The table of metrics, and what holds for each of them."""
+
 from __future__ import annotations
 
 import functools
@@ -5,104 +7,152 @@ import operator
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from onnxprune.errors import DataError
-from onnxprune.evaluate.metrics import Hits, Metric, Score, default_metrics, top_k, wilson
+from onnxprune.errors import UsageError
+from onnxprune.evaluate.classes import Hits
+from onnxprune.evaluate.intervals import wilson
+from onnxprune.evaluate.metrics import Metric, Score, default_metrics, find_metric
 
-TOP1, TOP5 = default_metrics()["top1"], default_metrics()["top5"]
-
-
-def test_top1_and_top5():
-    outputs = np.array([[9, 8, 7, 6, 5, 4, 3]] * 7, np.float32)
-    labels = np.arange(7)
-    assert TOP1.tally(outputs, labels) == Hits(1, 7)
-    assert TOP5.tally(outputs, labels) == Hits(5, 7)
+COUNT = 41
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 5))
-def test_top_k_is_a_stable_sort(seed, k):
-    rng = np.random.default_rng(seed)
-    outputs = rng.integers(0, 4, (20, 8)).astype(np.float32)
-    labels = rng.integers(0, 8, 20)
-    order = np.argsort(-outputs, axis=1, kind="stable")[:, :k]
-    assert top_k(k)(outputs, labels) == Hits(int((order == labels[:, None]).sum()), 20)
+def draw(name):
+    """Outputs of 41 samples and what they are held against."""
+    rng = np.random.default_rng(7)
+    if name in ("top1", "top5", "f1"):
+        return rng.standard_normal((COUNT, 8)), rng.integers(0, 8, COUNT)
+    if name == "agreement":
+        return tuple(rng.standard_normal((2, COUNT, 3)))
+    if name == "miou":
+        return rng.standard_normal((COUNT, 3, 4, 5)), rng.choice([0, 1, 2, 255], (COUNT, 4, 5))
+    if name == "perplexity":
+        return rng.standard_normal((COUNT, 6, 9)), rng.choice([-100, *range(9)], (COUNT, 6))
+    return tuple(rng.random((2, COUNT, 3, 2)))
 
 
-def test_ties_go_to_the_lower_index():
-    outputs = np.ones((3, 3), np.float32)
-    assert TOP1.tally(outputs, np.array([0, 1, 2])) == Hits(1, 3)
+def merged(metric, outputs, labels, step, order=1):
+    parts = [metric.tally(outputs[i : i + step], labels[i : i + step]) for i in range(0, COUNT, step)]
+    return metric.score(functools.reduce(operator.add, parts[::order]))
 
 
-def test_a_nan_is_wrong_even_for_its_own_label():
-    outputs = np.array([[np.nan, 0], [0, np.nan], [0, 1], [np.nan, np.nan]], np.float32)
-    assert TOP1.tally(outputs, np.array([0, 1, 1, 0])) == Hits(1, 4)
+@pytest.mark.parametrize("name", default_metrics())
+@pytest.mark.parametrize("step", [1, 7, 40])
+@pytest.mark.parametrize("order", [1, -1])
+def test_batches_and_shards_equal_the_whole(name, step, order):
+    metric = default_metrics()[name]
+    outputs, labels = draw(name)
+    whole, parts = merged(metric, outputs, labels, COUNT), merged(metric, outputs, labels, step, order)
+    assert parts.value == pytest.approx(whole.value, rel=1e-12)
+    assert parts.interval == pytest.approx(whole.interval, rel=1e-9)
+    assert (parts.name, parts.samples, parts.note) == (name, COUNT, "")
 
 
-def test_infinities_are_ordered():
-    outputs = np.array([[-np.inf, 0], [np.inf, 0]], np.float32)
-    assert TOP1.tally(outputs, np.array([1, 0])) == Hits(2, 2)
+@pytest.mark.parametrize("name", default_metrics())
+def test_outputs_and_labels_are_not_changed(name):
+    outputs, labels = draw(name)
+    before = outputs.copy(), labels.copy()
+    default_metrics()[name].tally(outputs, labels)
+    assert np.array_equal(outputs, before[0]) and np.array_equal(labels, before[1])
 
 
-def test_axes_of_extent_one_and_column_labels():
-    outputs = np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)
-    assert TOP1.tally(outputs, np.array([[0], [1], [0]])) == Hits(2, 3)
-    assert TOP1.tally(outputs, np.array([0, 1, 2], np.uint8)) == Hits(3, 3)
+@pytest.mark.parametrize("name", default_metrics())
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_narrow_floats_are_summed_up_in_wide_ones(name, dtype):
+    metric = default_metrics()[name]
+    outputs, labels = draw(name)
+    narrow = outputs.astype(dtype)
+    found, expected = metric.tally(narrow, labels), metric.tally(narrow.astype(np.float64), labels)
+    assert metric.score(found).value == pytest.approx(metric.score(expected).value, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("shape", "labels", "metric", "message"),
-    [
-        ((4,), [0] * 4, TOP1, r"has shape \(4,\), but accuracy needs"),
-        ((4, 3, 2), [0] * 4, TOP1, r"has shape \(4, 3, 2\)"),
-        ((4, 1), [0] * 4, TOP1, "says nothing about 1 classes"),
-        ((4, 5), [0] * 4, TOP5, "top-5 accuracy says nothing about 5 classes"),
-        ((4, 3), [0] * 5, TOP1, "4 rows for 5 labels"),
-        ((4, 3), [0, 1, 2, 3], TOP1, r"label 3 is not one of the model's 3 classes \(0 to 2\)"),
-        ((4, 3), [0, 1, 2, -1], TOP1, "label -1 is not one of"),
-        ((4, 3), [0.5] * 4, TOP1, "dtype float64 are no class indices"),
-        ((4, 3), [[0, 1]] * 4, TOP1, r"shape \(4, 2\)"),
-    ],
-)
-def test_outputs_and_labels_that_do_not_fit(shape, labels, metric, message):
-    with pytest.raises(DataError, match=message) as caught:
-        metric.tally(np.zeros(shape, np.float32), np.asarray(labels))
-    assert caught.value.hint
+def test_each_metric_says_in_which_direction_it_is_good():
+    table = default_metrics()
+    assert {name for name, metric in table.items() if not metric.higher_is_better} == {"mse", "perplexity"}
+    for name, metric in table.items():
+        assert (metric.name, bool(metric.summary)) == (name, True)
+        assert metric.score(metric.tally(*draw(name))).higher_is_better == metric.higher_is_better
+    assert {name for name, metric in table.items() if metric.reference == "original"} == {"agreement"}
 
 
-def test_tallies_merge_in_any_order():
+@pytest.mark.parametrize("name", default_metrics())
+def test_better_outputs_score_better(name):
+    """The direction that a metric claims is the one in which it moves."""
     rng = np.random.default_rng(0)
-    outputs, labels = rng.standard_normal((30, 6)), rng.integers(0, 6, 30)
-    parts = [TOP1.tally(outputs[i : i + 7], labels[i : i + 7]) for i in range(0, 30, 7)]
-    whole = TOP1.tally(outputs, labels)
-    assert functools.reduce(operator.add, parts) == functools.reduce(operator.add, parts[::-1]) == whole
+    if name in ("mse", "psnr"):
+        labels = rng.random((COUNT, 3))
+        good = labels
+    elif name == "agreement":
+        good = labels = rng.standard_normal((COUNT, 3))
+    elif name in ("miou", "perplexity"):
+        labels = rng.integers(0, 8, (COUNT, 5))
+        good = 3 * np.eye(8)[labels]
+        good = np.moveaxis(good, -1, 1) if name == "miou" else np.roll(good, -1, axis=1)
+    else:
+        labels = rng.integers(0, 8, COUNT)
+        good = 3 * np.eye(8)[labels]
+    bad = good + 2 * rng.standard_normal(good.shape)
+    metric = default_metrics()[name]
+    better, worse = (metric.score(metric.tally(outputs, labels)).value for outputs in (good, bad))
+    assert (better > worse) == metric.higher_is_better
+    assert better != worse
 
 
-def test_a_score():
-    score = Hits(776, 846).score("top1")
-    assert (score.name, score.samples) == ("top1", 846)
-    assert score.value == 776 / 846
-    assert str(score) == "top1 91.73% (95 % interval 89.68% to 93.40%, 846 samples)"
+@pytest.mark.parametrize("name", ["mse", "psnr", "perplexity", "f1", "miou"])
+def test_intervals_cover_the_truth_about_as_often_as_they_say(name):
+    """400 data sets of 150 samples; the truth is what very many samples give."""
+    rng = np.random.default_rng(11)
+    metric = default_metrics()[name]
 
+    def sample(count):
+        skill = rng.gamma(16.0, 0.125, count)
+        if name in ("mse", "psnr"):
+            targets = rng.random((count, 4))
+            targets[:, :2] = [0, 1]  # the peak is that of the truth
+            return targets + skill[:, None] * rng.standard_normal((count, 4)), targets
+        if name == "f1":
+            labels = rng.choice(3, count, p=[0.5, 0.3, 0.2])
+            return 2 * np.eye(3)[labels] + rng.standard_normal((count, 3)), labels
+        labels = rng.integers(0, 3, (count, 6))
+        logits = skill[:, None, None] * np.eye(3)[labels] + rng.standard_normal((count, 6, 3))
+        return (np.moveaxis(logits, -1, 1) if name == "miou" else np.roll(logits, -1, axis=1)), labels
 
-@pytest.mark.parametrize(
-    ("correct", "total", "low", "high"),
-    [(5, 10, 0.236593, 0.763407), (0, 10, 0.0, 0.277533), (10, 10, 0.722467, 1.0), (0, 0, 0.0, 1.0)],
-)
-def test_wilson(correct, total, low, high):
-    assert wilson(correct, total) == pytest.approx((low, high), abs=1e-6)
-
-
-@given(st.integers(1, 10_000), st.data())
-def test_wilson_holds_the_share(total, data):
-    correct = data.draw(st.integers(0, total))
-    low, high = wilson(correct, total)
-    assert 0 <= low <= correct / total <= high <= 1
+    truth = metric.score(metric.tally(*sample(100_000 if name != "perplexity" else 20_000))).value
+    covered = 0
+    for _ in range(400):
+        low, high = metric.score(metric.tally(*sample(150))).interval
+        covered += low <= truth <= high
+    assert 0.92 <= covered / 400 <= 0.98
 
 
 def test_the_table_is_a_copy_that_can_be_extended():
     table = default_metrics()
     table["mine"] = Metric("mine", "always right", lambda outputs, labels: Hits(len(labels), len(labels)))
     assert "mine" not in default_metrics()
-    assert table["mine"].tally(np.zeros(2), np.zeros(2)).score("mine") == Score("mine", 1.0, wilson(2, 2), 2)
+    mine = find_metric("mine", table)
+    assert mine.score(mine.tally(np.zeros(2), np.zeros(2))) == Score("mine", 1.0, wilson(2, 2), 2)
+
+
+@pytest.mark.parametrize("name", ["top2", "psnrr", "", "module:", "a b:c"])
+def test_names_that_are_no_metric(name):
+    with pytest.raises(UsageError, match=f"no metric '{name}'") as caught:
+        find_metric(name)
+    assert "top1, top5, f1, miou, mse, psnr, perplexity, agreement, or module:function" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("score", "text"),
+    [
+        (Score("f1", 0.5, (0.25, 0.75), 4), "f1 50.00% (95 % interval 25.00% to 75.00%, 4 samples)"),
+        (
+            Score("mse", 0.0123456, (0.01, 0.02), 1000, ""),
+            "mse 0.01235 (95 % interval 0.01 to 0.02, 1,000 samples)",
+        ),
+        (
+            Score("psnr", 31.2, (30, 32), 9, "dB"),
+            "psnr 31.20 dB (95 % interval 30.00 to 32.00 dB, 9 samples)",
+        ),
+        (Score("mse", 2.0, None, 1, "", note="one"), "mse 2 (no interval: one, 1 sample)"),
+    ],
+)
+def test_scores_as_text(score, text):
+    assert str(score) == text

@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from click.testing import CliRunner
 
+import onnxprune
 from onnxprune.calibrate import InputSpec, input_specs, read_dataset, synthetic_dataset
+from onnxprune.cli import cli
 from onnxprune.errors import DataError, ModelError, UsageError
 from onnxprune.evaluate import Metric, compare, default_metrics, measure
-from onnxprune.evaluate.metrics import Hits
+from onnxprune.evaluate.classes import Hits
 
 REAL = Path(__file__).parents[2] / "../shared/real"
 SPEC = InputSpec("x", np.dtype(np.float32), ("n", 3))
@@ -68,6 +71,149 @@ def test_measure_with_a_metric_and_an_output_of_ones_own():
 def test_measure_refuses(labels, options, error, message):
     with pytest.raises(error, match=message):
         measure(model(), data(labels), **options)
+
+
+def test_measure_says_where_an_output_does_not_fit():
+    with pytest.raises(DataError, match="output 'logits', samples 2 to 3: label 9 is not one of"):
+        measure(model(), data((0, 1, 2, 9, 0)), batch_size=2)
+    with pytest.raises(DataError, match="output 'logits', sample 4: label -3"):
+        measure(model(), data((0, 1, 2, 2, -3)), batch_size=2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_measure_against_target_arrays(batch_size):
+    x = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]]
+    found = read_dataset({"x": x, "labels": x + 0.5}, [SPEC])
+    assert measure(model(), found, "mse", batch_size=batch_size).value == pytest.approx(0.25)
+    assert measure(model(), found, "psnr", batch_size=batch_size).value == pytest.approx(10 * math.log10(4))
+
+
+def test_measure_maps_and_text():
+    rng = np.random.default_rng(0)
+    maps = ir.from_onnx_text("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n,4,5,5] x) => (float[n,4,5,5] y) { y = Neg(x) }""")
+    x, labels = rng.standard_normal((7, 4, 5, 5)).astype(np.float32), rng.integers(0, 4, (7, 5, 5))
+    spec = InputSpec("x", np.dtype(np.float32), ("n", 4, 5, 5))
+    score = measure(maps, read_dataset({"x": x, "labels": labels}, [spec]), "miou", batch_size=3)
+    decided = x.argmin(axis=1)
+    shares = [
+        ((decided == c) & (labels == c)).sum() / ((decided == c) | (labels == c)).sum() for c in range(4)
+    ]
+    assert score.value == pytest.approx(np.mean(shares))
+
+    table = rng.integers(-3, 3, (9, 9)).astype(np.float32)
+    text = ir.from_onnx_text(f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (int64[n,t] ids) => (float[n,t,9] y) <float[9,9] w = {{{",".join(map(str, table.flat))}}}>
+        {{ y = Gather(w, ids) }}""")
+    ids = rng.integers(0, 9, (7, 6))
+    spec = InputSpec("ids", np.dtype(np.int64), ("n", "t"))
+    score = measure(text, read_dataset({"ids": ids, "labels": ids}, [spec]), "perplexity", batch_size=3)
+    logs = table - np.log(np.exp(table).sum(axis=1, keepdims=True))
+    assert score.value == pytest.approx(math.exp(-logs[ids[:, :-1], ids[:, 1:]].mean()), rel=1e-5)
+
+
+# agreement
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_agreement_needs_no_labels(batch_size):
+    other = model("1,0,0,0,0,1,0,1,0")
+    score = measure(other, data(None), "agreement", batch_size=batch_size, original=model())
+    assert (score.name, score.value, score.samples) == ("agreement", 2 / 5, 5)
+    assert score.value == compare(model(), other, data(None)).main.top1_agreement
+
+
+def test_agreement_of_a_model_whose_inputs_are_smaller():
+    """The last feature never decides; the cut model takes the others."""
+    whole = ir.from_onnx_text("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n,3] x) => (float[n,3] y) <float[3] w = {1,1,-1}> { y = Mul(x, w) }""")
+    cut = ir.from_onnx_text("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n,2] x) => (float[n,2] y) { y = Identity(x) }""")
+    keep = {1: np.array([True, True, False])}
+    score = measure(cut, data(None), "agreement", original=whole, cuts={"x": keep, "y": keep})
+    assert (score.value, score.samples) == (1, 5)
+
+
+def test_agreement_with_nothing():
+    with pytest.raises(UsageError, match="agreement compares a model with its original") as caught:
+        measure(model(), data(), "agreement")
+    assert "--against" in caught.value.hint
+
+
+def test_other_metrics_do_not_look_at_the_original():
+    broken = model()
+    broken.graph[0].op_type = "NoSuchOperator"
+    assert measure(model(), data(), original=broken).value == 0.6
+
+
+# validate
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Two models, labelled and unlabelled data, a metric of one's own."""
+    for name, weight in (("whole", "1,0,0,0,1,0,0,0,1"), ("cut", "1,0,0,0,0,1,0,1,0")):
+        ir.save(model(weight), tmp_path / f"{name}.onnx")
+    x = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]]
+    np.savez(tmp_path / "labelled.npz", x=x, labels=[0, 1, 2, 2, 0])
+    np.savez(tmp_path / "plain.npz", x=x)
+    np.savez(tmp_path / "targets.npz", x=x, labels=x + 0.5)
+    (tmp_path / "onnxprune_test_own.py").write_text(
+        "def distance(outputs, labels):\n    return abs(outputs - labels).mean()\n\n"
+        "distance.higher_is_better = False\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_validate_agreement(files):
+    found = onnxprune.validate("cut.onnx", "plain.npz", against="whole.onnx", metric="agreement")
+    assert (found.score.value, found.reference) == (2 / 5, None)
+    assert str(found).startswith("model: agreement 40.00% (95 % interval ")
+    assert found.fidelity.main.top1_agreement == 2 / 5
+    with pytest.raises(UsageError, match="agreement compares a model with its original"):
+        onnxprune.validate("cut.onnx", "plain.npz", metric="agreement")
+
+
+def test_validate_with_a_function_of_ones_own(files):
+    name = "onnxprune_test_own:distance"
+    found = onnxprune.validate("cut.onnx", "targets.npz", against="whole.onnx", metric=name)
+    assert found.reference.value == pytest.approx(0.5)
+    assert found.score.value > found.reference.value
+    assert not found.score.higher_is_better
+    assert str(found).startswith(
+        f"original: {name} 0.5 (no interval: a single batch has no spread, 5 samples)"
+    )
+
+
+def test_validate_says_what_does_not_fit_and_where(files):
+    with pytest.raises(UsageError, match="no metric 'msee'"):
+        onnxprune.validate("cut.onnx", "labelled.npz", metric="msee")
+    with pytest.raises(
+        DataError, match=r"labelled.npz: output 'logits', samples 0 to 4: .*targets have \(5,\)"
+    ):
+        onnxprune.validate("cut.onnx", "labelled.npz", metric="mse")
+    with pytest.raises(DataError, match=r"targets.npz: output 'logits', .* are no class indices") as caught:
+        onnxprune.validate("cut.onnx", "targets.npz")
+    assert "--metric" in caught.value.hint
+    with pytest.raises(DataError, match="f1 needs labels, and plain.npz has none"):
+        onnxprune.validate("cut.onnx", "plain.npz", metric="f1")
+
+
+def test_validate_from_the_command_line(files):
+    runner = CliRunner()
+    for metric, data, says in (
+        ("f1", "labelled.npz", "model: f1 "),
+        ("mse", "targets.npz", "model: mse "),
+        ("psnr", "targets.npz", " dB (95 % interval "),
+    ):
+        result = runner.invoke(cli, ["validate", "cut.onnx", "--data", data, "--metric", metric])
+        assert result.exit_code == 0, result.output
+        assert says in result.output
+    options = ["validate", "cut.onnx", "--data", "plain.npz", "--metric", "agreement"]
+    assert "agreement 40.00%" in runner.invoke(cli, [*options, "--against", "whole.onnx"]).output
+    assert isinstance(runner.invoke(cli, options).exception, UsageError)
 
 
 def test_measure_needs_samples():

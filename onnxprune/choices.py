@@ -1,0 +1,67 @@
+"""How units are chosen: what the options of `prune` say, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxprune.allocate.target import Target
+from onnxprune.errors import UsageError
+from onnxprune.select import PRESETS
+
+SCOPES = ("global", "local", "uniform")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How units are chosen.
+
+    Parameters
+    ----------
+    target
+        What to reach; by default keep at most 70 % of the MACs.
+    criterion
+        Name of a criterion.
+    scope
+        "global": one ranking over all groups. "local": the same share of every group, growing until the target is
+        reached. "uniform": the same, but a ratio is NNCF's level, which rounding may leave unreached.
+    round_to
+        Channels that stay are a multiple of this.
+    min_channels
+        At least this many channels of a group stay, and never fewer than `round_to`.
+    max_ratio
+        At most this share of a group's units goes. None: 0.9 with the global scope, all with the others.
+    ignore, only
+        Patterns of groups to leave whole, or to cut exclusively.
+    preset
+        "nncf": leave the first convolution and strided ones whole, uniform scope unless said otherwise.
+    seed
+        For criteria that draw random numbers.
+    """
+
+    target: Target = Target("macs", 0.7)
+    criterion: str = "l2"
+    scope: str = "global"
+    round_to: int = 8
+    min_channels: int = 1
+    max_ratio: float | None = None
+    ignore: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    preset: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Reject values that mean nothing."""
+        if self.scope not in SCOPES:
+            raise UsageError(f"there is no scope {self.scope!r}", f"Known: {', '.join(SCOPES)}.")
+        if self.round_to < 1:
+            raise UsageError(f"--round-to {self.round_to} is not positive", "Use 1 for no rounding.")
+        if self.min_channels < 1:
+            raise UsageError(
+                f"min_channels {self.min_channels} is not positive", "At least one channel stays."
+            )
+        if self.max_ratio is not None and not 0 < self.max_ratio <= 1:
+            raise UsageError(
+                f"max_ratio {self.max_ratio:g} is not in (0, 1]", "0.9 keeps a tenth of a group."
+            )
+        if self.preset is not None and self.preset not in PRESETS:
+            raise UsageError(f"there is no preset {self.preset!r}", f"Known: {', '.join(PRESETS)}.")

@@ -1,0 +1,150 @@
+"""Greedy elimination: which unit costs least to lose when the others make up for it.
+
+For a layer `y = W x` with input covariance C and H = C^-1, losing the features u and refitting the rest costs
+
+    tr(W_u (H_uu)^-1 W_u^T)
+
+exactly, and leaves `W - W_u (H_uu)^-1 H_u:` and `H - H_:u (H_uu)^-1 H_u:`: the structured form of the optimal
+brain surgeon (Hassibi and Stork 1993; Kurtic et al. 2023, https://arxiv.org/abs/2302.04089), where a unit is a set
+of columns. The costs of successive units add up to the error of the set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxprune.graph.axes import Bools, Index
+from onnxprune.statistics.moments import Matrix
+
+DAMPING = 1e-3
+"""Share of the mean variance that is added to every variance: dead features have none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One consumer of a group's units, while units go.
+
+    Attributes
+    ----------
+    weight
+        Shape (blocks, outputs per block, features); mutated. The groups of a convolution are blocks.
+    inverse
+        Shape (blocks, features, features): of the damped covariance; mutated.
+    unit
+        Shape (blocks, features): the unit of each feature that is left, -1 for all others; mutated.
+    scale
+        What an error is divided by: the layer's own output variance.
+    """
+
+    weight: Matrix
+    inverse: Matrix
+    unit: Index
+    scale: float
+
+    @classmethod
+    def of(cls, weight: Matrix, covariance: Matrix, unit: Index) -> Layer:
+        """A layer that still has all its units; copies what it is given."""
+        features = weight.shape[2]
+        level = np.einsum("gii->g", covariance) / max(features, 1)
+        damped = covariance + np.maximum(DAMPING * level, 1e-12)[:, None, None] * np.eye(features)
+        energy = float(np.einsum("gof,gof->", weight @ covariance, weight))
+        return cls(weight.copy(), np.linalg.inv(damped), unit.copy(), energy if energy > 0 else 1.0)
+
+    def costs(self, units: int) -> Matrix:
+        """Shape (units,): what each unit costs to lose now, as a share of the layer's output variance."""
+        total = np.zeros(units)
+        for weight, inverse, unit in zip(self.weight, self.inverse, self.unit, strict=True):
+            for members, index in _by_size(unit):
+                inner = inverse[index[:, :, None], index[:, None, :]]
+                columns = weight[:, index].transpose(1, 2, 0)  # (units, features, outputs)
+                total[members] += np.einsum("uko,uko->u", columns, np.linalg.solve(inner, columns))
+        return total / self.scale
+
+    def drop(self, member: int) -> None:
+        """Let one unit go, and refit the others."""
+        for weight, inverse, unit in zip(self.weight, self.inverse, self.unit, strict=True):
+            index = np.flatnonzero(unit == member)
+            if len(index):
+                rows = np.linalg.solve(inverse[np.ix_(index, index)], inverse[index])
+                weight -= weight[:, index] @ rows
+                inverse -= inverse[:, index] @ rows
+                weight[:, index] = 0.0  # exactly, also in all updates to come
+                inverse[index] = inverse[:, index] = 0.0
+                unit[index] = -1
+
+
+def _by_size(unit: Index) -> list[tuple[Index, Index]]:
+    """Units and their features, those with equally many together: shapes (units,) and (units, features)."""
+    order = np.argsort(unit, kind="stable")
+    order = order[unit[order] >= 0]
+    members, counts = np.unique(unit[order], return_counts=True)
+    starts = np.cumsum(counts) - counts
+    found = []
+    for count in np.unique(counts):
+        chosen = np.flatnonzero(counts == count)
+        found.append((members[chosen], order[starts[chosen][:, None] + np.arange(count)]))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Elimination:
+    """The order in which a group's units go, and what it costs.
+
+    Attributes
+    ----------
+    rungs
+        Shape (rungs, units per rung): what goes together, the first to go first; one unit of every block.
+    errors
+        Shape (rungs + 1,): the error of losing the first n rungs, as a share of the layers' output variance,
+        summed over the layers.
+    weights
+        For the numbers of rungs asked for: the refitted weights of every layer, zero where units are gone.
+    """
+
+    rungs: Index
+    errors: Matrix
+    weights: dict[int, list[Matrix]] = field(repr=False)
+
+
+def eliminate(
+    layers: Sequence[Layer], units: int, blocks: Index | None = None, *, snapshots: Collection[int] = ()
+) -> Elimination:
+    """Let all units go one after the other, the cheapest first; equal ones by index.
+
+    Parameters
+    ----------
+    layers
+        At least one; mutated.
+    units
+        Of the group.
+    blocks
+        Block of each unit, where every block keeps equally many; then blocks take turns.
+    snapshots
+        Numbers of rungs after which the weights are wanted.
+    """
+    block: Index = np.zeros(units, np.int64) if blocks is None else blocks
+    width = int(block.max()) + 1
+    gone: Bools = np.zeros(units, bool)
+    rungs: list[list[int]] = []
+    errors = [0.0]
+    weights = {0: [layer.weight.copy() for layer in layers]} if 0 in snapshots else {}
+    for rung in range(units // width):
+        taken: list[int] = []
+        used = np.zeros(width, bool)
+        lost = 0.0
+        for _ in range(width):
+            costs = np.sum([layer.costs(units) for layer in layers], axis=0)
+            member = int(np.argmin(np.where(gone | used[block], np.inf, costs)))
+            for layer in layers:
+                layer.drop(member)
+            gone[member] = used[block[member]] = True
+            taken.append(member)
+            lost += max(float(costs[member]), 0.0)
+        rungs.append(sorted(taken, key=lambda u: int(block[u])))
+        errors.append(errors[-1] + lost)
+        if rung + 1 in snapshots:
+            weights[rung + 1] = [layer.weight.copy() for layer in layers]
+    return Elimination(np.asarray(rungs, np.int64), np.asarray(errors), weights)

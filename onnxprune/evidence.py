@@ -1,0 +1,180 @@
+"""What the calibration samples say about a model: statistics of its layers, and what each cut would cost.
+
+Everything is computed when it is first asked for, and kept: one pass over the samples serves all groups.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.analysis import Analysis
+from onnxprune.calibrate.dataset import Dataset
+from onnxprune.criteria.criterion import UnitActivations
+from onnxprune.criteria.elimination import Elimination, Layer, eliminate
+from onnxprune.graph.axes import Index
+from onnxprune.graph.groups import Group
+from onnxprune.statistics.collect import InputStatistics, consumers, input_statistics
+from onnxprune.statistics.consumers import Consumer
+from onnxprune.statistics.sensitivity import Trial, refitted
+from onnxprune.surgery.keep import kept_positions
+from onnxprune.surgery.mask import mask
+
+log = logging.getLogger(__name__)
+
+Feed = Mapping[str, np.ndarray[Any, Any]]
+Tick = Callable[[int, int], None]
+
+BATCH = 32
+"""Samples per run."""
+
+FEWEST_BATCHES = 10
+"""Batches are made smaller rather than fewer than this, so that some can be held out."""
+
+TRIED = 96
+"""Samples on which the change of the outputs is measured."""
+
+
+def _silent(_done: int, _total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Samples that a model is calibrated on, and what follows from them.
+
+    Parameters
+    ----------
+    analysis
+        Of the model.
+    data
+        The samples.
+    provider
+        onnxruntime's.
+    budget
+        Bytes that statistics and tensors between layers may take.
+    seed
+        For the positions that are drawn.
+    tick
+        Makes a function that reports the progress of a stage.
+    """
+
+    analysis: Analysis
+    data: Dataset
+    provider: str = "cpu"
+    budget: float = 2.0**31
+    seed: int = 0
+    tick: Callable[[str], Tick] = field(default=lambda _: _silent)
+
+    @cached_property
+    def batches(self) -> list[Feed]:
+        """All samples, in batches."""
+        size = min(BATCH, max(1, len(self.data) // FEWEST_BATCHES))
+        return list(self.data.batches(size))
+
+    @cached_property
+    def consumers(self) -> dict[ir.Value, Consumer]:
+        """Every layer that is a linear map of an activation, by its weight."""
+        return consumers(self.analysis.axis_graph)
+
+    def layers(self, group: Group) -> list[tuple[Consumer, Index]]:
+        """The layers that consume a group's units, with the unit of every feature, (blocks, features)."""
+        found = []
+        for use in group.sinks:
+            consumer = self.consumers.get(use.axis.value)
+            if consumer is not None:
+                unit = use.unit.reshape(consumer.groups, -1)
+                found.append((consumer, np.repeat(unit, consumer.taps, axis=1)))
+        return found
+
+    @cached_property
+    def statistics(self) -> dict[ir.Value, InputStatistics]:
+        """Of the inputs of all layers that consume units, by weight."""
+        used = {layer.weight: layer for g in self.analysis.groups.values() for layer, _ in self.layers(g)}
+        return input_statistics(
+            self.analysis.axis_graph,
+            list(used.values()),
+            self.batches,
+            samples=len(self.data),
+            provider=self.provider,
+            budget=self.budget,
+            seed=self.seed,
+            progress=self.tick("collecting statistics"),
+        )
+
+    def activations(self, group: Group) -> list[UnitActivations]:
+        """What each consumer sees of a group's units, for criteria."""
+        return [
+            _unit_activations(layer, unit, self.statistics[layer.weight], group.units)
+            for layer, unit in self.layers(group)
+        ]
+
+    def elimination(self, group: Group, snapshots: Sequence[int] = ()) -> Elimination | None:
+        """The order in which a group's units go at the least cost; None where no linear map consumes them."""
+        parts = self.layers(group)
+        if not parts:
+            return None
+        layers = [
+            Layer.of(layer.matrix(), self.statistics[layer.weight].moments.covariance, unit)
+            for layer, unit in parts
+        ]
+        return eliminate(layers, group.units, group.blocks, snapshots=snapshots)
+
+    @cached_property
+    def trial(self) -> Trial:
+        """The original, to try other weights in."""
+        used = {layer.weight: layer for g in self.analysis.groups.values() for layer, _ in self.layers(g)}
+        count = min(TRIED, len(self.data))
+        some = self.data.take(np.linspace(0, len(self.data) - 1, count).astype(np.int64))
+        batches = list(some.batches(BATCH))
+        return Trial(self.analysis.axis_graph.model, used.values(), batches, self.provider)
+
+    def change(self, group: Group, elimination: Elimination, rungs: int) -> float:
+        """How much the outputs change when the first rungs of a group go and its consumers are refitted.
+
+        As a share of their variance, on a few of the samples. `elimination` has a snapshot at `rungs`.
+        """
+        layers = [layer for layer, _ in self.layers(group)]
+        seen = [self.statistics[layer.weight].moments for layer in layers]
+        return self.trial.change(refitted(layers, elimination.weights[rungs], seen))
+
+    def masked_change(self, group: Group, units: Index) -> float:
+        """The same without any refit: the units are masked where they are summed over."""
+        flags = np.ones(group.units, bool)
+        flags[units] = False
+        kept = kept_positions(self.analysis.groups, {group.id: flags})
+        return self.trial.change_of(mask(self.analysis.axis_graph, kept))
+
+
+def _unit_activations(
+    layer: Consumer, unit: Index, statistics: InputStatistics, units: int
+) -> UnitActivations:
+    """Statistics of a layer's features, sorted by unit; units with fewer features than others get zeros."""
+    moments = statistics.moments
+    second = np.einsum("gff->gf", moments.gram) / max(moments.count, 1.0)
+    mean = moments.mean
+    matrix = layer.matrix()
+    fields = {
+        "mean": mean,
+        "variance": np.maximum(second - mean**2, 0.0),
+        "second_moment": second,
+        "nonzero": statistics.positive,
+        "weight_energy": np.square(matrix).sum(axis=1),
+        "weight_l1": np.abs(matrix).sum(axis=1),
+    }
+    flat = unit.ravel()
+    order = np.argsort(flat, kind="stable")
+    order = order[flat[order] >= 0]
+    counts = np.bincount(flat[order], minlength=units)
+    slot = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    arrays = {}
+    for name, values in fields.items():
+        arrays[name] = np.zeros((units, int(counts.max())))
+        arrays[name][flat[order], slot] = values.ravel()[order]
+    return UnitActivations(**arrays)

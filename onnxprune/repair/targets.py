@@ -1,0 +1,111 @@
+"""Which layers of a cut model are repaired, and what each of them is to reach."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxprune.graph.axes import Axis, Bools, Kept
+from onnxprune.graph.build import AxisGraph
+from onnxprune.statistics.consumers import Consumer, consumer_of
+from onnxprune.statistics.piecewise import Piecewise
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A layer in the cut model and in the original."""
+
+    student: Consumer
+    teacher: Consumer
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a layer is to reach.
+
+    Attributes
+    ----------
+    pair
+        The layer.
+    value
+        The original's value that the layer's output, plus `skip`, is to be close to.
+    skip
+        The other addend, a value of the cut model that does not depend on the layer; None: there is none.
+    kept
+        Channels of `value` that are left; None: all.
+    """
+
+    pair: Pair
+    value: ir.Value
+    skip: ir.Value | None
+    kept: Bools | None
+
+    @property
+    def needs(self) -> list[ir.Value]:
+        """Values of the cut model that have to be there before the layer can be repaired."""
+        return [self.pair.student.x, *([] if self.skip is None else [self.skip])]
+
+
+def layers_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[list[Pair], dict[str, str]]:
+    """Layers that lost inputs, in topological order, and by name why others that did are left as they are."""
+    made = {str(out.name): node for node in cut.graph for out in node.outputs}
+    lost = {sink.where.node: sink for sink in axis_graph.sinks if sink.axis in kept}
+    pairs: list[Pair] = []
+    left: dict[str, str] = {}
+    for op in axis_graph.ops:
+        if op.node not in lost or lost[op.node].parameter is None:
+            continue
+        teacher = consumer_of(op.node)
+        student = consumer_of(made[str(op.node.outputs[0].name)])
+        if isinstance(teacher, str) or isinstance(student, str):
+            left[op.node.name or op.node.op_type] = teacher if isinstance(teacher, str) else str(student)
+        else:
+            pairs.append(Pair(student, teacher))
+    return pairs, left
+
+
+def target_of(
+    axis_graph: AxisGraph, runner: Piecewise, kept: Kept, pair: Pair, waiting: Sequence[ir.Node]
+) -> Target:
+    """What a layer is to reach: the stream that it is added to where that is known by then, else its own output.
+
+    Parameters
+    ----------
+    runner
+        Of the cut model.
+    waiting
+        Nodes that are still to be repaired: what depends on them is not known yet.
+    """
+    value, skip = pair.teacher.y, None
+    added = _addend(pair.student)
+    if added is not None:
+        total, other = added
+        ahead = runner.ahead([other])
+        mine = {str(v.name): v for v in axis_graph.shapes.dims}
+        stream = mine.get(str(total.name))
+        dims = axis_graph.shapes.dims
+        if (
+            pair.student.node not in ahead
+            and not ahead & set(waiting)
+            and stream is not None
+            and str(other.name) in mine
+            and dims[stream] == dims[pair.teacher.y] == dims[mine[str(other.name)]]
+        ):
+            value, skip = stream, other
+    channel = 1 if pair.student.convolves else len(axis_graph.shapes.dims[value]) - 1
+    return Target(pair, value, skip, kept.get(Axis(value, channel)))
+
+
+def _addend(consumer: Consumer) -> tuple[ir.Value, ir.Value] | None:
+    """The sum that alone uses a layer's output, and its other addend."""
+    users = list(itertools.islice(consumer.y.uses(), 2))
+    if len(users) != 1 or consumer.y.is_graph_output() or users[0][0].op_type != "Add":
+        return None
+    add, slot = users[0]
+    other = add.inputs[1 - slot]
+    if other is None or other.const_value is not None or other is consumer.y:
+        return None
+    return add.outputs[0], other

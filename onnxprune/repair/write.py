@@ -1,0 +1,114 @@
+"""New weights in a model: in the cut one as they are, in the masked one at the places that are left."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.graph.axes import Axis, Bools, Kept
+from onnxprune.graph.build import AxisGraph
+from onnxprune.model import edit
+from onnxprune.statistics.consumers import Consumer, consumer_of
+from onnxprune.surgery.keep import slice_array
+
+Array = np.ndarray[Any, Any]
+
+
+def write(layer: Consumer, weight: Array, bias: Array) -> None:
+    """Give a layer another weight and a bias of shape (outputs,); a bias is added where there was none."""
+    node, graph = layer.node, layer.node.graph
+    if not isinstance(graph, ir.Graph) or layer.weight.dtype is None:
+        raise ValueError(f"{layer.label} belongs to no graph")
+    edit.set_array(layer.weight, weight)
+    if layer.bias is not None and len(list(itertools.islice(layer.bias.uses(), 2))) == 1:
+        edit.set_array(layer.bias, layer.to_bias(bias))
+        return
+    if layer.bias is not None:  # others share it
+        data = layer.to_bias(bias)
+        new = edit.add_initializer(graph, str(layer.bias.name), data, layer.weight.dtype)
+        for user, slot in tuple(layer.bias.uses()):
+            if user is node or user is layer.y.producer():
+                user.replace_input_with(slot, new)
+        return
+    new = edit.add_initializer(graph, f"{layer.weight.name}/bias", bias, layer.weight.dtype)
+    if node.op_type == "MatMul":
+        _add(layer.y, new)
+        return
+    beta = node.attributes.get("beta")
+    if node.op_type == "Gemm" and beta is not None:
+        del node.attributes["beta"]
+    node.resize_inputs(3)
+    node.replace_input_with(2, new)
+
+
+def _add(value: ir.Value, bias: ir.Value) -> None:
+    """Put an Add behind a value, which may be an output of the graph: the sum takes its name then."""
+    graph = value.graph
+    if not value.is_graph_output():
+        edit.insert_after(value, "Add", [bias])
+        return
+    node = value.producer()
+    if node is None or not isinstance(graph, ir.Graph):
+        raise ValueError(f"{value.name!r} is made by no node")
+    name = str(value.name)
+    users = tuple(value.uses())
+    total = ir.Value(name=name, type=value.type, shape=value.shape)
+    value.name, value.shape = edit.fresh(graph, f"{name}/product"), None
+    node.append(
+        ir.Node("", "Add", [value, bias], outputs=[total], name=edit.fresh(graph, f"{name}/Add_node"))
+    )
+    for user, slot in users:
+        user.replace_input_with(slot, total)
+    graph.outputs[:] = [total if out is value else out for out in graph.outputs]
+
+
+def write_masked(
+    axis_graph: AxisGraph, masked: ir.Model, kept: Kept, repaired: Mapping[str, tuple[Array, Array]]
+) -> None:
+    """Give the masked model the weights that the cut one got; what is masked stays zero.
+
+    Parameters
+    ----------
+    masked
+        Mutated.
+    kept
+        Positions that the cut model has.
+    repaired
+        By the name of a layer's first output: weight and bias of the cut model's layer.
+    """
+    made = {str(out.name): node for node in masked.graph for out in node.outputs}
+    for op in axis_graph.ops:
+        name = str(op.node.outputs[0].name)
+        if name not in repaired:
+            continue
+        original, layer = consumer_of(op.node), consumer_of(made[name])
+        if isinstance(original, str) or isinstance(layer, str):
+            raise ValueError(f"{name!r} is no layer")
+        weight, bias = repaired[name]
+        dims: dict[int, Bools] = {}
+        blocked = {}
+        for dim in range(original.array.ndim):
+            axis = Axis(original.weight, dim)
+            if axis in kept:
+                dims[dim] = kept[axis]
+            if axis in axis_graph.blocked:
+                blocked[dim] = axis_graph.blocked[axis]
+        channel = 1 if original.convolves else len(axis_graph.shapes.dims[original.y]) - 1
+        rows = kept.get(Axis(original.y, channel))
+        vector = original.bias_vector()
+        vector[slice(None) if rows is None else rows] = bias
+        write(layer, _spread(weight, original.array.shape, dims, blocked), vector)
+
+
+def _spread(
+    part: Array, shape: tuple[int, ...], dims: Mapping[int, Bools], blocked: Mapping[int, Any]
+) -> Array:
+    """The inverse of `slice_array`, with zeros at the positions that are gone."""
+    places = slice_array(np.arange(int(np.prod(shape))).reshape(shape), dims, blocked)
+    whole = np.zeros(int(np.prod(shape)), part.dtype)
+    whole[places.ravel()] = part.ravel()
+    return whole.reshape(shape)

@@ -1,0 +1,213 @@
+"""From groups to ladders: in which order the units of each group go, and what that costs where data says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxprune.allocate.ladder import Ladder, Scores, build_ladder, measured_ladder
+from onnxprune.analysis import Analysis
+from onnxprune.calibrate.checks import did_you_mean
+from onnxprune.choices import Choices
+from onnxprune.criteria import AnyCriterion, CombinedCriterion, CriterionTable, data_missing, default_criteria
+from onnxprune.criteria.gather import unit_weights
+from onnxprune.errors import Reason, UsageError
+from onnxprune.evidence import Evidence
+from onnxprune.graph.groups import Group
+from onnxprune.job import Job
+from onnxprune.select import excluded_groups
+
+AUTO = "auto"
+"""With data `obs`, without `l2`."""
+
+OBS = "obs"
+"""Optimal brain surgeon: what the layers behind a unit lose when the other units make up for it."""
+
+WITHOUT_DATA = "l2"
+
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of all groups that may be cut, and why the others may not.
+
+    Attributes
+    ----------
+    ladders
+        One per group that may be cut, in the order of the groups.
+    excluded
+        Groups that stay whole, with the reason.
+    units
+        Units of all groups that the user did not exclude: a ratio is a share of these.
+    """
+
+    ladders: tuple[Ladder, ...] = field(repr=False)
+    excluded: Mapping[str, Reason]
+    units: int
+
+    def without(self, groups: tuple[str, ...], reason: Reason) -> Scored:
+        """The same without some groups."""
+        ladders = tuple(ladder for ladder in self.ladders if ladder.group.id not in groups)
+        return Scored(ladders, {**self.excluded, **dict.fromkeys(groups, reason)}, self.units)
+
+
+def score_groups(
+    analysis: Analysis,
+    choices: Choices,
+    *,
+    criteria: CriterionTable | None = None,
+    evidence: Evidence | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scored:
+    """Score the units of every group and put them into the order in which they go.
+
+    Parameters
+    ----------
+    evidence
+        What calibration samples say; needed for criteria that look at activations.
+
+    Raises
+    ------
+    UsageError
+        There is no such criterion, it needs data, it scores none of the groups, or a pattern matches nothing.
+    """
+    name = resolve(choices.criterion, evidence is not None)
+    if name == OBS and evidence is None:
+        raise data_missing(OBS)
+    criterion = find_criterion(WITHOUT_DATA if name == OBS else name, criteria)
+    excluded = excluded_groups(
+        analysis.axis_graph, analysis.groups, ignore=choices.ignore, only=choices.only, preset=choices.preset
+    )
+    units = sum(group.units for name, group in analysis.groups.items() if name not in excluded)
+    scorer = _Scorer(analysis, choices, criterion, evidence, np.random.default_rng(choices.seed))
+    ladders: list[Ladder] = []
+    for number, (group_id, group) in enumerate(analysis.groups.items()):
+        if progress is not None:
+            progress(number, len(analysis.groups))
+        if group_id in excluded:
+            continue
+        ladder = scorer.by_score(group)
+        if ladder is None:
+            excluded[group_id] = Reason.NO_SCORE
+        elif not ladder.most:
+            excluded[group_id] = Reason.TOO_NARROW
+        else:
+            ladders.append(scorer.by_loss(ladder) if name == OBS else ladder)
+    if analysis.groups and all(reason is Reason.NO_SCORE for reason in excluded.values()) and not ladders:
+        raise UsageError(
+            f"the criterion {criterion.name} reads {', '.join(sorted(criterion.kinds))} parameters, "
+            "and no group has any",
+            "Is there another criterion that reads what they have? bn-scale needs BatchNormalization nodes that "
+            "are not folded.",
+        )
+    return Scored(tuple(ladders), excluded, units)
+
+
+def resolve(criterion: str, has_data: bool) -> str:
+    """The criterion that a name stands for."""
+    if criterion != AUTO:
+        return criterion
+    return OBS if has_data else WITHOUT_DATA
+
+
+def reads_data(criterion: str, criteria: CriterionTable | None) -> bool:
+    """Whether a criterion looks at activations where there are any."""
+    return criterion in (AUTO, OBS) or find_criterion(criterion, criteria).needs_data
+
+
+def check_criterion(criterion: str, job: Job) -> None:
+    """Raise UsageError where there is no such criterion, or no data for it."""
+    needs = criterion == OBS or (criterion != AUTO and find_criterion(criterion, job.criteria).needs_data)
+    if needs and job.data is None:
+        raise data_missing(criterion)
+
+
+def find_criterion(name: str, criteria: CriterionTable | None) -> AnyCriterion:
+    """Look a criterion up, in the default table where none is given; "l2+apoz" adds the ranks of two.
+
+    Raises
+    ------
+    UsageError
+        There is no such criterion.
+    """
+    table = default_criteria() if criteria is None else criteria
+    if name in table:
+        return table[name]
+    parts = name.split("+")
+    for part in parts:
+        if part not in table:
+            inside = f" in {name!r}" if len(parts) > 1 else ""
+            known = ", ".join(sorted([*table, AUTO, OBS]))
+            raise UsageError(
+                f"there is no criterion {part!r}{inside}{did_you_mean(part, [*table, AUTO, OBS])}",
+                f"Known: {known}, and sums of their ranks, such as l2+apoz.",
+            )
+    return CombinedCriterion(name, tuple(table[part] for part in parts))
+
+
+def most_of_a_group(choices: Choices) -> float:
+    """At most this share of a group goes."""
+    return choices.max_ratio or (0.9 if choices.scope == "global" else 1.0)
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    analysis: Analysis
+    choices: Choices
+    criterion: AnyCriterion
+    evidence: Evidence | None
+    rng: np.random.Generator
+
+    def by_score(self, group: Group) -> Ladder | None:
+        """The ladder of a criterion; None where the group has nothing that it reads."""
+        members = unit_weights(self.analysis.axis_graph, group)
+        seen = None
+        if self.criterion.needs_data and self.evidence is not None:
+            seen = self.evidence.activations(group)
+        normalize = self.choices.scope == "global"
+        scores = self.criterion.score(members, normalize=normalize, rng=self.rng, activations=seen)
+        if scores is None:
+            return None
+        return build_ladder(
+            group,
+            np.asarray(scores, np.float64),
+            round_to=self.choices.round_to,
+            min_channels=self.choices.min_channels,
+            max_ratio=most_of_a_group(self.choices),
+        )
+
+    def by_loss(self, ladder: Ladder) -> Ladder:
+        """The ladder of least error, with the change of the outputs that follows from it.
+
+        The error of a group grows as its elimination says; how much of it the outputs see is measured once, with
+        half of the group gone. Groups whose units no linear map consumes keep their order.
+        """
+        evidence, group, half = self.evidence, ladder.group, max(1, ladder.height // 2)
+        if evidence is None:
+            raise data_missing(OBS)
+        found = evidence.elimination(group, snapshots=[half])
+        if found is None:
+            rungs, errors = ladder.rungs, np.concatenate([[0.0], np.cumsum(np.square(ladder.scores))])
+        else:
+            rungs, errors = found.rungs, found.errors
+        factor = 1.0
+        if self.choices.scope == "global":
+            if found is None:
+                change = evidence.masked_change(group, rungs[:half].ravel())
+            else:
+                change = evidence.change(group, found, half)
+            factor = min(change, 1e6) / max(float(errors[half]), _TINY)
+        return self._ladder(group, rungs, errors * factor)
+
+    def _ladder(self, group: Group, rungs: np.ndarray, loss: Scores) -> Ladder:
+        return measured_ladder(
+            group,
+            rungs,
+            loss,
+            round_to=self.choices.round_to,
+            min_channels=self.choices.min_channels,
+            max_ratio=most_of_a_group(self.choices),
+        )

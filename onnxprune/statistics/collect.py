@@ -1,0 +1,159 @@
+"""Moments of the inputs of all layers that consume prunable channels, in few passes over the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.graph.build import AxisGraph
+from onnxprune.statistics.consumers import Consumer, consumer_of
+from onnxprune.statistics.moments import Matrix, Moments
+from onnxprune.statistics.probes import Geometry, Probe
+
+Feed = Mapping[str, np.ndarray[Any, Any]]
+
+ROWS = 48
+"""Rows per feature that are looked at, where the samples have as many."""
+
+FEWEST = 16384
+"""Rows that are looked at in any case."""
+
+
+@dataclass(frozen=True, eq=False)
+class InputStatistics:
+    """Of the unfolded input of one layer.
+
+    Attributes
+    ----------
+    moments
+        Of its rows.
+    positive
+        Shape (groups, features): share of the rows in which a feature is above zero.
+    """
+
+    moments: Moments
+    positive: Matrix
+
+
+def consumers(axis_graph: AxisGraph) -> dict[ir.Value, Consumer]:
+    """Every layer that is a linear map of an activation, by its weight."""
+    found = {}
+    for op in axis_graph.ops:
+        consumer = consumer_of(op.node)
+        if isinstance(consumer, Consumer):
+            found[consumer.weight] = consumer
+    return found
+
+
+def geometry(axis_graph: AxisGraph, consumer: Consumer) -> Geometry:
+    """Where a layer's rows are, at the sizes at which the model was analysed."""
+    dims = axis_graph.shapes.dims
+    return Geometry(consumer, *(tuple(d or 1 for d in dims[value]) for value in (consumer.x, consumer.y)))
+
+
+def share_of_rows(consumer: Consumer, where: Geometry, samples: int) -> float:
+    """Which share of a layer's rows is enough."""
+    want = max(ROWS * consumer.columns * consumer.taps, FEWEST)
+    return min(1.0, want / max(where.rows * samples, 1))
+
+
+def input_statistics(
+    axis_graph: AxisGraph,
+    layers: Iterable[Consumer],
+    batches: Sequence[Feed],
+    *,
+    samples: int,
+    provider: str = "cpu",
+    budget: float = 2**30,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[ir.Value, InputStatistics]:
+    """Statistics of each layer's unfolded input, by its weight.
+
+    Parameters
+    ----------
+    axis_graph
+        Of the model; not mutated.
+    layers
+        What to look at.
+    batches
+        Feeds of the model's inputs.
+    samples
+        In all batches together.
+    budget
+        Bytes of float64 matrices and of rows that one pass may take; more layers take more passes.
+    """
+    found: dict[ir.Value, InputStatistics] = {}
+    passes = _passes(layers, budget)
+    for number, part in enumerate(passes):
+        found |= _one_pass(axis_graph, part, batches, samples, provider, seed)
+        if progress is not None:
+            progress(number + 1, len(passes))
+    return found
+
+
+def _passes(layers: Iterable[Consumer], budget: float) -> list[list[Consumer]]:
+    passes: list[list[Consumer]] = []
+    room = 0.0
+    for layer in layers:
+        need = 16.0 * layer.groups * (layer.columns * layer.taps) ** 2
+        if not passes or room < need:
+            passes.append([])
+            room = budget
+        passes[-1].append(layer)
+        room -= need
+    return passes
+
+
+def _one_pass(
+    axis_graph: AxisGraph,
+    layers: Sequence[Consumer],
+    batches: Sequence[Feed],
+    samples: int,
+    provider: str,
+    seed: int,
+) -> dict[ir.Value, InputStatistics]:
+    rng = np.random.default_rng(seed)
+    model = axis_graph.model.clone()
+    graph = model.graph
+    known = {str(v.name): v for v in graph.inputs} | {str(o.name): o for n in graph for o in n.outputs}
+    where = [geometry(axis_graph, layer) for layer in layers]
+    shares = [share_of_rows(layer, place, samples) for layer, place in zip(layers, where, strict=True)]
+    probes = []
+    names: list[str] = []
+    graph.outputs.clear()
+    for n, (layer, place, share) in enumerate(zip(layers, where, shares, strict=True)):
+        probe = Probe(graph, layer, f"probe{n}", place.count(share))
+        rows = probe.input_rows(known[str(layer.x.name)])
+        names += [*probe.moments(rows), probe.positive(rows)]
+        probes.append(probe)
+    model.ir_version = max(model.ir_version, 8)
+    session = open_session(model, provider)
+    sums: dict[ir.Value, Moments] = {}
+    positive: dict[ir.Value, Matrix] = {}
+    for feed in batches:
+        size = len(next(iter(feed.values())))
+        more: dict[str, Any] = {}
+        counts = []
+        for probe, place, share in zip(probes, where, shares, strict=True):
+            drawn = place.draw(rng, share, size)
+            count = len(drawn.places) * (place.images * size if probe.consumer.convolves else 1)
+            counts.append(count)
+            more |= probe.feed(drawn, count)
+        got = run(session, {**feed, **more}, names)
+        for n, layer in enumerate(layers):
+            total, gram = (got[f"probe{n}/{key}"].astype(np.float64) for key in ("total", "gram"))
+            part = Moments(float(counts[n]), total[:, 0], gram)
+            above = got[f"probe{n}/positive"][:, 0].astype(np.float64)
+            known_before = layer.weight in sums
+            sums[layer.weight] = sums[layer.weight] + part if known_before else part
+            positive[layer.weight] = positive[layer.weight] + above if known_before else above
+    return {
+        weight: InputStatistics(moments, positive[weight] / max(moments.count, 1.0))
+        for weight, moments in sums.items()
+    }

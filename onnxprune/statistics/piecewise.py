@@ -1,0 +1,160 @@
+"""A model run piece by piece over fixed samples.
+
+Between two pieces the tensors that later pieces need are held, so that a layer can be changed before anything
+behind it runs, and the whole costs one pass. Where they would take more memory than allowed, nothing is held and
+every piece starts from the inputs again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.calibrate.sessions import open_session, run
+
+log = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, Any]
+Feed = Mapping[str, Array]
+Extend = Callable[[ir.Graph, Mapping[str, ir.Value]], None]
+"""Adds nodes to the graph of a piece, given its values by name."""
+
+
+class Piecewise:
+    """Runs a model over batches up to any of its values, and goes on from there.
+
+    Parameters
+    ----------
+    model
+        Nodes that have not run may be changed between two pieces.
+    batches
+        Feeds of the graph's inputs.
+    provider
+        onnxruntime's.
+    budget
+        Bytes that may be held between two pieces.
+    """
+
+    def __init__(
+        self, model: ir.Model, batches: Sequence[Feed], provider: str = "cpu", budget: float = 2**31
+    ) -> None:
+        self.model, self.batches, self.provider, self.budget = model, batches, provider, budget
+        self._done: set[ir.Node] = set()
+        self._held: list[dict[str, Array]] | None = None
+        self._holding = True
+
+    def ahead(self, values: Iterable[ir.Value]) -> set[ir.Node]:
+        """Nodes that have to run before these values are there."""
+        found: set[ir.Node] = set()
+        queue = [value.producer() for value in values]
+        while queue:
+            node = queue.pop()
+            if node is None or node in self._done or node in found or node.graph is not self.model.graph:
+                continue
+            found.add(node)
+            queue += [value.producer() for value in _reads(node)]
+        return found
+
+    def advance(
+        self,
+        wanted: Sequence[ir.Value],
+        extend: Extend | None = None,
+        more: Callable[[int], Feed] = lambda _: {},
+    ) -> Iterator[Feed]:
+        """Run up to `wanted` on every batch.
+
+        Parameters
+        ----------
+        wanted
+            Values of the model.
+        extend
+            Adds nodes, inputs and outputs to the piece.
+        more
+            What the inputs that `extend` added are for a batch, by its number.
+
+        Yields
+        ------
+        dict
+            By name: the outputs that `extend` added; without it the values that were wanted.
+        """
+        needed = self.ahead(wanted)
+        done = self._done | needed
+        piece, outputs, live = self._piece(wanted, needed, done)
+        known = {str(v.name): v for v in (*piece.inputs, *piece.initializers.values())}
+        known |= {str(out.name): out for node in piece for out in node.outputs}
+        if extend is not None:
+            extend(piece, known)
+        shown = [str(v.name) for v in piece.outputs if str(v.name) not in outputs]
+        names = shown if extend is not None else [str(v.name) for v in wanted]
+        given = {v.name for v in piece.inputs}
+        session = open_session(ir.Model(piece, ir_version=max(self.model.ir_version, 8)), self.provider)
+        kept: list[dict[str, Array]] = []
+        size = 0
+        for number, feed in enumerate(self.batches):
+            held = feed if self._held is None else self._held[number]
+            every = {**held, **more(number)}
+            found = run(session, {n: a for n, a in every.items() if n in given}, [*outputs, *shown])
+            found |= {name: held[name] for name in names if name in held}
+            if self._holding:
+                kept.append({n: found[n] if n in found else held[n] for n in live})
+                size += sum(array.nbytes for array in kept[-1].values())
+                if size > self.budget:
+                    log.info("the tensors between two layers take more than %d bytes: not held", self.budget)
+                    self._holding, kept = False, []
+                    self._held, self._done = None, set()
+            yield {name: found[name] for name in names}
+        if self._holding:
+            self._held, self._done = kept, done
+
+    def _piece(
+        self, wanted: Sequence[ir.Value], needed: set[ir.Node], done: set[ir.Node]
+    ) -> tuple[ir.Graph, list[str], list[str]]:
+        """The nodes that are needed as a graph, the names of its outputs, and all names to be held behind it."""
+        graph = self.model.graph
+        nodes = [node for node in graph if node in needed]
+        made = {value for node in nodes for value in node.outputs}
+        reads = dict.fromkeys(value for node in nodes for value in _reads(node))
+        inputs = [v for v in dict.fromkeys((*reads, *wanted)) if v not in made and v.const_value is None]
+        ahead = {value for node in graph if node not in done for value in _reads(node)}
+        outputs = [v for v in made if v in ahead or v in wanted]
+        outputs.sort(key=lambda value: str(value.name))
+        live = [
+            str(value.name)
+            for value in (*graph.inputs, *(out for node in graph if node in done for out in node.outputs))
+            if value in ahead and value.const_value is None
+        ]
+        initializers = [v for v in dict.fromkeys((*reads, *wanted)) if v.const_value is not None]
+        view = ir.GraphView(
+            inputs, outputs, nodes=nodes, initializers=initializers, opset_imports=graph.opset_imports
+        )
+        piece = view.clone()
+        self._declare(piece)
+        return piece, [str(v.name) for v in outputs], live
+
+    def _declare(self, piece: ir.Graph) -> None:
+        """Give the piece's inputs the types of what is held; their shapes are whatever comes."""
+        first = self.batches[0] if self._held is None else self._held[0]
+        for value in piece.inputs:
+            dtype = value.dtype or ir.DataType.from_numpy(first[str(value.name)].dtype)
+            value.type, value.shape = ir.TensorType(dtype), None
+        for value in piece.outputs:
+            value.shape = None
+
+
+def _reads(node: ir.Node) -> list[ir.Value]:
+    """Inputs of a node, and what its bodies see from outside."""
+    found = [value for value in node.inputs if value is not None]
+    bodies: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            bodies.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            bodies.extend(attribute.as_graphs())
+    for body in bodies:
+        for inner in body.all_nodes():
+            found += [v for v in inner.inputs if v is not None and v.graph is node.graph]
+    return found

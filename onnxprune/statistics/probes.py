@@ -1,0 +1,197 @@
+"""Nodes that turn tensors into rows and rows into moments, so that only small arrays leave a session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir import tape
+
+from onnxprune.statistics.consumers import Consumer
+
+Array = np.ndarray[Any, Any]
+Feed = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How many rows a layer has, and where its input's rows are.
+
+    Parameters
+    ----------
+    consumer
+        The layer.
+    x_dims, y_dims
+        Shapes of its input and of its output, for one sample of the calibration data.
+    """
+
+    consumer: Consumer
+    x_dims: tuple[int, ...]
+    y_dims: tuple[int, ...]
+
+    @property
+    def images(self) -> int:
+        """Rows per sample that differ in more than their position: the leading extent of a convolution."""
+        return self.x_dims[0] if self.consumer.convolves else 1
+
+    @property
+    def places(self) -> int:
+        """Positions per image from which rows are drawn."""
+        dims = self.y_dims[2:] if self.consumer.convolves else self.x_dims[:-1]
+        return int(np.prod(dims, dtype=np.int64))
+
+    @property
+    def rows(self) -> int:
+        """Rows of one sample."""
+        return self.images * self.places
+
+    def count(self, share: float) -> int:
+        """Positions per image that are about `share` of all; at least one."""
+        return min(max(1, round(share * self.places)), self.places)
+
+    def draw(self, rng: np.random.Generator, share: float, samples: int) -> Drawn:
+        """Choose about `share` of the positions at random, for a batch of `samples` samples."""
+        if self.consumer.convolves:
+            places = _choose(rng, self.places, self.count(share))
+            index, inside = self.consumer.windows(self.x_dims[2:], self.y_dims[2:])
+            return Drawn(places, index[places].ravel(), inside[places].ravel().astype(np.float32))
+        total = self.places * samples
+        places = _choose(rng, total, min(max(1, round(share * total)), total))
+        return Drawn(places, places, np.zeros(0, np.float32))
+
+
+def _choose(rng: np.random.Generator, total: int, count: int) -> Array:
+    if count >= total:
+        return np.arange(total)
+    return np.sort(rng.choice(total, count, replace=False))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Positions of one batch: those of the output, and the input positions that they see."""
+
+    places: Array
+    index: Array
+    inside: Array
+
+
+class Probe:
+    """Adds nodes to a graph that collect the rows of one layer.
+
+    Parameters
+    ----------
+    graph
+        Mutated: gets nodes, inputs and outputs.
+    consumer
+        The layer; its values may belong to another graph with the same names.
+    name
+        Prefix of the names of what is added.
+    count
+        Positions that are drawn per image (see `Geometry.draw`): a Reshape takes one unknown extent only.
+    """
+
+    def __init__(self, graph: ir.Graph, consumer: Consumer, name: str, count: int) -> None:
+        self.graph, self.consumer, self.name, self.count = graph, consumer, name, count
+        self._tape = tape.Tape(graph)
+        self._inputs: dict[str, ir.Value] = {}
+        dtype = consumer.weight.dtype
+        self._half = dtype is not None and dtype != ir.DataType.FLOAT
+
+    def feed(self, drawn: Drawn, rows: int = 0) -> Feed:
+        """What the inputs that were added have to be for one batch of `rows` rows."""
+        every = {
+            "places": drawn.places,
+            "index": drawn.index,
+            "inside": drawn.inside,
+            "ones": np.ones((1, 1, rows), np.float32),
+        }
+        return {f"{self.name}/{key}": every[key] for key in self._inputs if key in every}
+
+    def given(self, key: str, dtype: ir.DataType, rank: int) -> ir.Value:
+        """A graph input under this probe's name."""
+        if key not in self._inputs:
+            shape = ir.Shape([None] * rank)
+            value = ir.Value(name=f"{self.name}/{key}", type=ir.TensorType(dtype), shape=shape)
+            self.graph.inputs.append(value)
+            self._inputs[key] = value
+        return self._inputs[key]
+
+    def input_rows(self, x: ir.Value) -> ir.Value:
+        """Rows of the layer's input: (groups, rows, columns x taps), float32."""
+        c = self.consumer
+        if not c.convolves:
+            flat = self.op("Reshape", x, self._ints(-1, c.columns))
+            picked = self.op("Gather", flat, self._places(), axis=0)
+            return self._float(self.op("Reshape", picked, self._ints(1, -1, c.columns)))
+        index = self.given("index", ir.DataType.INT64, 1)
+        inside = self.given("inside", ir.DataType.FLOAT, 1)
+        flat = self.op("Reshape", x, self._ints(0, c.columns * c.groups, -1))
+        seen = self.op("Mul", self._float(self.op("Gather", flat, index, axis=2)), inside)
+        apart = self.op("Reshape", seen, self._ints(-1, c.groups, c.columns, self.count, c.taps))
+        turned = self.op("Transpose", apart, perm=[1, 0, 3, 2, 4])
+        return self.op("Reshape", turned, self._ints(c.groups, -1, c.columns * c.taps))
+
+    def output_rows(self, y: ir.Value, channels: int) -> ir.Value:
+        """Rows of a tensor that lies like the layer's output: (rows, channels), float32."""
+        if not self.consumer.convolves:
+            flat = self.op("Reshape", y, self._ints(-1, channels))
+            return self._float(self.op("Gather", flat, self._places(), axis=0))
+        flat = self.op("Reshape", y, self._ints(0, channels, -1))
+        turned = self.op("Transpose", self.op("Gather", flat, self._places(), axis=2), perm=[0, 2, 1])
+        return self._float(self.op("Reshape", turned, self._ints(-1, channels)))
+
+    def in_groups(self, rows: ir.Value, channels: int) -> ir.Value:
+        """Rows of outputs (rows, channels) as (groups, rows, channels per group)."""
+        groups = self.consumer.groups
+        apart = self.op("Reshape", rows, self._ints(-1, groups, channels // groups))
+        return self.op("Transpose", apart, perm=[1, 0, 2])
+
+    def moments(self, rows: ir.Value) -> tuple[str, str]:
+        """Names of two outputs: the sum (groups, 1, columns) of rows, and their Gram matrix."""
+        ones = self.given("ones", ir.DataType.FLOAT, 3)
+        total = self.op("MatMul", ones, rows)
+        gram = self.op("MatMul", self.op("Transpose", rows, perm=[0, 2, 1]), rows)
+        return self.show(total, "total"), self.show(gram, "gram")
+
+    def positive(self, rows: ir.Value) -> str:
+        """Name of an output: how many rows (groups, 1, columns) are above zero."""
+        ones = self.given("ones", ir.DataType.FLOAT, 3)
+        above = self.op("Cast", self.op("Greater", rows, self._zero()), to=ir.DataType.FLOAT)
+        return self.show(self.op("MatMul", ones, above), "positive")
+
+    def show(self, value: ir.Value, key: str) -> str:
+        """Make a value an output of the graph under this probe's name."""
+        shown = self.op("Identity", value)
+        shown.name = f"{self.name}/{key}"
+        shown.type = ir.TensorType(ir.DataType.FLOAT)
+        self.graph.outputs.append(shown)
+        return shown.name
+
+    def op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        """Add a node; its output."""
+        value = self._tape.op(op_type, list(inputs), attributes)
+        value.name = f"{self.name}/{len(self._tape.nodes)}"
+        return value
+
+    def _ints(self, *numbers: int) -> ir.Value:
+        name = f"{self.name}/shape{len(self.graph.initializers)}"
+        data = ir.Tensor(np.asarray(numbers, np.int64), name=name)
+        return self._register(data)
+
+    def _zero(self) -> ir.Value:
+        data = ir.Tensor(np.zeros((), np.float32), name=f"{self.name}/zero")
+        return self._register(data)
+
+    def _register(self, data: ir.TensorProtocol) -> ir.Value:
+        kind, shape = ir.TensorType(data.dtype), ir.Shape(data.shape.numpy())
+        value = ir.Value(name=data.name, type=kind, shape=shape, const_value=data)
+        self.graph.register_initializer(value)
+        return value
+
+    def _places(self) -> ir.Value:
+        return self.given("places", ir.DataType.INT64, 1)
+
+    def _float(self, value: ir.Value) -> ir.Value:
+        return self.op("Cast", value, to=ir.DataType.FLOAT) if self._half else value
