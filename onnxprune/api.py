@@ -142,6 +142,8 @@ def make_choices(
     only: tuple[str, ...],
     preset: str | None,
     seed: int,
+    rounds: int = 1,
+    schedule: str = "linear",
 ) -> Choices:
     """`Choices` in which a preset decides what was left open."""
     if scope is None:
@@ -155,6 +157,8 @@ def make_choices(
         only=only,
         preset=preset,
         seed=seed,
+        rounds=rounds,
+        schedule=schedule,
     )
 
 
@@ -171,6 +175,8 @@ def prune(
     ignore: Sequence[str] = (),
     only: Sequence[str] = (),
     preset: str | None = None,
+    rounds: int = 1,
+    schedule: str = "linear",
     mode: str = "remove",
     data: Any = None,
     samples: int | None = None,
@@ -200,6 +206,9 @@ def prune(
         Where to write the pruned model; nothing is written where it is None.
     macs, params, ratio, criterion, scope, round_to, ignore, only, preset, best_effort
         As in `plan`.
+    rounds, schedule
+        In how many rounds the losses of the groups are measured again on the way to the target, and how far each
+        goes: "oneshot", "linear", "cos", "exp", "cube", "exponential", "exponential_with_bias" or "polynomial".
     mode
         "remove" cuts channels out; "mask" zeroes them and keeps all shapes.
     data, samples, preprocess
@@ -246,7 +255,16 @@ def prune(
         See `onnxprune.errors`; nothing is written then.
     """
     choices = make_choices(
-        target_of(macs, params, ratio), criterion, scope, round_to, tuple(ignore), tuple(only), preset, seed
+        target_of(macs, params, ratio),
+        criterion,
+        scope,
+        round_to,
+        tuple(ignore),
+        tuple(only),
+        preset,
+        seed,
+        rounds,
+        schedule,
     )
     job = Job(
         mode=mode,

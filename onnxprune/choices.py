@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnxprune.allocate.schedule import find_schedule
 from onnxprune.allocate.target import Target
 from onnxprune.errors import UsageError
 from onnxprune.select import PRESETS
@@ -36,6 +37,8 @@ class Choices:
         "nncf": leave the first convolution and strided ones whole, uniform scope unless said otherwise.
     seed
         For criteria that draw random numbers.
+    rounds, schedule
+        In how many rounds measured losses are measured again on the way, and how far each round goes.
     """
 
     target: Target = Target("macs", 0.7)
@@ -48,6 +51,8 @@ class Choices:
     only: tuple[str, ...] = ()
     preset: str | None = None
     seed: int = 0
+    rounds: int = 1
+    schedule: str = "linear"
 
     def __post_init__(self) -> None:
         """Reject values that mean nothing."""
@@ -55,6 +60,14 @@ class Choices:
             raise UsageError(f"there is no scope {self.scope!r}", f"Known: {', '.join(SCOPES)}.")
         if self.round_to < 1:
             raise UsageError(f"--round-to {self.round_to} is not positive", "Use 1 for no rounding.")
+        if self.rounds < 1:
+            raise UsageError(f"--rounds {self.rounds} is not positive", "Use 1 for everything at once.")
+        find_schedule(self.schedule)
+        if self.rounds > 1 and self.scope != "global":
+            raise UsageError(
+                f"--rounds {self.rounds} means nothing with the scope {self.scope}",
+                "Rounds measure again what each group's cut costs, which only --scope global looks at.",
+            )
         if self.min_channels < 1:
             raise UsageError(
                 f"min_channels {self.min_channels} is not positive", "At least one channel stays."

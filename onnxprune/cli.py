@@ -25,6 +25,7 @@ from onnxprune.options import (
     provider_option,
     refit_io_option,
     repair_options,
+    rounds_options,
     verbosity,
 )
 from onnxprune.progress import Bar
@@ -62,6 +63,7 @@ def cli() -> None:
 @click.option(
     "--preset", type=click.Choice(["nncf"]), help="nncf: first and strided convolutions stay whole."
 )
+@rounds_options
 @click.option("--round-to", type=int, default=8, show_default=True, help="Widths are multiples of this.")
 @click.option(
     "--ignore", multiple=True, metavar="PATTERN", help="Leave matching layers whole (glob or re:...)."
@@ -91,35 +93,14 @@ def cli() -> None:
 def prune(
     model: Path,
     output: Path | None,
-    macs: float | None,
-    params: float | None,
-    ratio: float | None,
-    criterion: str,
-    scope: str | None,
-    preset: str | None,
-    round_to: int,
-    ignore: tuple[str, ...],
-    only: tuple[str, ...],
-    mode: str,
     plan_file: Path | None,
     reports: tuple[Path, ...],
-    data: str | None,
-    samples: int | None,
-    preprocess: str | None,
-    compensate: str,
-    test: str | None,
-    memory: float,
-    metric: str | None,
     bind: tuple[str, ...],
     fold_batchnorm: bool,
-    provider: str,
-    seed: int,
-    best_effort: bool,
-    allow_inexact: bool,
-    refit_io: tuple[str, ...],
     force: bool,
     quiet: bool,
     verbose: bool,
+    **options: Any,
 ) -> None:
     """Prune MODEL and write the result beside it.
 
@@ -135,35 +116,7 @@ def prune(
         bar.update("loading", 0, 0)
         source = open_checked(model, output, (plan_file, *reports), force=force)
         source = api.folded(source) if fold_batchnorm else source
-        pruned = api.prune(
-            source,
-            output,
-            macs=macs,
-            params=params,
-            ratio=ratio,
-            criterion=criterion,
-            scope=scope,
-            round_to=round_to,
-            ignore=ignore,
-            only=only,
-            preset=preset,
-            mode=mode,
-            data=data,
-            samples=samples,
-            preprocess=preprocess,
-            bindings=bindings,
-            provider=provider,
-            compensate=compensate,
-            test=test,
-            memory=memory,
-            metric=metric,
-            seed=seed,
-            force=force,
-            best_effort=best_effort,
-            allow_inexact=allow_inexact,
-            refit_io=refit_io,
-            progress=bar.update,
-        )
+        pruned = api.prune(source, output, bindings=bindings, force=force, progress=bar.update, **options)
     write_side_files(pruned, plan_file, reports)
     _show(pruned, quiet, verbose, plan_file, reports)
 
@@ -185,20 +138,13 @@ def apply(
     model: Path,
     plan: Path,
     output: Path | None,
-    mode: str,
     reports: tuple[Path, ...],
-    data: str | None,
-    samples: int | None,
-    preprocess: str | None,
-    compensate: str,
-    test: str | None,
-    memory: float,
     bind: tuple[str, ...],
     fold_batchnorm: bool,
-    provider: str,
     force: bool,
     quiet: bool,
     verbose: bool,
+    **options: Any,
 ) -> None:
     """Replay PLAN, which `prune --plan` wrote, on MODEL."""
     from onnxprune import api
@@ -212,20 +158,7 @@ def apply(
         source = open_checked(model, output, reports, force=force, others=(plan,))
         source = api.folded(source) if fold_batchnorm else source
         pruned = api.apply(
-            source,
-            plan,
-            output,
-            mode=mode,
-            data=data,
-            samples=samples,
-            preprocess=preprocess,
-            compensate=compensate,
-            test=test,
-            memory=memory,
-            bindings=bindings,
-            provider=provider,
-            force=force,
-            progress=bar.update,
+            source, plan, output, bindings=bindings, force=force, progress=bar.update, **options
         )
     write_side_files(pruned, None, reports)
     _show(pruned, quiet, verbose, None, reports)

@@ -6,7 +6,7 @@ Everything is computed when it is first asked for, and kept: one pass over the s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,8 +17,8 @@ import onnx_ir as ir
 from onnxprune.analysis import Analysis
 from onnxprune.calibrate.dataset import Dataset
 from onnxprune.criteria.criterion import UnitActivations
-from onnxprune.criteria.elimination import Elimination, Layer, eliminate
-from onnxprune.graph.axes import Index
+from onnxprune.criteria.elimination import Elimination, Layer, eliminate, refit
+from onnxprune.graph.axes import Bools, Index
 from onnxprune.graph.groups import Group
 from onnxprune.statistics.collect import InputStatistics, consumers, input_statistics
 from onnxprune.statistics.consumers import Consumer
@@ -37,8 +37,18 @@ BATCH = 32
 FEWEST_BATCHES = 10
 """Batches are made smaller rather than fewer than this, so that some can be held out."""
 
+FEWEST_TO_DIVIDE = 20
+"""Of fewer samples none is held out."""
+
+HELD_OUT = 5
+"""Every fifth sample is not for statistics: what they lead to is tried on it."""
+
 TRIED = 96
 """Samples on which the change of the outputs is measured."""
+
+
+def _batch_size(data: Dataset) -> int:
+    return min(BATCH, max(1, len(data) // FEWEST_BATCHES))
 
 
 def _silent(_done: int, _total: int) -> None:
@@ -75,8 +85,20 @@ class Evidence:
     @cached_property
     def batches(self) -> list[Feed]:
         """All samples, in batches."""
-        size = min(BATCH, max(1, len(self.data) // FEWEST_BATCHES))
-        return list(self.data.batches(size))
+        return list(self.data.batches(_batch_size(self.data)))
+
+    @cached_property
+    def learned(self) -> Dataset:
+        """Samples for statistics."""
+        return self.data.take([n for n in range(len(self.data)) if not self._is_held(n)])
+
+    @cached_property
+    def held_out(self) -> Dataset:
+        """Samples to try on."""
+        return self.data.take([n for n in range(len(self.data)) if self._is_held(n)] or range(len(self.data)))
+
+    def _is_held(self, number: int) -> bool:
+        return len(self.data) >= FEWEST_TO_DIVIDE and number % HELD_OUT == HELD_OUT - 1
 
     @cached_property
     def consumers(self) -> dict[ir.Value, Consumer]:
@@ -100,8 +122,8 @@ class Evidence:
         return input_statistics(
             self.analysis.axis_graph,
             list(used.values()),
-            self.batches,
-            samples=len(self.data),
+            list(self.learned.batches(_batch_size(self.learned))),
+            samples=len(self.learned),
             provider=self.provider,
             budget=self.budget,
             seed=self.seed,
@@ -115,8 +137,11 @@ class Evidence:
             for layer, unit in self.layers(group)
         ]
 
-    def elimination(self, group: Group, snapshots: Sequence[int] = ()) -> Elimination | None:
-        """The order in which a group's units go at the least cost; None where no linear map consumes them."""
+    def elimination(self, group: Group, order: Index | None = None) -> Elimination | None:
+        """The order in which a group's units go at the least cost, or the errors of another order.
+
+        None where no linear map consumes them.
+        """
         parts = self.layers(group)
         if not parts:
             return None
@@ -124,31 +149,47 @@ class Evidence:
             Layer.of(layer.matrix(), self.statistics[layer.weight].moments.covariance, unit)
             for layer, unit in parts
         ]
-        return eliminate(layers, group.units, group.blocks, snapshots=snapshots)
+        return eliminate(layers, group.units, group.blocks, order=order)
 
     @cached_property
     def trial(self) -> Trial:
-        """The original, to try other weights in."""
+        """The original, to try other weights in, on samples that the statistics have not seen."""
         used = {layer.weight: layer for g in self.analysis.groups.values() for layer, _ in self.layers(g)}
-        count = min(TRIED, len(self.data))
-        some = self.data.take(np.linspace(0, len(self.data) - 1, count).astype(np.int64))
+        held = self.held_out
+        some = held.take(np.linspace(0, len(held) - 1, min(TRIED, len(held))).astype(np.int64))
         batches = list(some.batches(BATCH))
         return Trial(self.analysis.axis_graph.model, used.values(), batches, self.provider)
 
-    def change(self, group: Group, elimination: Elimination, rungs: int) -> float:
-        """How much the outputs change when the first rungs of a group go and its consumers are refitted.
+    def change(self, gone: Mapping[str, Bools]) -> float:
+        """How much the outputs change when units go and the layers behind them are refitted, each for itself.
 
-        As a share of their variance, on a few of the samples. `elimination` has a snapshot at `rungs`.
+        As a share of their variance, on a few samples.
+
+        Parameters
+        ----------
+        gone
+            One flag per unit, by group id.
         """
-        layers = [layer for layer, _ in self.layers(group)]
-        seen = [self.statistics[layer.weight].moments for layer in layers]
-        return self.trial.change(refitted(layers, elimination.weights[rungs], seen))
+        return self.trial.change(self.refitted(gone))
 
-    def masked_change(self, group: Group, units: Index) -> float:
-        """The same without any refit: the units are masked where they are summed over."""
-        flags = np.ones(group.units, bool)
-        flags[units] = False
-        kept = kept_positions(self.analysis.groups, {group.id: flags})
+    def refitted(self, gone: Mapping[str, Bools]) -> dict[str, np.ndarray[Any, Any]]:
+        """Weights and biases, by name, of all layers that lose some of these units."""
+        lost: dict[ir.Value, Bools] = {}
+        for name, flags in gone.items():
+            for layer, unit in self.layers(self.analysis.groups[name]):
+                mine = (unit >= 0) & flags[np.maximum(unit, 0)]
+                lost[layer.weight] = lost[layer.weight] | mine if layer.weight in lost else mine
+        layers, weights, seen = [], [], []
+        for weight, flags in lost.items():
+            if flags.any():
+                layers.append(self.consumers[weight])
+                seen.append(self.statistics[weight].moments)
+                weights.append(refit(layers[-1].matrix(), seen[-1].covariance, flags))
+        return refitted(layers, weights, seen)
+
+    def masked_change(self, group: Group, gone: Bools) -> float:
+        """The same without any refit: the flagged units are masked where they are summed over."""
+        kept = kept_positions(self.analysis.groups, {group.id: ~gone})
         return self.trial.change_of(mask(self.analysis.axis_graph, kept))
 
 

@@ -52,6 +52,20 @@ def repair_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def rounds_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--rounds` and `--schedule`."""
+    function = click.option(
+        "--schedule", default="linear", show_default=True, help="How far each round goes: oneshot, cube, ..."
+    )(function)
+    return click.option(
+        "--rounds",
+        type=int,
+        default=1,
+        show_default=True,
+        help="Measure what each group's cut costs again on the way to the target.",
+    )(function)
+
+
 def bind_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--bind NAME=N`, repeatable."""
     return click.option(

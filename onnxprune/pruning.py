@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxprune.allocate.solve import Allocation
 from onnxprune.analysis import Analysis
 from onnxprune.choices import Choices
-from onnxprune.errors import Reason, SoundnessError
+from onnxprune.errors import Reason, SoundnessError, UsageError
 from onnxprune.evaluate.soundness import Soundness
 from onnxprune.evidence import Evidence
 from onnxprune.graph.axes import Bools
@@ -26,6 +26,7 @@ from onnxprune.repair.sequence import Repairs, repair
 from onnxprune.repair.write import write_masked
 from onnxprune.report.assemble import barrier_results, group_results, refitted_io
 from onnxprune.report.report import RefittedIO, Report, Size, TargetResult
+from onnxprune.rounds import remeasured
 from onnxprune.scoring import Scored, check_criterion, reads_data, resolve, score_groups
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
@@ -77,6 +78,13 @@ def choose_units(
     scored = score_groups(
         analysis, choices, criteria=job.criteria, evidence=evidence, progress=job.tick("scoring")
     )
+    if choices.rounds > 1:
+        if evidence is None or not scored.measured:
+            raise UsageError(
+                f"--rounds {choices.rounds} needs measured losses, which there are none of",
+                "Give --data, and --criterion obs or auto.",
+            )
+        scored = remeasured(analysis, scored, choices, evidence, job.tick("measuring again"))
     rejected: dict[str, str] = {}
     while True:
         allocation = allocate(analysis, scored, choices)

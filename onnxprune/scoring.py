@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxprune.allocate.ladder import Ladder, Scores, build_ladder, measured_ladder
+from onnxprune.allocate.ladder import Ladder, build_ladder, measured_ladder
 from onnxprune.analysis import Analysis
 from onnxprune.calibrate.checks import did_you_mean
 from onnxprune.choices import Choices
@@ -27,7 +27,10 @@ OBS = "obs"
 
 WITHOUT_DATA = "l2"
 
-_TINY = 1e-12
+TINY = 1e-12
+
+LARGEST_CHANGE = 1e6
+"""Of outputs, as a share of their variance; stands for anything larger, infinities among them."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class Scored:
     ladders: tuple[Ladder, ...] = field(repr=False)
     excluded: Mapping[str, Reason]
     units: int
+
+    @property
+    def measured(self) -> bool:
+        """Whether it is known what every cut costs."""
+        return bool(self.ladders) and all(ladder.loss is not None for ladder in self.ladders)
 
     def without(self, groups: tuple[str, ...], reason: Reason) -> Scored:
         """The same without some groups."""
@@ -185,28 +193,26 @@ class _Scorer:
         The error of a group grows as its elimination says; how much of it the outputs see is measured once, with
         half of the group gone. Groups whose units no linear map consumes keep their order.
         """
-        evidence, group, half = self.evidence, ladder.group, max(1, ladder.height // 2)
+        evidence, group = self.evidence, ladder.group
         if evidence is None:
             raise data_missing(OBS)
-        found = evidence.elimination(group, snapshots=[half])
+        found = evidence.elimination(group)
         if found is None:
             rungs, errors = ladder.rungs, np.concatenate([[0.0], np.cumsum(np.square(ladder.scores))])
         else:
             rungs, errors = found.rungs, found.errors
         factor = 1.0
         if self.choices.scope == "global":
-            if found is None:
-                change = evidence.masked_change(group, rungs[:half].ravel())
-            else:
-                change = evidence.change(group, found, half)
-            factor = min(change, 1e6) / max(float(errors[half]), _TINY)
-        return self._ladder(group, rungs, errors * factor)
-
-    def _ladder(self, group: Group, rungs: np.ndarray, loss: Scores) -> Ladder:
+            half = max(1, len(rungs) // 2)
+            gone = np.isin(np.arange(group.units), rungs[:half])
+            change = (
+                evidence.masked_change(group, gone) if found is None else evidence.change({group.id: gone})
+            )
+            factor = min(change, LARGEST_CHANGE) / max(float(errors[half]), TINY)
         return measured_ladder(
             group,
             rungs,
-            loss,
+            errors * factor,
             round_to=self.choices.round_to,
             min_channels=self.choices.min_channels,
             max_ratio=most_of_a_group(self.choices),

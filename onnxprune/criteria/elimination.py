@@ -11,8 +11,8 @@ of columns. The costs of successive units add up to the error of the set.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -47,11 +47,9 @@ class Layer:
     @classmethod
     def of(cls, weight: Matrix, covariance: Matrix, unit: Index) -> Layer:
         """A layer that still has all its units; copies what it is given."""
-        features = weight.shape[2]
-        level = np.einsum("gii->g", covariance) / max(features, 1)
-        damped = covariance + np.maximum(DAMPING * level, 1e-12)[:, None, None] * np.eye(features)
         energy = float(np.einsum("gof,gof->", weight @ covariance, weight))
-        return cls(weight.copy(), np.linalg.inv(damped), unit.copy(), energy if energy > 0 else 1.0)
+        inverse: Matrix = np.asarray(np.linalg.inv(damp(covariance)), np.float64)
+        return cls(weight.copy(), inverse, unit.copy(), energy if energy > 0 else 1.0)
 
     def costs(self, units: int) -> Matrix:
         """Shape (units,): what each unit costs to lose now, as a share of the layer's output variance."""
@@ -100,17 +98,14 @@ class Elimination:
     errors
         Shape (rungs + 1,): the error of losing the first n rungs, as a share of the layers' output variance,
         summed over the layers.
-    weights
-        For the numbers of rungs asked for: the refitted weights of every layer, zero where units are gone.
     """
 
     rungs: Index
     errors: Matrix
-    weights: dict[int, list[Matrix]] = field(repr=False)
 
 
 def eliminate(
-    layers: Sequence[Layer], units: int, blocks: Index | None = None, *, snapshots: Collection[int] = ()
+    layers: Sequence[Layer], units: int, blocks: Index | None = None, *, order: Index | None = None
 ) -> Elimination:
     """Let all units go one after the other, the cheapest first; equal ones by index.
 
@@ -122,22 +117,23 @@ def eliminate(
         Of the group.
     blocks
         Block of each unit, where every block keeps equally many; then blocks take turns.
-    snapshots
-        Numbers of rungs after which the weights are wanted.
+    order
+        Rungs in an order that another criterion gives: only their errors are wanted.
     """
     block: Index = np.zeros(units, np.int64) if blocks is None else blocks
     width = int(block.max()) + 1
     gone: Bools = np.zeros(units, bool)
     rungs: list[list[int]] = []
     errors = [0.0]
-    weights = {0: [layer.weight.copy() for layer in layers]} if 0 in snapshots else {}
     for rung in range(units // width):
         taken: list[int] = []
         used = np.zeros(width, bool)
         lost = 0.0
-        for _ in range(width):
+        for place in range(width):
             costs = np.sum([layer.costs(units) for layer in layers], axis=0)
             member = int(np.argmin(np.where(gone | used[block], np.inf, costs)))
+            if order is not None:
+                member = int(order[rung, place])
             for layer in layers:
                 layer.drop(member)
             gone[member] = used[block[member]] = True
@@ -145,6 +141,35 @@ def eliminate(
             lost += max(float(costs[member]), 0.0)
         rungs.append(sorted(taken, key=lambda u: int(block[u])))
         errors.append(errors[-1] + lost)
-        if rung + 1 in snapshots:
-            weights[rung + 1] = [layer.weight.copy() for layer in layers]
-    return Elimination(np.asarray(rungs, np.int64), np.asarray(errors), weights)
+    return Elimination(np.asarray(rungs, np.int64), np.asarray(errors))
+
+
+def refit(weight: Matrix, covariance: Matrix, gone: Bools) -> Matrix:
+    """The weights after all flagged features are gone at once, which elimination one by one leaves, too.
+
+    Parameters
+    ----------
+    weight
+        Shape (blocks, outputs per block, features).
+    covariance
+        Shape (blocks, features, features), not damped.
+    gone
+        Shape (blocks, features).
+    """
+    damped = damp(covariance)
+    found = np.zeros_like(weight)
+    for block, lost in enumerate(gone):
+        left = ~lost
+        if left.any():
+            inner = damped[block][np.ix_(left, left)]
+            right = damped[block][left] @ weight[block].T
+            found[block][:, left] = np.linalg.solve(inner, right).T
+    return found
+
+
+def damp(covariance: Matrix) -> Matrix:
+    """The covariance with `DAMPING` of the mean variance added to every variance."""
+    features = covariance.shape[-1]
+    level = np.einsum("gii->g", covariance) / max(features, 1)
+    ridge = np.maximum(DAMPING * level, 1e-12)[:, None, None] * np.eye(features)
+    return np.asarray(covariance + ridge, np.float64)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.criteria import elimination
-from onnxprune.criteria.elimination import Layer, eliminate
+from onnxprune.criteria.elimination import Layer, eliminate, refit
 
 
 def correlated(rng, rows, features):
@@ -18,9 +18,13 @@ def correlated(rng, rows, features):
     return np.maximum(rng.standard_normal((rows, features)) @ mix + rng.uniform(-0.5, 1, features), 0)
 
 
-def layer_of(x, w, unit):
+def covariance_of(x):
     around = x - x.mean(axis=0)
-    return Layer.of(w[None], (around.T @ around / len(x))[None], np.asarray(unit)[None])
+    return (around.T @ around / len(x))[None]
+
+
+def layer_of(x, w, unit):
+    return Layer.of(w[None], covariance_of(x), np.asarray(unit)[None])
 
 
 def least_error(x, w, kept):
@@ -42,13 +46,13 @@ def test_errors_are_those_of_the_best_refit(seed, taps):
     units, outputs = 5, 4
     x, w = correlated(rng, 300, units * taps), rng.standard_normal((outputs, units * taps))
     unit = np.repeat(np.arange(units), taps)
-    found = eliminate([layer_of(x, w, unit)], units, snapshots=range(units + 1))
+    found = eliminate([layer_of(x, w, unit)], units)
     assert sorted(found.rungs.ravel()) == list(range(units))
     for n in range(units + 1):
         kept = ~np.isin(unit, found.rungs[:n].ravel())
         expected = least_error(x, w, kept)
         assert found.errors[n] == pytest.approx(expected, rel=1e-4, abs=1e-6)
-        refitted = found.weights[n][0][0]
+        refitted = refit(w[None], covariance_of(x), ~kept[None])[0]
         assert not refitted[:, ~kept].any()
         y = (x - x.mean(axis=0)) @ w.T
         left = y - (x - x.mean(axis=0)) @ refitted.T
@@ -121,9 +125,20 @@ def test_degenerate_data_gives_finite_errors(broken, monkeypatch):
         x = x[:1]
     if broken == "no weights":
         w[:] = 0
-    found = eliminate([layer_of(x, w, np.arange(6))], 6, snapshots=[3])
+    found = eliminate([layer_of(x, w, np.arange(6))], 6)
     assert np.isfinite(found.errors).all() and (np.diff(found.errors) >= 0).all()
-    assert np.isfinite(found.weights[3][0]).all()
+    assert np.isfinite(refit(w[None], covariance_of(x), np.arange(6)[None] < 3)).all()
+
+
+def test_errors_of_another_order():
+    rng = np.random.default_rng(6)
+    x, w = correlated(rng, 300, 5), rng.standard_normal((3, 5))
+    order = np.array([[3], [0], [4], [1], [2]])
+    found = eliminate([layer_of(x, w, np.arange(5))], 5, order=order)
+    assert found.rungs.tolist() == order.tolist()
+    for n in range(6):
+        kept = ~np.isin(np.arange(5), order[:n])
+        assert found.errors[n] == pytest.approx(least_error(x, w, kept), rel=1e-4, abs=1e-6)
 
 
 def test_ties_go_by_index():
