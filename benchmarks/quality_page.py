@@ -103,8 +103,8 @@ def _about_curves() -> str:
     return (
         "onnxprune is asked for a share of MACs to keep, the others for a share of channels to drop: what that "
         "keeps is counted afterwards. onnxsim's fine-tuning refits MatMul and Gemm layers only. Torch-Pruning "
-        "works on a module rebuilt from the file, checked against it, and gets no fine-tuning. The bars of a plot span "
-        "the seeds, its crosses are the targets."
+        "works on a module rebuilt from the file and checked against it, and gets no fine-tuning. The bars of a "
+        "plot span the seeds, its crosses are the targets."
     )
 
 

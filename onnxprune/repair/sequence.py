@@ -108,6 +108,10 @@ def repair(
         collector = Collector(axis_graph, teacher, student, targets, samples, rng)
         for target, (seen, held) in zip(targets, collector.collect(), strict=True):
             layer = target.pair.student
+            waiting.remove(layer.node)
+            if not (np.isfinite(seen.gram).all() and np.isfinite(held.gram).all()):
+                left[layer.label] = "what it sees is not finite on the calibration samples"
+                continue
             bias = layer.bias_vector().reshape(layer.groups, -1)
             found = fit(seen, held, layer.matrix(), bias, kinds)
             if found.kind != "none":
@@ -116,7 +120,6 @@ def repair(
                 arrays[str(target.pair.teacher.node.outputs[0].name)] = weight, vector
             scale = found.energy or 1.0
             done.append(LayerRepair(layer.label, found.kind, found.before / scale, found.error / scale))
-            waiting.remove(layer.node)
         if progress is not None:
             progress(len(done), len(done) + len(pairs))
     done += [LayerRepair(name, "none", float("nan"), float("nan"), why) for name, why in left.items()]

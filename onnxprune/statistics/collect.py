@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.errors import DataError
 from onnxprune.graph.build import AxisGraph
 from onnxprune.statistics.consumers import Consumer, consumer_of
 from onnxprune.statistics.moments import Matrix, Moments
@@ -153,6 +154,12 @@ def _one_pass(
             known_before = layer.weight in sums
             sums[layer.weight] = sums[layer.weight] + part if known_before else part
             positive[layer.weight] = positive[layer.weight] + above if known_before else above
+    for layer in layers:
+        if not np.isfinite(sums[layer.weight].gram).all():
+            raise DataError(
+                f"the input of layer {layer.label} is not finite on the calibration samples",
+                "Leave out samples with NaN or infinities, and check the preprocessing.",
+            )
     return {
         weight: InputStatistics(moments, positive[weight] / max(moments.count, 1.0))
         for weight, moments in sums.items()
