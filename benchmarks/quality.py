@@ -161,6 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     todo = [
         run for name in names for run in runs(SUBJECTS[name], options.points, options.seeds, options.samples)
     ]
+    todo.sort(key=lambda run: run.seed)  # a run with fewer seeds is done on the way
     rows = run_all(todo, options.real, options.jobs, options.fresh)
     restricted = options.models or options.points or options.samples
     folder = options.folder or (PARTIAL if restricted else HERE)

@@ -44,7 +44,7 @@ def render(data: Mapping[str, Any]) -> str:
     ]
     for model in models:
         parts += _model(found, model, data["no_module"].get(model, ""))
-    parts += [*_sizes(found), *_tiers(found), *_cost(found, models), *_failures(found)]
+    parts += [*_sizes(found), *_tiers(found), *_cost(found, models, data["jobs"]), *_failures(found)]
     return "\n\n".join([*parts, environment_line(data["environment"])])
 
 
@@ -121,6 +121,9 @@ def _model(found: Results, model: str, no_module: str) -> list[str]:
         _by_macs(found, model),
         _by_strength(found, model, before),
     ]
+    tuned = [row["finetuned"] for row in found.of(model, "curve", ONNXSIM) if "finetuned" in row]
+    if tuned and not any(tuned):
+        parts.append("onnxsim: `apply_pruning_finetune` changed no tensor of any of these results.")
     cut = found.of(model, "curve", TORCH_PRUNING)
     if no_module:
         parts.append(f"Torch-Pruning: not run, because {no_module}.")
@@ -185,12 +188,12 @@ def _tiers(found: Results) -> list[str]:
         said = list(dict.fromkeys(_said(row) for row in found.of(model, "tier", tier)))
         asked = "".join(f" `--{name.replace('_', '-')} {value}`" for name, value in options.items())
         data = "the calibration data" if tier == "real" else "no data"
-        rows.append([tier, f"{data},{asked}", _change(change), "; ".join(said).replace("|", "\\|")])
+        rows.append([tier, f"{data},{asked}", "; ".join(said).replace("|", "\\|"), _change(change)])
     return [
         "## What the tool learns from",
         f"{model}, `--macs {point}`. Repair on generated inputs would be the tier between real samples and none; "
-        "the last column is what the tool makes of each request.",
-        table(["tier", "asked for", "change", "what the report says"], rows, left=2),
+        "the third column is what the tool makes of each request.",
+        table(["tier", "asked for", "what the report says", "change"], rows, left=3),
     ]
 
 
@@ -200,10 +203,10 @@ def _said(row: Row) -> str:
     repaired = sum(count for kind, count in row["repairs"].items() if kind != "none")
     tier = row["calibration"]["tier"]
     words = [f"criterion {row['criterion']}", f"calibration: {tier}", f"{repaired} layers repaired"]
-    return ", ".join(words + [f"“{line}”" for line in row["warnings"]])
+    return ", ".join(words + [f"“{line}”" for line in dict.fromkeys(row["warnings"])])
 
 
-def _cost(found: Results, models: list[str]) -> list[str]:
+def _cost(found: Results, models: list[str], jobs: int) -> list[str]:
     header = ["model", "tool", "runs", "prune, s", "one pass, s", "ratio", "largest ratio", "ratio, CPU time"]
     rows = []
     for model in models:
@@ -211,13 +214,14 @@ def _cost(found: Results, models: list[str]) -> list[str]:
             done = [row for row in found.of(model, "curve", tool) if not row["failure"]]
             if done:
                 rows.append([model, NAMES[tool].partition(":")[0], len(done), *_times(done), _memory(done)])
+    busy = f"shared, and {jobs} runs went on at a time" if jobs > 1 else "shared"
     return [
         "## Time and memory",
         "*prune*: wall time of one job from reading the file and the calibration data to the result, without "
         "imports and measurements. *one pass*: running the original once over the same calibration data, in the "
-        "same process afterwards, reading included. Medians over the runs of the curves. The machine was shared, "
-        "so the ratio of the times on the processor is the steadier one. *peak MB*: the largest, and how much of "
-        "it the imports were. Torch-Pruning's and onnxprune's l1 look at no calibration data.",
+        f"same process afterwards, reading included. Medians over the runs of the curves. The machine was {busy}: "
+        "the ratio of the times on the processor is the steadier one. *peak MB*: the largest, and how much of it "
+        "the imports were. Torch-Pruning and onnxprune's l1 look at no calibration data.",
         table([*header, "peak MB (imports)"], rows, left=2),
     ]
 

@@ -37,7 +37,7 @@ def draw(data: Mapping[str, Any], model: str, path: Path) -> None:
 
     found = Results(data["rows"])
     before = found.baseline(model)
-    figure = Figure(figsize=(6.4, 4.0), dpi=100, layout="constrained")
+    figure = Figure(figsize=(6.4, 4.4), dpi=100, layout="constrained")
     axes = figure.subplots()
     if before is not None:
         top1 = 100 * before["top1"]
@@ -54,7 +54,7 @@ def draw(data: Mapping[str, Any], model: str, path: Path) -> None:
         for number, (point, allowed) in enumerate(data["targets"][model]):
             cross: dict[str, Any] = {"color": "#c00000", "marker": "x", "linestyle": "none"}
             axes.plot([100 * point], [top1 + allowed], label="" if number else "target", **cross)
-        axes.legend(fontsize=8, loc="lower right")
+        figure.legend(fontsize=8, loc="outside lower center", ncols=3, frameon=False)
     axes.set(xlabel="MACs kept, %", ylabel="top-1 on test data, %", title=model)
     axes.grid(alpha=0.3)
     figure.savefig(path, metadata={"Software": None})

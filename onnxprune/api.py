@@ -186,7 +186,7 @@ def prune(
     metric: str | None = None,
     compensate: str = "auto",
     test: Any = None,
-    memory: float = 2.0,
+    memory: float | None = None,
     seed: int = 0,
     force: bool = False,
     best_effort: bool = False,
@@ -228,7 +228,7 @@ def prune(
         Other samples to measure metric and fidelity on. Without it, every fifth sample of `data` is held back
         for that where the others are learned from.
     memory
-        GiB that statistics and tensors between layers may take.
+        GiB that statistics and tensors between layers may take; by default 40 % of what is free, at most 8.
     seed
         For the random criterion and for generated inputs.
     force
@@ -299,7 +299,7 @@ def apply(
     preprocess: Any = None,
     compensate: str = "auto",
     test: Any = None,
-    memory: float = 2.0,
+    memory: float | None = None,
     bindings: Mapping[str, int] | None = None,
     provider: str = "auto",
     force: bool = False,

@@ -15,6 +15,7 @@ from onnxprune.evaluate.metrics import find_metric
 from onnxprune.evaluate.soundness import Prover
 from onnxprune.evidence import Evidence
 from onnxprune.inputs import Inputs, choose_inputs
+from onnxprune.memory import free_memory
 from onnxprune.model import io
 from onnxprune.model.detach import foreign_nodes
 from onnxprune.rules import RuleTable
@@ -46,7 +47,7 @@ class Job:
     compensate
         How the remaining weights are repaired: one of `COMPENSATE`.
     memory
-        GiB that statistics and tensors between layers may take.
+        GiB that statistics and tensors between layers may take; None: 40 % of what is free, at most 8.
     metric
         What `onnxprune.evaluate.metrics.find_metric` takes; None: top1 where the data has labels.
     best_effort
@@ -76,7 +77,7 @@ class Job:
     provider: str = "auto"
     test: Any = None
     compensate: str = "auto"
-    memory: float = 2.0
+    memory: float | None = None
     metric: str | None = None
     best_effort: bool = False
     allow_inexact: bool = False
@@ -92,7 +93,7 @@ class Job:
             raise UsageError(f"there is no mode {self.mode!r}", f"Known: {', '.join(MODES)}.")
         if self.compensate not in COMPENSATE:
             raise UsageError(f"there is no repair {self.compensate!r}", f"Known: {', '.join(COMPENSATE)}.")
-        if not self.memory > 0:
+        if self.memory is not None and not self.memory > 0:
             raise UsageError(f"--memory {self.memory:g} is not positive", "Give GiB, such as 2.")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} is negative", "Give 0 or more.")
@@ -107,6 +108,13 @@ class Job:
                         f"--{name} says how to use data, but no --data was given",
                         f"Add --data, or leave --{name} out.",
                     )
+
+    @property
+    def budget(self) -> float:
+        """Bytes that statistics and tensors between layers may take."""
+        if self.memory is not None:
+            return self.memory * 2**30
+        return min(8 * 2.0**30, 0.4 * free_memory())
 
     @property
     def repairs(self) -> tuple[str, ...]:
@@ -136,7 +144,7 @@ class Opened:
         """What the samples say; None without data, or where onnxruntime cannot run the model as it is."""
         if job.data is None or foreign_nodes(self.analysis.axis_graph.model):
             return None
-        return Evidence(self.analysis, self.inputs.fit, job.provider, job.memory * 2**30, job.seed, job.tick)
+        return Evidence(self.analysis, self.inputs.fit, job.provider, job.budget, job.seed, job.tick)
 
     def prover(self, job: Job) -> Prover:
         """What compares masked and removed models on these inputs."""

@@ -38,7 +38,7 @@ def data_options(required: bool) -> Callable[[Callable[..., Any]], Callable[...,
 def repair_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say what is learned from the samples."""
     for option in (
-        click.option("--memory", type=float, default=2.0, show_default=True, help="GiB for statistics."),
+        click.option("--memory", type=float, help="GiB for statistics; 40 % of what is free, at most 8."),
         click.option("--test", help="Other samples to measure on; else some of --data are held back."),
         click.option(
             "--compensate",

@@ -1,8 +1,8 @@
 """A model run piece by piece over fixed samples.
 
 Between two pieces the tensors that later pieces need are held, so that a layer can be changed before anything
-behind it runs, and the whole costs one pass. Where they would take more memory than allowed, nothing is held and
-every piece starts from the inputs again.
+behind it runs, and the whole costs one pass. Where they would take more memory than allowed, the next piece starts
+from the inputs again, until what it leaves is small enough (deeper layers mostly are).
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ class Piecewise:
         self.model, self.batches, self.provider, self.budget = model, batches, provider, budget
         self._done: set[ir.Node] = set()
         self._held: list[dict[str, Array]] | None = None
-        self._holding = True
 
     def ahead(self, values: Iterable[ir.Value]) -> set[ir.Node]:
         """Nodes that have to run before these values are there."""
@@ -93,22 +92,20 @@ class Piecewise:
         given = {v.name for v in piece.inputs}
         session = open_session(ir.Model(piece, ir_version=max(self.model.ir_version, 8)), self.provider)
         kept: list[dict[str, Array]] = []
-        size = 0
+        size, holding = 0, True
         for number, feed in enumerate(self.batches):
             held = feed if self._held is None else self._held[number]
             every = {**held, **more(number)}
             found = run(session, {n: a for n, a in every.items() if n in given}, [*outputs, *shown])
             found |= {name: held[name] for name in names if name in held}
-            if self._holding:
+            if holding:
                 kept.append({n: found[n] if n in found else held[n] for n in live})
                 size += sum(array.nbytes for array in kept[-1].values())
                 if size > self.budget:
                     log.info("the tensors between two layers take more than %d bytes: not held", self.budget)
-                    self._holding, kept = False, []
-                    self._held, self._done = None, set()
+                    holding, kept = False, []
             yield {name: found[name] for name in names}
-        if self._holding:
-            self._held, self._done = kept, done
+        self._held, self._done = (kept, done) if holding else (None, set())
 
     def _piece(
         self, wanted: Sequence[ir.Value], needed: set[ir.Node], done: set[ir.Node]
