@@ -108,6 +108,11 @@ class Job:
                         f"--{name} says how to use data, but no --data was given",
                         f"Add --data, or leave --{name} out.",
                     )
+            if self.compensate not in ("auto", "none"):
+                raise UsageError(
+                    f"--compensate {self.compensate} learns from samples, but no --data was given",
+                    "Add --data, or leave --compensate out.",
+                )
 
     @property
     def budget(self) -> float:

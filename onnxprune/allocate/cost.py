@@ -31,6 +31,30 @@ class Cost:
         return Cost(self.macs - other.macs, self.params - other.params)
 
 
+@dataclass(frozen=True, eq=False)
+class Removed:
+    """Positions that some units of one group take away from classes of axes.
+
+    Attributes
+    ----------
+    classes, positions
+        Places in the extents, and how many positions go there.
+    whole
+        For divisors by numbers of blocks: place, and how many blocks go.
+    """
+
+    classes: Index
+    positions: Index
+    whole: tuple[tuple[int, float], ...]
+
+
+def _running(counts: Index, rungs: Index) -> Index:
+    """Shape (rungs + 1, rows): sums of `counts`, shape (rows, units), over the first n rungs."""
+    per_rung = counts[:, rungs].sum(axis=2)
+    zero = np.zeros((len(counts), 1), per_rung.dtype)
+    return np.concatenate([zero, np.cumsum(per_rung, axis=1)], axis=1).T
+
+
 @dataclass(frozen=True)
 class _Terms:
     """Terms over classes of axes, flattened: `factor[i] * prod(extent[classes[start[i]:start[i+1]]])`."""
@@ -90,6 +114,33 @@ class CostModel:
         extent = self._extents(keep)
         params = self._params.total(extent) + self.inner_params - self._twins.surplus(keep)
         return Cost(self._macs.total(extent), params)
+
+    def macs_after(self, removed: Sequence[Removed]) -> int:
+        """MACs when all of these positions are gone; cheaper than `cost` where many cuts are tried."""
+        extent = self._base.copy()
+        for part in removed:
+            extent[part.classes] -= part.positions
+            for divisor, whole in part.whole:
+                extent[divisor] = 1.0 / (1.0 / extent[divisor] - whole)
+        return self._macs.total(extent)
+
+    def removals(self, group: Group, rungs: Index) -> list[Removed]:
+        """What is gone after the first n rungs of a group, for every n from 0 on.
+
+        Parameters
+        ----------
+        rungs
+            Shape (rungs, units per rung).
+        """
+        classes, counts = self._uses[group.id]
+        positions = _running(counts, rungs)
+        divisors = [
+            (divisor, _running(whole[None], rungs)[:, 0]) for divisor, whole in self._blocks_gone[group.id]
+        ]
+        return [
+            Removed(classes, positions[n], tuple((divisor, float(gone[n])) for divisor, gone in divisors))
+            for n in range(len(rungs) + 1)
+        ]
 
     def per_unit(self, group: Group) -> Cost:
         """What the first unit of a group costs while everything else is whole."""

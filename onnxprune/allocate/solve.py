@@ -112,13 +112,16 @@ def solve(
 
 def _sizes(ladders: Sequence[Ladder], costs: CostModel, target: Target, units: int) -> tuple[Size, float]:
     """What remains for any numbers of rungs, in the units of the target, and how much may."""
+    removals = [costs.removals(ladder.group, ladder.rungs) for ladder in ladders]
 
     def size(drops: Sequence[int]) -> float:
         if target.kind == "ratio":
             gone = sum(n * ladder.rungs.shape[1] for ladder, n in zip(ladders, drops, strict=True))
             return float(units - gone)
+        if target.kind == "macs":
+            return float(costs.macs_after([each[n] for each, n in zip(removals, drops, strict=True) if n]))
         cost = costs.cost({lad.group.id: lad.keep(n) for lad, n in zip(ladders, drops, strict=True) if n})
-        return float(cost.macs if target.kind == "macs" else cost.params)
+        return float(cost.params)
 
     whole = size([0] * len(ladders))
     share = 1 - target.value if target.kind == "ratio" else target.value

@@ -47,7 +47,7 @@ class Layer:
     @classmethod
     def of(cls, weight: Matrix, covariance: Matrix, unit: Index) -> Layer:
         """A layer that still has all its units; copies what it is given."""
-        energy = float(np.einsum("gof,gof->", weight @ covariance, weight))
+        energy = float((weight * (weight @ covariance)).sum())
         inverse: Matrix = np.asarray(np.linalg.inv(damp(covariance)), np.float64)
         return cls(weight.copy(), inverse, unit.copy(), energy if energy > 0 else 1.0)
 

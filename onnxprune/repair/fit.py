@@ -89,8 +89,8 @@ def _candidates(kind: str, seen: Moments, weight: Matrix) -> list[tuple[Matrix, 
     if kind == "bias":
         return [centred(weight)]
     if kind == "rescale":
-        variance = np.einsum("gof,gfe,goe->go", weight, xx, weight)
-        shared = np.einsum("gof,gfo->go", weight, xt)
+        variance = (weight * (weight @ xx)).sum(axis=2)
+        shared = (weight * xt.transpose(0, 2, 1)).sum(axis=2)
         scale = np.where(variance > 0, shared / np.where(variance > 0, variance, 1.0), 1.0)
         return [centred(weight * scale[:, :, None])]
     found = []
@@ -114,10 +114,6 @@ def _error(held: Moments, weight: Matrix, bias: Matrix) -> float:
     tt = np.einsum("gii->g", second[:, features:, features:])
     x, t = mean[:, :features], mean[:, features:]
     product = np.einsum("gof,gf->go", weight, x)
-    value = (
-        tt
-        - 2 * np.einsum("gof,gfo->g", weight, xt)
-        + np.einsum("gof,gfe,goe->g", weight, xx, weight)
-        + np.einsum("go,go->g", bias, bias + 2 * product - 2 * t)
-    )
-    return float(value.sum())
+    explained = (weight * (weight @ xx - 2 * xt.transpose(0, 2, 1))).sum()
+    shifted = (bias * (bias + 2 * product - 2 * t)).sum()
+    return float(tt.sum() + explained + shifted)

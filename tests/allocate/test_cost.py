@@ -9,6 +9,7 @@ from small_nets import MODELS, REAL, Net, attention, convnet, grouped, residual
 
 import onnxprune
 from onnxprune.allocate.cost import CostModel
+from onnxprune.allocate.ladder import build_ladder
 from onnxprune.analysis import analyze
 from onnxprune.graph.build import build_axis_graph
 from onnxprune.graph.groups import partition
@@ -175,3 +176,21 @@ def test_shared_vectors_count_once(tmp_path):
     assert analysis.costs.cost(keep).params == cut + 8 + 12 + 16
     same = {"g0": np.arange(16) < 12, "g1": np.arange(16) >= 4}  # zeros are equal wherever they stood
     assert analysis.costs.cost(same).params == 12 * 27 + 12 * 108 + 16 * 108 + 16 * 4 + 4 + 12 + 16
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_macs_along_ladders_are_those_of_the_kept_units(tmp_path, name):
+    path = tmp_path / "net.onnx"
+    ir.save(NETS[name](), path)
+    analysis = analyze(path)
+    rng = np.random.default_rng(0)
+    ladders = [
+        build_ladder(group, rng.random(group.units), round_to=1, min_channels=1)
+        for group in analysis.groups.values()
+    ]
+    removals = [analysis.costs.removals(ladder.group, ladder.rungs) for ladder in ladders]
+    for _ in range(10):
+        drops = [int(rng.integers(0, ladder.height)) for ladder in ladders]
+        keep = {lad.group.id: lad.keep(n) for lad, n in zip(ladders, drops, strict=True)}
+        removed = [each[n] for each, n in zip(removals, drops, strict=True)]
+        assert analysis.costs.macs_after(removed) == analysis.costs.cost(keep).macs
