@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxprune.allocate.solve import Allocation
 from onnxprune.analysis import Analysis
 from onnxprune.choices import Choices
+from onnxprune.clock import Clock
 from onnxprune.errors import Reason, SoundnessError, UsageError
 from onnxprune.evaluate.soundness import Soundness
 from onnxprune.evidence import Evidence
@@ -135,6 +136,7 @@ def prune_model(
     force: bool = False,
 ) -> Pruned:
     """Prune a model and, where `output` is given, write it. See `onnxprune.prune`."""
+    job = replace(job, progress=Clock(job.progress))
     check_criterion(choices.criterion, job)
     learns = job.data is not None and (bool(job.repairs) or reads_data(choices.criterion, job.criteria))
     opened = open_model(path, job, output=output, force=force, calibrate=learns)
@@ -161,6 +163,7 @@ def apply_plan(
     SoundnessError
         masked != removed for the plan. Nothing is written.
     """
+    job = replace(job, progress=Clock(job.progress))
     learns = job.data is not None and bool(job.repairs)
     opened = open_model(path, job, output=output, force=force, calibrate=learns)
     check_metric(opened, job)
@@ -200,6 +203,10 @@ def _finish(
         job.say("writing")
         sources = (source.path, *source.data_files)
         size = io.save(model, output, external=bool(source.data_files), force=force, sources=sources)
+    seconds = {}
+    if isinstance(job.progress, Clock):
+        job.progress.stop()
+        seconds = dict(job.progress.seconds)
     cost = analysis.costs.cost(plan.keep if job.mode == "remove" else {})
     fitted = opened.inputs.fit
     refitted = refitted_io(analysis, kept)
@@ -233,6 +240,7 @@ def _finish(
         ),
         refitted=refitted,
         repairs=repairs.layers,
+        seconds=seconds,
     )
     return Pruned(model, plan, report, None if output is None else Path(output))
 

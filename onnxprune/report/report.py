@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from onnxprune.errors import BY_REQUEST
@@ -122,7 +122,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that `prune` did to one model."""
+    """Everything that `prune` did to one model.
+
+    Attributes
+    ----------
+    refitted
+        Inputs and outputs that `--refit-io` allowed to get smaller.
+    repairs
+        One entry per layer that lost inputs and was to be repaired.
+    seconds
+        Wall time per stage.
+    """
 
     path: str
     sha256: str
@@ -146,6 +156,7 @@ class Report:
     warnings: tuple[str, ...]
     refitted: tuple[RefittedIO, ...] = ()
     repairs: tuple[LayerRepair, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def dropped(self) -> int:

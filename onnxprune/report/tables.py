@@ -10,6 +10,7 @@ import numpy as np
 from onnxprune.report.report import BarrierResult, Report
 
 _EXAMPLES = 2
+_SHORT = 10.0
 
 
 def number(value: float) -> str:
@@ -58,6 +59,16 @@ def repair_line(report: Report) -> str:
     if left:
         text += f"; {some([f'{layer.name} ({layer.why})' for layer in left], 2)} left as they are"
     return text
+
+
+def time_line(report: Report) -> str:
+    """Where most of the time went; empty for what took no time."""
+    total = sum(report.seconds.values())
+    if total < _SHORT:
+        return ""
+    longest = sorted(report.seconds.items(), key=lambda item: -item[1])[:4]
+    parts = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in longest if seconds >= total / 20)
+    return f"took {total:.0f} s: {parts}"
 
 
 def size_rows(report: Report) -> list[list[str]]:

@@ -12,6 +12,7 @@ from onnxprune.report.tables import (
     some,
     soundness_line,
     target_line,
+    time_line,
     wrap,
 )
 
@@ -46,6 +47,8 @@ def render(report: Report, *, verbose: bool = False, width: int | None = None) -
     lines += ["", *wrap(coverage_line(report.coverage["macs"], report.coverage["params"]), width)]
     before = report.before
     lines += barrier_lines(report.barriers, before.macs, before.params, verbose=verbose, width=width)
+    if spent := time_line(report):
+        lines += ["", *wrap(spent, width)]
     if report.warnings:
         lines.append("")
         for warning in report.warnings:
