@@ -103,8 +103,8 @@ def plan(
         "l1", "l2", "geometric-median", "bn-scale", "random" or a registered one.
     scope
         "local" (every group loses the same share, until the target is reached; the default with `ratio`), "global"
-        (one ranking over all groups; the default without) or "uniform" (NNCF's rule: one level for every group,
-        widths rounded up).
+        (one ranking over all groups; the default without), "uniform" (NNCF's rule: one level for every group,
+        widths rounded up) or, in `prune` with data, "learned" (a ranking that is searched for).
     round_to
         Channels that stay are a multiple of this.
     ignore, only
@@ -126,6 +126,8 @@ def plan(
     choices = make_choices(
         target_of(macs, params, ratio), criterion, scope, round_to, tuple(ignore), tuple(only), preset, seed
     )
+    if choices.scope == "learned" or choices.rounds > 1:
+        raise UsageError("a plan without samples cannot be learned", "Use `prune` with data.")
     scored = score_groups(analysis, choices, criteria=criteria)
     allocation = allocate(analysis, scored, choices)
     if not best_effort:
@@ -144,6 +146,8 @@ def make_choices(
     seed: int,
     rounds: int = 1,
     schedule: str = "linear",
+    max_ratio: float | None = None,
+    min_ratio: float = 0.0,
 ) -> Choices:
     """`Choices` in which a preset decides what was left open."""
     if scope is None:
@@ -159,6 +163,8 @@ def make_choices(
         seed=seed,
         rounds=rounds,
         schedule=schedule,
+        max_ratio=max_ratio,
+        min_ratio=min_ratio,
     )
 
 
@@ -177,6 +183,8 @@ def prune(
     preset: str | None = None,
     rounds: int = 1,
     schedule: str = "linear",
+    max_ratio: float | None = None,
+    min_ratio: float = 0.0,
     mode: str = "remove",
     data: Any = None,
     samples: int | None = None,
@@ -209,6 +217,8 @@ def prune(
     rounds, schedule
         In how many rounds the losses of the groups are measured again on the way to the target, and how far each
         goes: "oneshot", "linear", "cos", "exp", "cube", "exponential", "exponential_with_bias" or "polynomial".
+    max_ratio, min_ratio
+        At most and at least this share of a group's units goes; what a group may not lose the others do.
     mode
         "remove" cuts channels out; "mask" zeroes them and keeps all shapes.
     data, samples, preprocess
@@ -265,6 +275,8 @@ def prune(
         seed,
         rounds,
         schedule,
+        max_ratio,
+        min_ratio,
     )
     job = Job(
         mode=mode,

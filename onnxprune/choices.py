@@ -9,7 +9,10 @@ from onnxprune.allocate.target import Target
 from onnxprune.errors import UsageError
 from onnxprune.select import PRESETS
 
-SCOPES = ("global", "local", "uniform")
+SCOPES = ("global", "learned", "local", "uniform")
+
+RANKED = ("global", "learned")
+"""Scopes that rank the units of all groups together."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,15 @@ class Choices:
         Name of a criterion.
     scope
         "global": one ranking over all groups. "local": the same share of every group, growing until the target is
-        reached. "uniform": the same, but a ratio is NNCF's level, which rounding may leave unreached.
+        reached. "learned": as global, after an affine map of each group's scores that is learned on data.
+        "uniform": as local, but a ratio is NNCF's level, which rounding may leave unreached.
     round_to
         Channels that stay are a multiple of this.
     min_channels
         At least this many channels of a group stay, and never fewer than `round_to`.
-    max_ratio
-        At most this share of a group's units goes. None: 0.9 with the global scope, all with the others.
+    max_ratio, min_ratio
+        At most and at least this share of a group's units goes, as in Neural Compressor: what a group may not lose
+        is spread over the others. Without a largest share: 0.9 with the global scope, all with the others.
     ignore, only
         Patterns of groups to leave whole, or to cut exclusively.
     preset
@@ -47,6 +52,7 @@ class Choices:
     round_to: int = 8
     min_channels: int = 1
     max_ratio: float | None = None
+    min_ratio: float = 0.0
     ignore: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     preset: str | None = None
@@ -75,6 +81,14 @@ class Choices:
         if self.max_ratio is not None and not 0 < self.max_ratio <= 1:
             raise UsageError(
                 f"max_ratio {self.max_ratio:g} is not in (0, 1]", "0.9 keeps a tenth of a group."
+            )
+        if not 0 <= self.min_ratio < 1:
+            raise UsageError(
+                f"min_ratio {self.min_ratio:g} is not in [0, 1)", "0.1 cuts a tenth of every group."
+            )
+        if self.max_ratio is not None and self.min_ratio > self.max_ratio:
+            raise UsageError(
+                f"min_ratio {self.min_ratio:g} is above max_ratio {self.max_ratio:g}", "Swap or change them."
             )
         if self.preset is not None and self.preset not in PRESETS:
             raise UsageError(f"there is no preset {self.preset!r}", f"Known: {', '.join(PRESETS)}.")

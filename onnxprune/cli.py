@@ -56,9 +56,9 @@ def cli() -> None:
 )
 @click.option(
     "--scope",
-    type=click.Choice(["global", "local", "uniform"]),
+    type=click.Choice(["global", "learned", "local", "uniform"]),
     help="global: one ranking over all groups (default); local: the same share of every group (default with "
-    "--ratio); uniform: NNCF's level per group.",
+    "--ratio); uniform: NNCF's level per group; learned: LeGR's search on data.",
 )
 @click.option(
     "--preset", type=click.Choice(["nncf"]), help="nncf: first and strided convolutions stay whole."

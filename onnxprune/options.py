@@ -53,7 +53,13 @@ def repair_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def rounds_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--rounds` and `--schedule`."""
+    """`--rounds`, `--schedule`, `--max-ratio` and `--min-ratio`."""
+    function = click.option(
+        "--min-ratio", type=float, default=0.0, help="At least this share of a group goes."
+    )(function)
+    function = click.option(
+        "--max-ratio", type=float, help="At most this share of a group goes (0.9 with --scope global)."
+    )(function)
     function = click.option(
         "--schedule", default="linear", show_default=True, help="How far each round goes: oneshot, cube, ..."
     )(function)

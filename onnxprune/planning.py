@@ -7,7 +7,7 @@ import math
 from onnxprune.allocate.solve import Allocation, solve
 from onnxprune.allocate.target import Target
 from onnxprune.analysis import Analysis
-from onnxprune.choices import Choices
+from onnxprune.choices import RANKED, Choices
 from onnxprune.errors import Reason, TargetError
 from onnxprune.report.assemble import barrier_results
 from onnxprune.report.tables import by_reason, plural, share, some
@@ -16,7 +16,8 @@ from onnxprune.scoring import Scored, most_of_a_group
 
 def allocate(analysis: Analysis, scored: Scored, choices: Choices) -> Allocation:
     """Solve for the target with the groups that may be cut."""
-    return solve(scored.ladders, analysis.costs, choices.target, choices.scope, scored.units)
+    scope = "global" if choices.scope in RANKED else choices.scope
+    return solve(scored.ladders, analysis.costs, choices.target, scope, scored.units)
 
 
 def check_reached(analysis: Analysis, scored: Scored, allocation: Allocation, choices: Choices) -> None:
@@ -45,7 +46,7 @@ def check_reached(analysis: Analysis, scored: Scored, allocation: Allocation, ch
 
 def _reachable(allocation: Allocation, target: Target, choices: Choices) -> str:
     limits = f"widths are multiples of {choices.round_to}" if choices.round_to > 1 else ""
-    if choices.scope == "global":
+    if choices.scope in RANKED:
         limits += (
             f"{', and ' if limits else ''}a group loses at most {most_of_a_group(choices):.0%} of its units"
         )

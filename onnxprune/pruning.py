@@ -18,6 +18,7 @@ from onnxprune.evaluate.soundness import Soundness
 from onnxprune.evidence import Evidence
 from onnxprune.graph.axes import Bools
 from onnxprune.job import Job, Opened, open_model
+from onnxprune.learned import learn
 from onnxprune.measuring import Measurements, check_metric, measure_both
 from onnxprune.model import io
 from onnxprune.model.finalize import finalize
@@ -79,6 +80,10 @@ def choose_units(
     scored = score_groups(
         analysis, choices, criteria=job.criteria, evidence=evidence, progress=job.tick("scoring")
     )
+    if choices.scope == "learned":
+        if evidence is None:
+            raise UsageError("--scope learned needs a model that onnxruntime runs", "Take another scope.")
+        scored = learn(analysis, scored, choices, evidence, job.tick("learning the ranking"))
     if choices.rounds > 1:
         if evidence is None or not scored.measured:
             raise UsageError(
@@ -138,7 +143,10 @@ def prune_model(
     """Prune a model and, where `output` is given, write it. See `onnxprune.prune`."""
     job = replace(job, progress=Clock(job.progress))
     check_criterion(choices.criterion, job)
-    learns = job.data is not None and (bool(job.repairs) or reads_data(choices.criterion, job.criteria))
+    if choices.scope == "learned" and job.data is None:
+        raise UsageError("--scope learned needs --data", "Give samples, or take another scope.")
+    reads = choices.scope == "learned" or reads_data(choices.criterion, job.criteria)
+    learns = job.data is not None and (bool(job.repairs) or reads)
     opened = open_model(path, job, output=output, force=force, calibrate=learns)
     check_metric(opened, job)
     evidence = opened.evidence(job) if learns else None

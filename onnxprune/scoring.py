@@ -10,7 +10,7 @@ import numpy as np
 from onnxprune.allocate.ladder import Ladder, build_ladder, measured_ladder
 from onnxprune.analysis import Analysis
 from onnxprune.calibrate.checks import did_you_mean
-from onnxprune.choices import Choices
+from onnxprune.choices import RANKED, Choices
 from onnxprune.criteria import AnyCriterion, CombinedCriterion, CriterionTable, data_missing, default_criteria
 from onnxprune.criteria.gather import unit_weights
 from onnxprune.errors import Reason, UsageError
@@ -158,7 +158,7 @@ def find_criterion(name: str, criteria: CriterionTable | None) -> AnyCriterion:
 
 def most_of_a_group(choices: Choices) -> float:
     """At most this share of a group goes."""
-    return choices.max_ratio or (0.9 if choices.scope == "global" else 1.0)
+    return choices.max_ratio or (0.9 if choices.scope in RANKED else 1.0)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class _Scorer:
         seen = None
         if self.criterion.needs_data and self.evidence is not None:
             seen = self.evidence.activations(group)
-        normalize = self.choices.scope == "global"
+        normalize = self.choices.scope in RANKED
         scores = self.criterion.score(members, normalize=normalize, rng=self.rng, activations=seen)
         if scores is None:
             return None
@@ -185,6 +185,7 @@ class _Scorer:
             round_to=self.choices.round_to,
             min_channels=self.choices.min_channels,
             max_ratio=most_of_a_group(self.choices),
+            min_ratio=self.choices.min_ratio,
         )
 
     def by_loss(self, ladder: Ladder) -> Ladder:
@@ -216,4 +217,5 @@ class _Scorer:
             round_to=self.choices.round_to,
             min_channels=self.choices.min_channels,
             max_ratio=most_of_a_group(self.choices),
+            min_ratio=self.choices.min_ratio,
         )

@@ -41,7 +41,7 @@ def spend(ladders: Sequence[Ladder], size: Size, goal: float) -> list[int]:
     """
     stops = [sorted({ladder.settle(n) for n in range(ladder.height + 1)}) for ladder in ladders]
     losses = [_loss(ladder) for ladder in ladders]
-    drops = [0] * len(ladders)
+    drops = [each[0] for each in stops]
     now = size(drops)
     while now > goal:
         best: _Stretch | None = None

@@ -7,7 +7,7 @@ unit of every block at a time. Rounding and minima say on which rungs one may st
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ class Ladder:
         Kept rungs are a multiple of this.
     floor
         At least this many rungs stay.
+    least
+        At least this many rungs go.
     loss
         Shape (rungs + 1,), from 0 on, not decreasing: what the outputs lose when the first n rungs go. None where
         nobody measured it.
@@ -45,6 +47,7 @@ class Ladder:
     step: int
     floor: int
     loss: Scores | None = None
+    least: int = 0
 
     @property
     def height(self) -> int:
@@ -55,7 +58,7 @@ class Ladder:
         """The largest number of rungs up to `dropped` that rounding and the minimum allow."""
         kept = self.height - dropped
         kept = max(math.ceil(kept / self.step) * self.step, self.floor)
-        return max(self.height - kept, 0)
+        return max(self.height - kept, self.least)
 
     @property
     def most(self) -> int:
@@ -70,7 +73,13 @@ class Ladder:
 
 
 def build_ladder(
-    group: Group, scores: Scores, *, round_to: int, min_channels: int, max_ratio: float = 1.0
+    group: Group,
+    scores: Scores,
+    *,
+    round_to: int,
+    min_channels: int,
+    max_ratio: float = 1.0,
+    min_ratio: float = 0.0,
 ) -> Ladder:
     """Order a group's units by score; equal scores by index. In a block each rung has one unit of each.
 
@@ -82,25 +91,42 @@ def build_ladder(
         Channels that stay are a multiple of this (a head counts its dimensions).
     min_channels
         At least this many channels stay, and never fewer than `round_to`.
-    max_ratio
-        At most this share of the units goes.
+    max_ratio, min_ratio
+        At most and at least this share of the units goes; where rounding or a minimum is in the way of the
+        least share, less goes.
     """
     if group.blocks is None:
         rungs = np.argsort(scores, kind="stable")[:, None]
     else:
         members = [np.flatnonzero(group.blocks == block) for block in range(group.block_count)]
         rungs = np.stack([units[np.argsort(scores[units], kind="stable")] for units in members], axis=1)
-    step, floor = _limits(group, rungs, round_to, min_channels, max_ratio)
-    return Ladder(group, rungs, scores[rungs].sum(axis=1), step, floor)
+    limits = _limits(group, rungs, round_to, min_channels, max_ratio)
+    ladder = Ladder(group, rungs, scores[rungs].sum(axis=1), *limits)
+    return replace(ladder, least=_least(ladder, min_ratio))
 
 
 def measured_ladder(
-    group: Group, rungs: Index, loss: Scores, *, round_to: int, min_channels: int, max_ratio: float = 1.0
+    group: Group,
+    rungs: Index,
+    loss: Scores,
+    *,
+    round_to: int,
+    min_channels: int,
+    max_ratio: float = 1.0,
+    min_ratio: float = 0.0,
 ) -> Ladder:
     """A ladder whose order is given, with the loss after each rung, shape (rungs + 1,)."""
     loss = np.maximum.accumulate(loss)
-    step, floor = _limits(group, rungs, round_to, min_channels, max_ratio)
-    return Ladder(group, rungs, np.maximum.accumulate(np.diff(loss)), step, floor, loss)
+    limits = _limits(group, rungs, round_to, min_channels, max_ratio)
+    ladder = Ladder(group, rungs, np.maximum.accumulate(np.diff(loss)), *limits, loss)
+    return replace(ladder, least=_least(ladder, min_ratio))
+
+
+def _least(ladder: Ladder, min_ratio: float) -> int:
+    """Rungs that make up a share of a group, rounded up to where one may stop."""
+    wanted = math.ceil(ladder.height * min_ratio - 1e-9)
+    stops = [n for n in range(wanted, ladder.height + 1) if ladder.settle(n) == n]
+    return stops[0] if stops else ladder.most
 
 
 def _limits(

@@ -123,9 +123,9 @@ def _sizes(ladders: Sequence[Ladder], costs: CostModel, target: Target, units: i
         cost = costs.cost({lad.group.id: lad.keep(n) for lad, n in zip(ladders, drops, strict=True) if n})
         return float(cost.params)
 
-    whole = size([0] * len(ladders))
+    whole = size([0] * len(ladders)) if ladders else 0.0
     share = 1 - target.value if target.kind == "ratio" else target.value
-    return size, whole * share + 1e-9 * whole
+    return size, whole * (share + 1e-12)
 
 
 def _meets(target: Target, achieved: float) -> bool:

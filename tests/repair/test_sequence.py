@@ -8,7 +8,10 @@ import pytest
 from small_nets import Net
 
 import onnxprune
+from onnxprune.calibrate.data import read_dataset
+from onnxprune.calibrate.dataset import input_specs
 from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.evidence import Evidence
 from onnxprune.model.io import load
 from onnxprune.report import json as as_json
 from onnxprune.report import terminal
@@ -250,3 +253,25 @@ def test_rounds_measure_again(tmp_path):
         progress=lambda *step: said.append(step[0]),
     ).report
     assert report.after.macs <= 0.4 * report.before.macs and "measuring again" in said
+
+
+def test_a_learned_ranking_changes_the_outputs_no_more_than_the_plain_one(tmp_path, monkeypatch):
+    """The plain ranking is the first that is tried; the same seed learns the same."""
+    monkeypatch.setattr("onnxprune.learned.TRIALS", 12)
+    path = save(residual(), tmp_path)
+    options = {"macs": 0.6, "data": tokens(), "round_to": 1, "criterion": "l1"}
+    plain = onnxprune.prune(path, **options).plan
+    learned = [onnxprune.prune(path, scope="learned", **options).plan for _ in range(2)]
+    assert learned[0].to_json() == learned[1].to_json()
+    analysis = onnxprune.analyze(path)
+    data = read_dataset(tokens(), input_specs(load(path).ir))
+    evidence = Evidence(analysis, data)
+    changes = [
+        evidence.change({name: ~flags for name, flags in plan.keep.items()}) for plan in (plain, learned[0])
+    ]
+    assert changes[1] <= changes[0] * 1.05  # the search looked at other samples than these
+
+
+def test_a_learned_ranking_needs_data(tmp_path):
+    with pytest.raises(onnxprune.errors.UsageError, match="--scope learned needs --data"):
+        onnxprune.prune(save(residual(), tmp_path), macs=0.6, scope="learned")
