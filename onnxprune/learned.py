@@ -1,8 +1,8 @@
 """A ranking over all groups that is learned: one factor and one shift per group, by evolution.
 
 LeGR (Chin et al. 2020, https://arxiv.org/abs/1904.12368): scores of different layers compare after an affine map
-per layer, and the maps are found by regularised evolution. The reward is how little the outputs change on calibration
-samples when the groups are cut as the ranking says and the layers behind them are refitted. The search draws from
+per layer, and the maps are found by regularised evolution. The reward is how little the outputs change on samples
+when the groups are cut as the ranking says and the layers behind them are refitted. The search draws from
 one generator, seeded once.
 """
 
