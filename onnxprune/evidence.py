@@ -15,11 +15,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.analysis import Analysis
-from onnxprune.calibrate.dataset import Dataset
+from onnxprune.calibrate.dataset import Dataset, input_specs, symbol
 from onnxprune.criteria.criterion import UnitActivations
 from onnxprune.criteria.elimination import Elimination, Layer, eliminate, refit
 from onnxprune.graph.axes import Bools, Index
 from onnxprune.graph.groups import Group
+from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.collect import InputStatistics, consumers, input_statistics
 from onnxprune.statistics.consumers import Consumer
 from onnxprune.statistics.sensitivity import Trial, refitted
@@ -28,7 +29,6 @@ from onnxprune.surgery.mask import mask
 
 log = logging.getLogger(__name__)
 
-Feed = Mapping[str, np.ndarray[Any, Any]]
 Tick = Callable[[int, int], None]
 
 BATCH = 32
@@ -45,10 +45,6 @@ HELD_OUT = 5
 
 TRIED = 96
 """Samples on which the change of the outputs is measured."""
-
-
-def _batch_size(data: Dataset) -> int:
-    return min(BATCH, max(1, len(data) // FEWEST_BATCHES))
 
 
 def _silent(_done: int, _total: int) -> None:
@@ -83,9 +79,21 @@ class Evidence:
     tick: Callable[[str], Tick] = field(default=lambda _: _silent)
 
     @cached_property
-    def batches(self) -> list[Feed]:
+    def batches(self) -> Batches:
         """All samples, in batches."""
-        return list(self.data.batches(_batch_size(self.data)))
+        return self._in_batches(self.data)
+
+    def _in_batches(self, data: Dataset) -> Batches:
+        size = min(BATCH, max(1, len(data) // FEWEST_BATCHES))
+        return Batches.of(data, size, self._unit)
+
+    @property
+    def _unit(self) -> int:
+        """The batch size that the analysis assumed."""
+        model = self.analysis.source.ir
+        leading = {symbol(spec, 0) for spec in input_specs(model)} if self.data.batchable else set()
+        sizes = {self.analysis.bindings.get(name, 1) for name in leading}
+        return sizes.pop() if len(sizes) == 1 else 1
 
     @cached_property
     def learned(self) -> Dataset:
@@ -122,8 +130,7 @@ class Evidence:
         return input_statistics(
             self.analysis.axis_graph,
             list(used.values()),
-            list(self.learned.batches(_batch_size(self.learned))),
-            samples=len(self.learned),
+            self._in_batches(self.learned),
             provider=self.provider,
             budget=self.budget,
             seed=self.seed,

@@ -118,7 +118,6 @@ def build(
         cut,
         kept,
         evidence.batches,
-        samples=len(evidence.data),
         kinds=job.repairs,
         provider=job.provider,
         budget=evidence.budget,

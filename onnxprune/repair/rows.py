@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.build import AxisGraph
 from onnxprune.repair.targets import Target
+from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.collect import geometry, share_of_rows
 from onnxprune.statistics.moments import Moments
 from onnxprune.statistics.piecewise import Feed, Piecewise
@@ -32,8 +33,8 @@ class Collector:
         The original and the cut model, run piece by piece over the same batches.
     targets
         Layers that do not depend on each other.
-    samples
-        In all batches together.
+    batches
+        The batches.
     rng
         For the positions that are drawn.
     """
@@ -42,7 +43,7 @@ class Collector:
     teacher: Piecewise
     student: Piecewise
     targets: Sequence[Target]
-    samples: int
+    batches: Batches
     rng: np.random.Generator
     _where: list[Geometry] = field(init=False)
     _shares: list[float] = field(init=False)
@@ -51,17 +52,17 @@ class Collector:
     def __post_init__(self) -> None:
         """Draw the positions once, so that both models show the same ones."""
         teachers = [target.pair.teacher for target in self.targets]
-        self._where = [geometry(self.axis_graph, layer) for layer in teachers]
+        self._where = [geometry(self.axis_graph, layer, self.batches.unit) for layer in teachers]
         self._shares = [
-            share_of_rows(layer, place, self.samples)
+            share_of_rows(layer, place, self.batches.samples)
             for layer, place in zip(teachers, self._where, strict=True)
         ]
         self._drawn = [
             [
-                place.draw(self.rng, share, len(next(iter(feed.values()))))
+                place.draw(self.rng, share, size)
                 for place, share in zip(self._where, self._shares, strict=True)
             ]
-            for feed in self.student.batches
+            for size in self.batches.sizes
         ]
 
     def collect(self) -> list[tuple[Moments, Moments]]:

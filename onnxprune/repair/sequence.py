@@ -20,7 +20,8 @@ from onnxprune.repair.fit import fit
 from onnxprune.repair.rows import Collector
 from onnxprune.repair.targets import Pair, Target, layers_to_repair, target_of
 from onnxprune.repair.write import write
-from onnxprune.statistics.piecewise import Feed, Piecewise
+from onnxprune.statistics.batches import Batches
+from onnxprune.statistics.piecewise import Piecewise
 
 Array = np.ndarray[Any, Any]
 
@@ -68,9 +69,8 @@ def repair(
     axis_graph: AxisGraph,
     cut: ir.Model,
     kept: Kept,
-    batches: Sequence[Feed],
+    batches: Batches,
     *,
-    samples: int,
     kinds: Sequence[str],
     provider: str = "cpu",
     budget: float = 2.0**31,
@@ -87,8 +87,8 @@ def repair(
         What `onnxprune.surgery.remove` made of it; its weights are mutated, and biases may be added.
     kept
         Positions that `cut` still has.
-    batches, samples
-        Calibration samples in batches, and how many there are.
+    batches
+        Calibration samples.
     kinds
         What to try per layer: "affine", "rescale", "bias". A repair is taken only if it lowers the error on
         batches that it was not fitted on.
@@ -105,7 +105,7 @@ def repair(
     while pairs:
         targets = _ready(axis_graph, student, kept, pairs, waiting)
         pairs = pairs[len(targets) :]
-        collector = Collector(axis_graph, teacher, student, targets, samples, rng)
+        collector = Collector(axis_graph, teacher, student, targets, batches, rng)
         for target, (seen, held) in zip(targets, collector.collect(), strict=True):
             layer = target.pair.student
             waiting.remove(layer.node)

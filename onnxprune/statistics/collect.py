@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,10 @@ import onnx_ir as ir
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.errors import DataError
 from onnxprune.graph.build import AxisGraph
+from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.consumers import Consumer, consumer_of
 from onnxprune.statistics.moments import Matrix, Moments
 from onnxprune.statistics.probes import Geometry, Probe
-
-Feed = Mapping[str, np.ndarray[Any, Any]]
 
 ROWS = 48
 """Rows per feature that are looked at, where the samples have as many."""
@@ -51,10 +50,11 @@ def consumers(axis_graph: AxisGraph) -> dict[ir.Value, Consumer]:
     return found
 
 
-def geometry(axis_graph: AxisGraph, consumer: Consumer) -> Geometry:
-    """Where a layer's rows are, at the sizes at which the model was analysed."""
+def geometry(axis_graph: AxisGraph, consumer: Consumer, unit: int) -> Geometry:
+    """Where a layer's rows are, by the shapes with which the model was analysed; they hold for `unit` samples."""
     dims = axis_graph.shapes.dims
-    return Geometry(consumer, *(tuple(d or 1 for d in dims[value]) for value in (consumer.x, consumer.y)))
+    x, y = (tuple(d or 1 for d in dims[value]) for value in (consumer.x, consumer.y))
+    return Geometry(consumer, x, y, unit)
 
 
 def share_of_rows(consumer: Consumer, where: Geometry, samples: int) -> float:
@@ -66,9 +66,8 @@ def share_of_rows(consumer: Consumer, where: Geometry, samples: int) -> float:
 def input_statistics(
     axis_graph: AxisGraph,
     layers: Iterable[Consumer],
-    batches: Sequence[Feed],
+    batches: Batches,
     *,
-    samples: int,
     provider: str = "cpu",
     budget: float = 2**30,
     seed: int = 0,
@@ -84,15 +83,13 @@ def input_statistics(
         What to look at.
     batches
         Feeds of the model's inputs.
-    samples
-        In all batches together.
     budget
         Bytes of float64 matrices and of rows that one pass may take; more layers take more passes.
     """
     found: dict[ir.Value, InputStatistics] = {}
     passes = _passes(layers, budget)
     for number, part in enumerate(passes):
-        found |= _one_pass(axis_graph, part, batches, samples, provider, seed)
+        found |= _one_pass(axis_graph, part, batches, provider, seed)
         if progress is not None:
             progress(number + 1, len(passes))
     return found
@@ -114,8 +111,7 @@ def _passes(layers: Iterable[Consumer], budget: float) -> list[list[Consumer]]:
 def _one_pass(
     axis_graph: AxisGraph,
     layers: Sequence[Consumer],
-    batches: Sequence[Feed],
-    samples: int,
+    batches: Batches,
     provider: str,
     seed: int,
 ) -> dict[ir.Value, InputStatistics]:
@@ -123,8 +119,10 @@ def _one_pass(
     model = axis_graph.model.clone()
     graph = model.graph
     known = {str(v.name): v for v in graph.inputs} | {str(o.name): o for n in graph for o in n.outputs}
-    where = [geometry(axis_graph, layer) for layer in layers]
-    shares = [share_of_rows(layer, place, samples) for layer, place in zip(layers, where, strict=True)]
+    where = [geometry(axis_graph, layer, batches.unit) for layer in layers]
+    shares = [
+        share_of_rows(layer, place, batches.samples) for layer, place in zip(layers, where, strict=True)
+    ]
     probes = []
     names: list[str] = []
     graph.outputs.clear()
@@ -137,13 +135,12 @@ def _one_pass(
     session = open_session(model, provider)
     sums: dict[ir.Value, Moments] = {}
     positive: dict[ir.Value, Matrix] = {}
-    for feed in batches:
-        size = len(next(iter(feed.values())))
+    for feed, size in zip(batches, batches.sizes, strict=True):
         more: dict[str, Any] = {}
         counts = []
         for probe, place, share in zip(probes, where, shares, strict=True):
             drawn = place.draw(rng, share, size)
-            count = len(drawn.places) * (place.images * size if probe.consumer.convolves else 1)
+            count = place.drawn_rows(drawn, size)
             counts.append(count)
             more |= probe.feed(drawn, count)
         got = run(session, {**feed, **more}, names)

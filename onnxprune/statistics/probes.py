@@ -24,28 +24,36 @@ class Geometry:
     consumer
         The layer.
     x_dims, y_dims
-        Shapes of its input and of its output, for one sample of the calibration data.
+        Shapes of its input and of its output.
+    unit
+        For how many samples these shapes hold.
     """
 
     consumer: Consumer
     x_dims: tuple[int, ...]
     y_dims: tuple[int, ...]
+    unit: int = 1
 
     @property
     def images(self) -> int:
-        """Rows per sample that differ in more than their position: the leading extent of a convolution."""
-        return self.x_dims[0] if self.consumer.convolves else 1
+        """What a convolution sees of one sample along its leading axis; 1 for matrices."""
+        return max(self.x_dims[0] // self.unit, 1) if self.consumer.convolves else 1
 
     @property
     def places(self) -> int:
         """Positions per image from which rows are drawn."""
-        dims = self.y_dims[2:] if self.consumer.convolves else self.x_dims[:-1]
-        return int(np.prod(dims, dtype=np.int64))
+        if self.consumer.convolves:
+            return int(np.prod(self.y_dims[2:], dtype=np.int64))
+        return max(int(np.prod(self.x_dims[:-1], dtype=np.int64)) // self.unit, 1)
 
     @property
     def rows(self) -> int:
         """Rows of one sample."""
         return self.images * self.places
+
+    def drawn_rows(self, drawn: Drawn, samples: int) -> int:
+        """How many rows a batch of `samples` samples gives at the drawn positions."""
+        return len(drawn.places) * (self.images * samples if self.consumer.convolves else 1)
 
     def count(self, share: float) -> int:
         """Positions per image that are about `share` of all; at least one."""

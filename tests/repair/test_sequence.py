@@ -275,3 +275,51 @@ def test_a_learned_ranking_changes_the_outputs_no_more_than_the_plain_one(tmp_pa
 def test_a_learned_ranking_needs_data(tmp_path):
     with pytest.raises(onnxprune.errors.UsageError, match="--scope learned needs --data"):
         onnxprune.prune(save(residual(), tmp_path), macs=0.6, scope="learned")
+
+
+def fixed(batch):
+    """A model that only takes `batch` samples at once, whose first input has no batch at all."""
+    n = Net()
+    table = n.data("table", (10, 10))
+    x = n.data("x", (batch, 6, 10))
+    x = n.op("MatMul", x, table)
+    h = n.op("Relu", n.op("MatMul", x, n.normal((10, 24), "up.weight", 0.3), name="up"))
+    y = n.op("MatMul", h, n.normal((24, 10), "down.weight", 0.3), name="down")
+    z = n.op("Transpose", y, perm=[0, 2, 1])
+    z = n.conv(n.op("Relu", n.conv(z, "c1", (16, 10, 3))), "c2", (4, 16, 3))
+    return n.model(z)
+
+
+def test_models_of_a_fixed_batch_size(tmp_path):
+    path = save(fixed(3), tmp_path)
+    rng = np.random.default_rng(0)
+    feeds = [
+        {"table": np.eye(10, dtype=np.float32), "x": rng.standard_normal((3, 6, 10)).astype(np.float32)}
+        for _ in range(30)
+    ]
+    done = onnxprune.prune(path, tmp_path / "out.onnx", macs=0.6, data=feeds, round_to=1)
+    assert {layer.kind for layer in done.report.repairs} == {"affine"}
+    onnxprune.apply(path, done.plan, tmp_path / "bare.onnx")
+    assert error(path, tmp_path / "out.onnx", feeds) < error(path, tmp_path / "bare.onnx", feeds)
+
+
+def test_a_batch_size_that_is_bound_changes_nothing(tmp_path):
+    path = save(residual(), tmp_path)
+    a, b = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    onnxprune.prune(path, a, macs=0.6, data=tokens(), round_to=1)
+    onnxprune.prune(path, b, macs=0.6, data=tokens(), round_to=1, bindings={"batch": 4})
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_samples_of_different_shapes_are_an_error(tmp_path):
+    n = Net()
+    x = n.data("x", ("batch", "tokens", 10))
+    h = n.op("Relu", n.op("MatMul", x, n.normal((10, 24), "up.weight", 0.3), name="up"))
+    path = save(n.model(n.op("MatMul", h, n.normal((24, 10), "down.weight", 0.3), name="down")), tmp_path)
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((1, 4 + i % 2, 10)).astype(np.float32)} for i in range(30)]
+    with pytest.raises(onnxprune.errors.DataError, match="samples differ in shape") as caught:
+        onnxprune.prune(path, macs=0.6, data=feeds, round_to=1)
+    assert "--compensate none" in str(caught.value)
+    report = onnxprune.prune(path, macs=0.6, data=feeds, round_to=1, criterion="l2", compensate="none").report
+    assert report.soundness.checked
