@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.coverage_page import render
-from benchmarks.isolated import call, file_digest, source_digest, version
+from benchmarks.isolated import LIMIT, call, file_digest, source_digest, version
 from benchmarks.tables import environment, write
 
 LIBRARIES = ("torchvision", "timm", "transformers")
 EXPORTERS = ("ts", "dynamo")
 TOOLS = ("onnxprune", "peers")
 TARGETS: dict[str, dict[str, float]] = {"ratio": {"ratio": 0.5}, "macs": {"macs": 0.6}}
-LIMIT = 600.0
 HERE = Path(__file__).parent
 STEPS, PEERS = HERE / "coverage_steps.py", HERE / "coverage_peers.py"
 ZOO = Path("build/zoo/coverage")

@@ -30,6 +30,9 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
+LIMIT = 240.0
+"""Seconds that a step of the coverage benchmark may take."""
+
 MEMORY = 12 << 30
 """Bytes that a step may allocate; one that wants more fails, and the machine stays usable."""
 CACHE = Path("build/bench/cache")
