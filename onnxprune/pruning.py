@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxprune.allocate.solve import Allocation
 from onnxprune.analysis import Analysis
+from onnxprune.automatic import choose_criterion
 from onnxprune.choices import Choices
 from onnxprune.clock import Clock
 from onnxprune.errors import Reason, SoundnessError, UsageError
@@ -29,7 +30,7 @@ from onnxprune.repair.write import write_masked
 from onnxprune.report.assemble import barrier_results, group_results, refitted_io
 from onnxprune.report.report import RefittedIO, Report, Size, TargetResult
 from onnxprune.rounds import remeasured
-from onnxprune.scoring import Scored, check_criterion, reads_data, resolve, score_groups
+from onnxprune.scoring import AUTO, Scored, check_criterion, reads_data, score_groups
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import remove
@@ -77,9 +78,12 @@ def choose_units(
         The target is out of reach and `job.best_effort` is off.
     """
     analysis = opened.analysis
-    scored = score_groups(
-        analysis, choices, criteria=job.criteria, evidence=evidence, progress=job.tick("scoring")
-    )
+    if choices.criterion == AUTO and evidence is not None:
+        scored = choose_criterion(analysis, choices, evidence, job.criteria, job.progress)
+    else:
+        scored = score_groups(
+            analysis, choices, criteria=job.criteria, evidence=evidence, progress=job.tick("scoring")
+        )
     if choices.scope == "learned":
         if evidence is None:
             raise UsageError("--scope learned needs a model that onnxruntime runs", "Take another scope.")
@@ -152,7 +156,7 @@ def prune_model(
     allocation, scored, soundness = choose_units(opened, choices, job, evidence)
     plan = Plan.of(opened.analysis, allocation.keep)
     target = TargetResult(choices.target.kind, choices.target.value, allocation.achieved, allocation.met)
-    return _finish(opened, plan, job, choices, target, scored.excluded, soundness, output, force, evidence)
+    return _finish(opened, plan, job, choices, target, scored, soundness, output, force, evidence)
 
 
 def apply_plan(
@@ -185,7 +189,7 @@ def apply_plan(
     full, cost = opened.analysis.cost, opened.analysis.costs.cost(plan.keep)
     target = TargetResult("plan", 1.0, cost.macs / full.macs if full.macs else 1.0, True)
     evidence = opened.evidence(job) if learns else None
-    return _finish(opened, plan, job, None, target, {}, soundness, output, force, evidence)
+    return _finish(opened, plan, job, None, target, None, soundness, output, force, evidence)
 
 
 def _finish(
@@ -194,7 +198,7 @@ def _finish(
     job: Job,
     choices: Choices | None,
     target: TargetResult,
-    excluded: Mapping[str, Reason],
+    scored: Scored | None,
     soundness: Soundness,
     output: str | os.PathLike[str] | None,
     force: bool,
@@ -223,13 +227,13 @@ def _finish(
         output="" if output is None else str(output),
         mode=job.mode,
         target=target,
-        criterion=resolve(choices.criterion, evidence is not None) if choices else "plan",
+        criterion=scored.criterion if scored else "plan",
         scope=choices.scope if choices else "plan",
         round_to=choices.round_to if choices else 1,
         seed=choices.seed if choices else job.seed,
         before=Size(analysis.cost.params, analysis.cost.macs, source.bytes, source.ir.graph.num_nodes()),
         after=Size(cost.params, cost.macs, size, model.graph.num_nodes()),
-        groups=group_results(analysis, plan.keep, excluded),
+        groups=group_results(analysis, plan.keep, scored.excluded if scored else {}),
         barriers=barrier_results(analysis),
         coverage={"params": analysis.coverage.params, "macs": analysis.coverage.macs},
         soundness=soundness,
@@ -242,6 +246,7 @@ def _finish(
         metric=measured.metric,
         fidelity=measured.fidelity,
         warnings=(
+            *([scored.note] if scored and scored.note else []),
             *_warnings(opened, job, choices, plan, target, soundness, measured),
             *_unmoved(refitted, job),
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from onnxprune.job import Job
 from onnxprune.select import excluded_groups
 
 AUTO = "auto"
-"""With data `obs`, without `l2`."""
+"""With data the best of `obs` and others, without data `l2`."""
 
 OBS = "obs"
 """Optimal brain surgeon: what the layers behind a unit lose when the other units make up for it."""
@@ -45,11 +45,17 @@ class Scored:
         Groups that stay whole, with the reason.
     units
         Units of all groups that the user did not exclude: a ratio is a share of these.
+    criterion
+        What put the units into their order.
+    note
+        What the report should say about how it was chosen.
     """
 
     ladders: tuple[Ladder, ...] = field(repr=False)
     excluded: Mapping[str, Reason]
     units: int
+    criterion: str
+    note: str = ""
 
     @property
     def measured(self) -> bool:
@@ -59,7 +65,8 @@ class Scored:
     def without(self, groups: tuple[str, ...], reason: Reason) -> Scored:
         """The same without some groups."""
         ladders = tuple(ladder for ladder in self.ladders if ladder.group.id not in groups)
-        return Scored(ladders, {**self.excluded, **dict.fromkeys(groups, reason)}, self.units)
+        excluded = {**self.excluded, **dict.fromkeys(groups, reason)}
+        return replace(self, ladders=ladders, excluded=excluded)
 
 
 def score_groups(
@@ -111,7 +118,7 @@ def score_groups(
             "Is there another criterion that reads what they have? bn-scale needs BatchNormalization nodes that "
             "are not folded.",
         )
-    return Scored(tuple(ladders), excluded, units)
+    return Scored(tuple(ladders), excluded, units, name)
 
 
 def resolve(criterion: str, has_data: bool) -> str:

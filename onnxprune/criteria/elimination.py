@@ -61,17 +61,21 @@ class Layer:
                 total[members] += np.einsum("uko,uko->u", columns, np.linalg.solve(inner, columns))
         return total / self.scale
 
-    def drop(self, member: int) -> None:
-        """Let one unit go, and refit the others."""
+    def drop(self, member: int) -> float:
+        """Let one unit go, and refit the others; what that costs, as a share of the layer's output variance."""
+        cost = 0.0
         for weight, inverse, unit in zip(self.weight, self.inverse, self.unit, strict=True):
             index = np.flatnonzero(unit == member)
             if len(index):
                 rows = np.linalg.solve(inverse[np.ix_(index, index)], inverse[index])
-                weight -= weight[:, index] @ rows
+                columns = weight[:, index]
+                cost += float((columns * np.linalg.solve(inverse[np.ix_(index, index)], columns.T).T).sum())
+                weight -= columns @ rows
                 inverse -= inverse[:, index] @ rows
                 weight[:, index] = 0.0  # exactly, also in all updates to come
                 inverse[index] = inverse[:, index] = 0.0
                 unit[index] = -1
+        return cost / self.scale
 
 
 def _by_size(unit: Index) -> list[tuple[Index, Index]]:
@@ -130,15 +134,14 @@ def eliminate(
         used = np.zeros(width, bool)
         lost = 0.0
         for place in range(width):
-            costs = np.sum([layer.costs(units) for layer in layers], axis=0)
-            member = int(np.argmin(np.where(gone | used[block], np.inf, costs)))
-            if order is not None:
+            if order is None:
+                costs = np.sum([layer.costs(units) for layer in layers], axis=0)
+                member = int(np.argmin(np.where(gone | used[block], np.inf, costs)))
+            else:
                 member = int(order[rung, place])
-            for layer in layers:
-                layer.drop(member)
+            lost += max(sum(layer.drop(member) for layer in layers), 0.0)
             gone[member] = used[block[member]] = True
             taken.append(member)
-            lost += max(float(costs[member]), 0.0)
         rungs.append(sorted(taken, key=lambda u: int(block[u])))
         errors.append(errors[-1] + lost)
     return Elimination(np.asarray(rungs, np.int64), np.asarray(errors))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.evaluate.smaller import cut_feed, cuts_by_name
 from onnxprune.graph.axes import Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.repair.fit import fit
@@ -97,7 +98,8 @@ def repair(
     """
     pairs, left = layers_to_repair(axis_graph, cut, kept)
     teacher = Piecewise(axis_graph.model, batches, provider, budget / 2)
-    student = Piecewise(cut, batches, provider, budget / 2)
+    cuts = cuts_by_name(kept)  # inputs may be smaller, too
+    student = Piecewise(cut, [cut_feed(feed, cuts) for feed in batches], provider, budget / 2)
     rng = np.random.default_rng(seed)
     done: list[LayerRepair] = []
     arrays: dict[str, tuple[Array, Array]] = {}

@@ -323,3 +323,14 @@ def test_samples_of_different_shapes_are_an_error(tmp_path):
     assert "--compensate none" in str(caught.value)
     report = onnxprune.prune(path, macs=0.6, data=feeds, round_to=1, criterion="l2", compensate="none").report
     assert report.soundness.checked
+
+
+@pytest.mark.parametrize(("changes", "best"), [((1, 2, 3), "obs"), ((2, 1, 3), "wanda"), ((3, 3, 1), "l2")])
+def test_auto_takes_the_order_that_changes_the_outputs_least(tmp_path, monkeypatch, changes, best):
+    """With the scope local nothing else is tried, so these are the changes of the three orders."""
+    path, found = save(residual(), tmp_path), iter(changes)
+    monkeypatch.setattr(Evidence, "change", lambda *_: next(found))
+    report = onnxprune.prune(path, macs=0.6, scope="local", data=tokens(), round_to=1).report
+    assert report.criterion == best
+    note = next(line for line in report.warnings if line.startswith("criterion auto took"))
+    assert f"took {best}:" in note and "held-out samples" in note
