@@ -59,11 +59,20 @@ def names(library: str) -> list[str]:
     return asked.stdout.split()
 
 
-def measure(library: str, name: str, exporter: str, zoo: Path, tools: Collection[str], fresh: bool) -> Row:
+def measure(
+    library: str,
+    name: str,
+    exporter: str,
+    zoo: Path,
+    tools: Collection[str],
+    fresh: bool,
+    as_built: bool = False,
+) -> Row:
     """Export one model where that was not done, and give the file to the tools."""
-    path = zoo / library / f"{name}_{exporter}.onnx"
-    subject = {"library": library, "name": name}
-    row = Row(library, name, exporter, _export({**subject, "exporter": exporter}, path))
+    path = zoo / ("as_built" if as_built else "") / library / f"{name}_{exporter}.onnx"
+    subject: dict[str, Any] = {"library": library, "name": name}
+    exported = {**subject, "exporter": exporter, **({"as_built": True} if as_built else {})}
+    row = Row(library, name, exporter, _export(exported, path))
     if row.export["failure"]:
         return row
     model = {"model": file_digest(path)}
@@ -106,7 +115,7 @@ def _zoo_digest() -> str:
     return "".join(file_digest(file)[:4] for file in sorted((HERE / "families").glob("*.py")))
 
 
-def _export(subject: dict[str, str], path: Path) -> dict[str, Any]:
+def _export(subject: dict[str, Any], path: Path) -> dict[str, Any]:
     """Export once; what came of it lies beside the file. To export anew, delete the folder."""
     known = path.with_suffix(".json")
     if not known.exists():
@@ -147,12 +156,17 @@ def _line(row: Row) -> str:
 
 
 def run(
-    todo: Iterable[tuple[str, str, str]], zoo: Path, tools: Collection[str], jobs: int, fresh: bool
+    todo: Iterable[tuple[str, str, str]],
+    zoo: Path,
+    tools: Collection[str],
+    jobs: int,
+    fresh: bool,
+    as_built: bool = False,
 ) -> list[Row]:
     """Measure everything, `jobs` models at a time, in a fixed order."""
     with ThreadPoolExecutor(jobs) as pool:
         rows = []
-        for row in pool.map(lambda item: measure(*item, zoo, tools, fresh), todo):
+        for row in pool.map(lambda item: measure(*item, zoo, tools, fresh, as_built), todo):
             print(_line(row), flush=True)
             rows.append(row)
         return rows
@@ -177,6 +191,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--zoo", type=Path, default=ZOO, help="folder of exported models")
     parser.add_argument("--folder", type=Path, default=HERE, help="where the page goes")
     parser.add_argument("--tools", choices=TOOLS, help="only these, for a first look; writes no page")
+    parser.add_argument(
+        "--as-built",
+        action="store_true",
+        help="leave equal biases and norm statistics equal, which exporters then share; writes no page",
+    )
     parser.add_argument("--fresh", action="store_true", help="use no results of an earlier run")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     options = parser.parse_args(arguments)
@@ -188,8 +207,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.names or name in options.names
     ]
     tools = (options.tools,) if options.tools else TOOLS
-    rows = run(todo, options.zoo, tools, options.jobs, options.fresh)
-    if options.tools or options.names:
+    rows = run(todo, options.zoo, tools, options.jobs, options.fresh, options.as_built)
+    if options.tools or options.names or options.as_built:
         return 0
     packages = ("torch", "torchvision", "timm", "transformers", "onnxscript", "onnxsim", "torch-pruning")
     about = environment(*packages)

@@ -13,14 +13,14 @@ from benchmarks.isolated import peak_mb
 Figures = dict[str, Any]
 
 
-def export(library: str, name: str, exporter: str, path: str) -> Figures:
+def export(library: str, name: str, exporter: str, path: str, as_built: bool = False) -> Figures:
     """Export one architecture of `benchmarks.families`: with its symbolic dims, else with fixed shapes."""
     import torch
 
     from benchmarks.zoo import quiet
 
     torch.set_num_threads(1)
-    sample = sample_of(library, name)
+    sample = sample_of(library, name, as_built)
     target, partial = Path(path), Path(path).with_suffix(".partial")
     target.parent.mkdir(parents=True, exist_ok=True)
     why = ""
@@ -38,8 +38,13 @@ def export(library: str, name: str, exporter: str, path: str) -> Figures:
     return {"dynamic": bool(dynamic), "why_fixed": why, "bytes": target.stat().st_size}
 
 
-def sample_of(library: str, name: str) -> Any:
-    """Build one of `benchmarks.families`: a `Sample`."""
+def sample_of(library: str, name: str, as_built: bool = False) -> Any:
+    """Build one of `benchmarks.families`: a `Sample`; `as_built` leaves equal biases and norms equal."""
+    if as_built:
+        importlib.import_module("benchmarks.families.randomise").randomise = lambda module: None
+        importlib.import_module("benchmarks.families.statistics").settle_statistics = lambda module, inputs: (
+            None
+        )
     return importlib.import_module(f"benchmarks.families.{library}_models").MODELS[name]()
 
 

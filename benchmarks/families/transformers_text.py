@@ -147,9 +147,9 @@ DECODERS = {
     "gpt_neo": entry(
         "GPTNeoForCausalLM",
         MASKED,
-        num_layers=2,
+        num_layers=3,
         num_heads=4,
-        attention_types=[[["global", "local"], 1]],
+        attention_types=[[["global", "local", "global"], 1]],
         window_size=4,
         **_CAUSAL,
     ),
@@ -236,7 +236,7 @@ EXPERTS_AND_STATES = {
     ),
     "olmoe": entry("OlmoeForCausalLM", MASKED, num_experts=4, **_EXPERTS),
     "deepseek_v3": entry("DeepseekV3ForCausalLM", MASKED, **(_EXPERTS | _LATENT)),
-    "lfm2": entry("Lfm2ForCausalLM", MASKED, layer_types=["conv", "full_attention"], **_GROUPED),
+    "lfm2": entry("Lfm2ForCausalLM", MASKED, layer_types=["conv", "full_attention", "conv"], **_GROUPED),
     "granitemoe": entry("GraniteMoeForCausalLM", MASKED, num_local_experts=4, **_EXPERTS),
     "switch_transformers": entry(
         "SwitchTransformersForConditionalGeneration",
@@ -328,7 +328,7 @@ def _llama_cache() -> Sample:
     names = ("key_0", "value_0", "key_1", "value_1")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = LlamaCached(build_model("LlamaForCausalLM", _GROUPED | {"use_cache": True}))
+        module = LlamaCached(build_model("LlamaForCausalLM", _GROUPED | {"use_cache": True, "num_hidden_layers": 2}))
         return sample(module, TOKENS | dict.fromkeys(names, past))
 
 
