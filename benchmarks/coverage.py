@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.coverage_page import render
-from benchmarks.isolated import LIMIT, call, file_digest, source_digest, version
+from benchmarks.isolated import LIMIT, MODULE_LIMIT, call, file_digest, source_digest, version
 from benchmarks.tables import environment, write
 
 LIBRARIES = ("torchvision", "timm", "transformers")
@@ -106,7 +106,8 @@ def measure(
 
 
 def _ask(function: str, arguments: dict[str, Any], depends: dict[str, str], fresh: bool) -> dict[str, Any]:
-    return asdict(call(function, arguments, limit=LIMIT, depends=depends, fresh=fresh))
+    limit = MODULE_LIMIT if function.endswith(":torch_pruning") else LIMIT
+    return asdict(call(function, arguments, limit=limit, depends=depends, fresh=fresh))
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.coverage_facts import BUDGET, ENOUGH, PEERS, File, Peer, clean, families, read
-from benchmarks.isolated import LIMIT, MEMORY
+from benchmarks.isolated import LIMIT, MEMORY, MODULE_LIMIT
 from benchmarks.tables import environment_line, seconds, share, table
 
 LEGEND = f"""\
@@ -31,8 +31,9 @@ PyTorch. *sound*: masked == removed, and no group had to be kept whole for it. T
 check, and none was made of their results. Files whose original does not run in onnxruntime on the inputs of
 this benchmark are counted apart and left out of all shares and medians; where onnxprune wrote nothing,
 nothing counts as removed. *time*, *memory*: one job with `--ratio 0.5` from file to file, imports not timed;
-the peak is that of a process that also ran the original. Every step had {LIMIT:g} s and {MEMORY >> 30} GiB at the
-most, on a machine whose two cores several steps shared.
+the peak is that of a process that also ran the original. Every step had {LIMIT:g} s
+(Torch-Pruning {MODULE_LIMIT:g} s: the modules that it did not finish by then it did not finish in 240 s
+either where that was tried) and {MEMORY >> 30} GiB at the most, on a machine whose two cores several steps shared.
 """
 
 

@@ -328,7 +328,9 @@ def _llama_cache() -> Sample:
     names = ("key_0", "value_0", "key_1", "value_1")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = LlamaCached(build_model("LlamaForCausalLM", _GROUPED | {"use_cache": True, "num_hidden_layers": 2}))
+        module = LlamaCached(
+            build_model("LlamaForCausalLM", _GROUPED | {"use_cache": True, "num_hidden_layers": 2})
+        )
         return sample(module, TOKENS | dict.fromkeys(names, past))
 
 
