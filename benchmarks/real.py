@@ -36,7 +36,7 @@ def prune(model: str, output: str) -> dict[str, Any]:
 
 
 def prune_with_data(model: str, output: str, calibration: str, scope: str) -> dict[str, Any]:
-    """`onnxprune prune MODEL --macs 0.5 --criterion l2 --data CALIBRATION`; accuracy on the calibration data."""
+    """`onnxprune prune MODEL --macs 0.5 --criterion l2 --compensate none --data FILE`; accuracy on that data."""
     from onnxprune import api
 
     done = api.prune(
@@ -44,6 +44,7 @@ def prune_with_data(model: str, output: str, calibration: str, scope: str) -> di
         output,
         macs=MACS,
         criterion="l2",
+        compensate="none",
         scope=scope,
         data=calibration,
         force=True,

@@ -29,12 +29,14 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class LayerRepair:
-    """What became of one layer that lost inputs.
+    """What became of one layer that lost inputs, or that lies behind such layers.
 
     Attributes
     ----------
     name
         Of the layer.
+    lost
+        Whether it lost inputs.
     kind
         "affine", "rescale", "bias", or "none" where the old weights were best or nothing could be done.
     before, after
@@ -44,6 +46,7 @@ class LayerRepair:
     """
 
     name: str
+    lost: bool
     kind: str
     before: float
     after: float
@@ -57,7 +60,7 @@ class Repairs:
     Attributes
     ----------
     layers
-        One entry per layer that lost inputs.
+        One entry per layer that lost inputs or lies behind such layers.
     arrays
         By the name of a layer's first output: its new weight and bias (outputs,).
     """
@@ -78,7 +81,7 @@ def repair(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Repairs:
-    """Give the layers of a cut model that lost inputs the weights that make up for it.
+    """Give the layers of a cut model that lost inputs, and those behind them, the weights that make up for it.
 
     Parameters
     ----------
@@ -121,10 +124,14 @@ def repair(
                 write(layer, weight, vector)
                 arrays[str(target.pair.teacher.node.outputs[0].name)] = weight, vector
             scale = found.energy or 1.0
-            done.append(LayerRepair(layer.label, found.kind, found.before / scale, found.error / scale))
+            done.append(
+                LayerRepair(
+                    layer.label, target.pair.lost, found.kind, found.before / scale, found.error / scale
+                )
+            )
         if progress is not None:
             progress(len(done), len(done) + len(pairs))
-    done += [LayerRepair(name, "none", float("nan"), float("nan"), why) for name, why in left.items()]
+    done += [LayerRepair(name, True, "none", float("nan"), float("nan"), why) for name, why in left.items()]
     return Repairs(tuple(done), arrays)
 
 

@@ -16,10 +16,17 @@ from onnxprune.statistics.piecewise import Piecewise
 
 @dataclass(frozen=True)
 class Pair:
-    """A layer in the cut model and in the original."""
+    """A layer in the cut model and in the original.
+
+    Attributes
+    ----------
+    lost
+        Whether it lost inputs; else it only sees what such layers made of theirs.
+    """
 
     student: Consumer
     teacher: Consumer
+    lost: bool
 
 
 @dataclass(frozen=True)
@@ -50,20 +57,28 @@ class Target:
 
 
 def layers_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[list[Pair], dict[str, str]]:
-    """Layers that lost inputs, in topological order, and by name why others that did are left as they are."""
+    """Layers that lost inputs and all behind them, and by name why others that lost inputs are left as they are.
+
+    In topological order. A layer that lost nothing still sees inputs that are not what they were.
+    """
     made = {str(out.name): node for node in cut.graph for out in node.outputs}
     lost = {sink.where.node: sink for sink in axis_graph.sinks if sink.axis in kept}
     pairs: list[Pair] = []
     left: dict[str, str] = {}
+    behind: set[ir.Value] = set()
     for op in axis_graph.ops:
-        if op.node not in lost or lost[op.node].parameter is None:
+        mine = op.node in lost
+        if not mine and not any(value in behind for value in op.node.inputs):
+            continue
+        behind.update(op.node.outputs)
+        if mine and lost[op.node].parameter is None:
             continue
         teacher = consumer_of(op.node)
         student = consumer_of(made[str(op.node.outputs[0].name)])
-        if isinstance(teacher, str) or isinstance(student, str):
+        if isinstance(teacher, Consumer) and isinstance(student, Consumer):
+            pairs.append(Pair(student, teacher, mine))
+        elif mine:
             left[op.node.name or op.node.op_type] = teacher if isinstance(teacher, str) else str(student)
-        else:
-            pairs.append(Pair(student, teacher))
     return pairs, left
 
 

@@ -129,7 +129,7 @@ class Report:
     refitted
         Inputs and outputs that `--refit-io` allowed to get smaller.
     repairs
-        One entry per layer that lost inputs and was to be repaired.
+        One entry per layer that was to be repaired.
     seconds
         Wall time per stage.
     """

@@ -51,11 +51,17 @@ def repair_line(report: Report) -> str:
     if not report.repairs:
         return ""
     done = [layer for layer in report.repairs if layer.kind != "none"]
+    lost = [layer for layer in report.repairs if layer.lost]
     left = [layer for layer in report.repairs if layer.why]
-    text = f"repaired {len(done)} of {plural(len(report.repairs), 'layer')} that lost inputs"
-    if done:
-        before, after = (float(np.median([getattr(r, k) for r in done])) for k in ("before", "after"))
-        text += f": median error of their outputs {before:.1%} -> {after:.1%} of the variance, on held-out samples"
+    text = f"repaired {len([r for r in done if r.lost])} of {plural(len(lost), 'layer')} that lost inputs"
+    if len(report.repairs) > len(lost):
+        behind = len(report.repairs) - len(lost)
+        text += f" and {len([r for r in done if not r.lost])} of {behind} behind them"
+    if mended := [layer for layer in done if layer.lost]:
+        before, after = (float(np.median([getattr(r, k) for r in mended])) for k in ("before", "after"))
+        text += (
+            f": median error of the former's outputs {before:.1%} -> {after:.1%} of the variance, held out"
+        )
     if left:
         text += f"; {some([f'{layer.name} ({layer.why})' for layer in left], 2)} left as they are"
     return text
