@@ -44,6 +44,8 @@ class Inputs:
         A few samples for the proof.
     fit
         Samples for statistics, repair and choices; none of them is among `data` where there are enough.
+    division
+        How the samples were divided, for the report of a run that learns from them.
     bindings
         Sizes of symbolic dims.
     notes
@@ -55,6 +57,7 @@ class Inputs:
     bindings: Mapping[str, int]
     notes: tuple[str, ...]
     fit: Dataset
+    division: str = ""
 
 
 def choose_inputs(
@@ -103,8 +106,8 @@ def choose_inputs(
             if not len(other):
                 raise UsageError(f"the data {other.source} holds no samples", "Give at least one.")
             return Inputs(other, proof, given, (*dataset.notes, *other.notes), dataset)
-        fit, measured, notes = _divide(dataset) if calibrate else (dataset, dataset, ())
-        return Inputs(measured, proof, given, (*dataset.notes, *notes), fit)
+        fit, measured, division = _divide(dataset) if calibrate else (dataset, dataset, "")
+        return Inputs(measured, proof, given, dataset.notes, fit, division)
     count = SYNTHETIC_SAMPLES
     ranges = _index_ranges(source.ir)
     failure: ModelError | None = None
@@ -119,14 +122,14 @@ def choose_inputs(
     )
 
 
-def _divide(dataset: Dataset) -> tuple[Dataset, Dataset, tuple[str, ...]]:
+def _divide(dataset: Dataset) -> tuple[Dataset, Dataset, str]:
     """Samples to learn from, samples to measure on, and what to say about them."""
     if len(dataset) < FEWEST:
         note = (
             f"{len(dataset)} samples are too few to hold some back: what is measured is measured on the samples "
             "that the model was calibrated on"
         )
-        return dataset, dataset, (note,)
+        return dataset, dataset, note
     every = range(len(dataset))
     measured = [number for number in every if number % HELD_BACK == HELD_BACK - 1]
     learned = [number for number in every if number % HELD_BACK != HELD_BACK - 1]
@@ -134,7 +137,7 @@ def _divide(dataset: Dataset) -> tuple[Dataset, Dataset, tuple[str, ...]]:
         f"calibrated on {len(learned)} of the samples, measured on the other {len(measured)} "
         "(--test takes samples of their own to measure on)"
     )
-    return dataset.take(learned), dataset.take(measured), (note,)
+    return dataset.take(learned), dataset.take(measured), note
 
 
 def _refusal(model: ir.Model, data: Dataset, provider: str) -> ModelError | None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.analysis import Analysis, analyze
+from onnxprune.calibrate.sessions import open_session
 from onnxprune.criteria import CriterionTable
-from onnxprune.errors import UsageError
+from onnxprune.errors import ModelError, UsageError
 from onnxprune.evaluate.metrics import find_metric
 from onnxprune.evaluate.soundness import Prover
 from onnxprune.evidence import Evidence
@@ -147,7 +148,12 @@ class Opened:
 
     def evidence(self, job: Job) -> Evidence | None:
         """What the samples say; None without data, or where onnxruntime cannot run the model as it is."""
-        if job.data is None or foreign_nodes(self.analysis.axis_graph.model):
+        model = self.analysis.axis_graph.model
+        if job.data is None or foreign_nodes(model):
+            return None
+        try:
+            open_session(model, job.provider)
+        except ModelError:  # no kernels for its float type, say
             return None
         return Evidence(self.analysis, self.inputs.fit, job.provider, job.budget, job.seed, job.tick)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from onnxprune.repair.write import write_masked
 from onnxprune.report.assemble import barrier_results, group_results, refitted_io
 from onnxprune.report.report import RefittedIO, Report, Size, TargetResult
 from onnxprune.rounds import remeasured
-from onnxprune.scoring import AUTO, Scored, check_criterion, reads_data, score_groups
+from onnxprune.scoring import AUTO, Scored, check_criterion, needs_data, reads_data, score_groups
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import remove
@@ -84,9 +84,7 @@ def choose_units(
         scored = score_groups(
             analysis, choices, criteria=job.criteria, evidence=evidence, progress=job.tick("scoring")
         )
-    if choices.scope == "learned":
-        if evidence is None:
-            raise UsageError("--scope learned needs a model that onnxruntime runs", "Take another scope.")
+    if choices.scope == "learned" and evidence is not None:
         scored = learn(analysis, scored, choices, evidence, job.tick("learning the ranking"))
     if choices.rounds > 1:
         if evidence is None or not scored.measured:
@@ -145,14 +143,18 @@ def prune_model(
 ) -> Pruned:
     """Prune a model and, where `output` is given, write it. See `onnxprune.prune`."""
     job = replace(job, progress=Clock(job.progress))
-    check_criterion(choices.criterion, job)
-    if choices.scope == "learned" and job.data is None:
-        raise UsageError("--scope learned needs --data", "Give samples, or take another scope.")
+    check_criterion(choices, job)
     reads = choices.scope == "learned" or reads_data(choices.criterion, job.criteria)
     learns = job.data is not None and (bool(job.repairs) or reads)
     opened = open_model(path, job, output=output, force=force, calibrate=learns)
     check_metric(opened, job)
     evidence = opened.evidence(job) if learns else None
+    if evidence is None and learns and needs_data(choices, job):
+        raise UsageError(
+            f"the criterion {choices.criterion} or the scope {choices.scope} looks at activations, but onnxruntime "
+            "cannot run the model as it is",
+            "Take a criterion that looks at weights, such as l2, and --scope global.",
+        )
     allocation, scored, soundness = choose_units(opened, choices, job, evidence)
     plan = Plan.of(opened.analysis, allocation.keep)
     target = TargetResult(choices.target.kind, choices.target.value, allocation.achieved, allocation.met)
@@ -221,6 +223,7 @@ def _finish(
     cost = analysis.costs.cost(plan.keep if job.mode == "remove" else {})
     fitted = opened.inputs.fit
     refitted = refitted_io(analysis, kept)
+    learned = _learned(opened, job, evidence, choices)
     report = Report(
         path=str(source.path),
         sha256=source.sha256,
@@ -247,7 +250,7 @@ def _finish(
         fidelity=measured.fidelity,
         warnings=(
             *([scored.note] if scored and scored.note else []),
-            *_warnings(opened, job, choices, plan, target, soundness, measured),
+            *_warnings(opened, job, choices, plan, target, soundness, measured, learned),
             *_unmoved(refitted, job),
         ),
         refitted=refitted,
@@ -269,8 +272,9 @@ def _warnings(
     target: TargetResult,
     soundness: Soundness,
     measured: Measurements,
+    learned: Sequence[str],
 ) -> tuple[str, ...]:
-    lines = [*opened.inputs.notes, *measured.notes]
+    lines = [*opened.inputs.notes, *measured.notes, *learned]
     if job.data is None:
         lines.append("no data was given, so no accuracy was measured: the proof ran on generated inputs")
     elif opened.inputs.data.labels is None and measured.metric is None:
@@ -291,6 +295,16 @@ def _warnings(
     if job.mode == "mask":
         lines.append("masked channels are zero but still there: the model is neither smaller nor faster")
     return tuple(lines)
+
+
+def _learned(opened: Opened, job: Job, evidence: Evidence | None, choices: Choices | None) -> list[str]:
+    """How the samples were divided, or that nothing could be learned from them."""
+    if evidence is not None:
+        return [opened.inputs.division] if opened.inputs.division else []
+    wanted = bool(job.repairs) or (choices is not None and reads_data(choices.criterion, job.criteria))
+    if job.data is None or not wanted:
+        return []
+    return ["onnxruntime cannot run the model as it is, so nothing was learned from the samples or repaired"]
 
 
 def _unmoved(refitted: tuple[RefittedIO, ...], job: Job) -> list[str]:

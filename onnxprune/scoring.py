@@ -133,11 +133,20 @@ def reads_data(criterion: str, criteria: CriterionTable | None) -> bool:
     return criterion in (AUTO, OBS) or find_criterion(criterion, criteria).needs_data
 
 
-def check_criterion(criterion: str, job: Job) -> None:
-    """Raise UsageError where there is no such criterion, or no data for it."""
-    needs = criterion == OBS or (criterion != AUTO and find_criterion(criterion, job.criteria).needs_data)
-    if needs and job.data is None:
-        raise data_missing(criterion)
+def needs_data(choices: Choices, job: Job) -> bool:
+    """Whether units cannot be chosen without activations."""
+    name = choices.criterion
+    by_criterion = name == OBS or (name != AUTO and find_criterion(name, job.criteria).needs_data)
+    return by_criterion or choices.scope == "learned"
+
+
+def check_criterion(choices: Choices, job: Job) -> None:
+    """Raise UsageError where there is no such criterion, or no data for it or for the scope."""
+    if not needs_data(choices, job) or job.data is not None:
+        return
+    if choices.scope == "learned":
+        raise UsageError("--scope learned needs --data", "Give samples, or take another scope.")
+    raise data_missing(choices.criterion)
 
 
 def find_criterion(name: str, criteria: CriterionTable | None) -> AnyCriterion:

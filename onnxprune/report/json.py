@@ -37,7 +37,6 @@ def to_dict(report: Report) -> dict[str, Any]:
         "calibration": dict(report.calibration),
         "metric": None if report.metric is None else asdict(report.metric),
         "fidelity": None if report.fidelity is None else asdict(report.fidelity),
-        "seconds": {stage: round(time, 3) for stage, time in report.seconds.items()},
         "warnings": list(report.warnings),
     }
     return _finite(body)  # type: ignore[no-any-return]

@@ -201,7 +201,8 @@ def test_other_float_types_from_end_to_end(tmp_path, dtype, with_data):
     if with_data:
         arrays = feeds()
         data = {"image": arrays["image"].astype(dtype.numpy()), "labels": arrays["labels"]}
-    report = onnxprune.prune(path, tmp_path / "out.onnx", ratio=0.4, scope="uniform", data=data).report
+    options = {"ratio": 0.4, "scope": "uniform", "criterion": "l2", "compensate": "none", "data": data}
+    report = onnxprune.prune(path, tmp_path / "out.onnx", **options).report
     assert [group.kept for group in report.groups] == [16, 24, 16]
     assert not report.soundness.rejected_groups
     assert report.soundness.max_abs_output > 0
@@ -216,6 +217,21 @@ def test_other_float_types_from_end_to_end(tmp_path, dtype, with_data):
     if with_data:
         assert report.metric.before.samples == 6
         assert report.fidelity.main.cosine is not None
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.name)
+def test_other_float_types_are_calibrated_where_they_run(tmp_path, dtype):
+    """onnxruntime runs float16 by casting; what it has no kernels for is said to be left alone."""
+    model = convnet(norm=True, dtype=dtype)
+    model.graph.opset_imports[""] = 22
+    path = save(model, tmp_path / "net.onnx")
+    data = {"image": feeds()["image"].astype(dtype.numpy())}
+    report = onnxprune.prune(path, tmp_path / "out.onnx", ratio=0.4, data=data).report
+    said = any("nothing was learned from the samples" in line for line in report.warnings)
+    assert bool(report.repairs) != said
+    assert report.criterion == ("l2" if said else report.criterion) and report.after.macs < report.before.macs
+    floats = {v.dtype for v in ir.load(tmp_path / "out.onnx").graph.initializers.values()}
+    assert dtype in floats and all(f == dtype for f in floats if f.is_floating_point())
 
 
 # --- comparing -------------------------------------------------------------------------------------------
