@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.coverage_page import render
-from benchmarks.isolated import LIMIT, MODULE_LIMIT, call, file_digest, source_digest, version
+from benchmarks.isolated import LIMIT, MODULE_LIMIT, call, file_digest, known, source_digest, version
 from benchmarks.tables import environment, write
 
 LIBRARIES = ("torchvision", "timm", "transformers")
@@ -65,7 +65,7 @@ def measure(
     exporter: str,
     zoo: Path,
     tools: Collection[str],
-    fresh: bool,
+    fresh: bool | None,
     as_built: bool = False,
 ) -> Row:
     """Export one model where that was not done, and give the file to the tools."""
@@ -105,7 +105,13 @@ def measure(
     return row
 
 
-def _ask(function: str, arguments: dict[str, Any], depends: dict[str, str], fresh: bool) -> dict[str, Any]:
+def _ask(
+    function: str, arguments: dict[str, Any], depends: dict[str, str], fresh: bool | None
+) -> dict[str, Any] | None:
+    """The outcome of a step; with `fresh` None only if it is known already."""
+    if fresh is None:
+        outcome = known(function, arguments, depends)
+        return None if outcome is None else asdict(outcome)
     limit = MODULE_LIMIT if function.endswith(":torch_pruning") else LIMIT
     return asdict(call(function, arguments, limit=limit, depends=depends, fresh=fresh))
 
@@ -161,13 +167,13 @@ def run(
     zoo: Path,
     tools: Collection[str],
     jobs: int,
-    fresh: bool,
+    fresh: bool | None,
     as_built: bool = False,
 ) -> list[Row]:
     """Measure everything, `jobs` models at a time, in a fixed order."""
     with ThreadPoolExecutor(jobs) as pool:
         rows = []
-        for row in pool.map(lambda item: measure(*item, zoo, tools, fresh, as_built), todo):
+        for row in pool.map(lambda item: measure(*item, zoo, tools, fresh, as_built=as_built), todo):
             print(_line(row), flush=True)
             rows.append(row)
         return rows
@@ -198,6 +204,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="leave equal biases and norm statistics equal, which exporters then share; writes no page",
     )
     parser.add_argument("--fresh", action="store_true", help="use no results of an earlier run")
+    parser.add_argument(
+        "--known",
+        action="store_true",
+        help="run nothing: a page of what is known from earlier runs, which says how often each tool was asked",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     options = parser.parse_args(arguments)
     todo = [
@@ -208,7 +219,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.names or name in options.names
     ]
     tools = (options.tools,) if options.tools else TOOLS
-    rows = run(todo, options.zoo, tools, options.jobs, options.fresh, options.as_built)
+    rows = run(
+        todo, options.zoo, tools, options.jobs, None if options.known else options.fresh, options.as_built
+    )
     if options.tools or options.names or options.as_built:
         return 0
     packages = ("torch", "torchvision", "timm", "transformers", "onnxscript", "onnxsim", "torch-pruning")

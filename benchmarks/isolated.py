@@ -89,8 +89,7 @@ def call(
     fresh
         Run even where a result is kept.
     """
-    key = json.dumps([function, arguments, dict(depends or {})], sort_keys=True)
-    kept = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    kept = _place(function, arguments, depends)
     if kept.exists() and not fresh:
         return Outcome(**json.loads(kept.read_text(encoding="utf-8")))
     outcome = _run(function, arguments, limit)
@@ -99,6 +98,19 @@ def call(
     partial.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
     partial.replace(kept)
     return outcome
+
+
+def known(
+    function: str, arguments: Mapping[str, Any], depends: Mapping[str, str] | None = None
+) -> Outcome | None:
+    """What an earlier `call` gave; None where there was none."""
+    kept = _place(function, arguments, depends)
+    return Outcome(**json.loads(kept.read_text(encoding="utf-8"))) if kept.exists() else None
+
+
+def _place(function: str, arguments: Mapping[str, Any], depends: Mapping[str, str] | None) -> Path:
+    key = json.dumps([function, arguments, dict(depends or {})], sort_keys=True)
+    return CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
 
 def _run(function: str, arguments: Mapping[str, Any], limit: float) -> Outcome:
