@@ -113,6 +113,11 @@ def _peers(files: Sequence[File]) -> str:
         f"Share of the files of which at least {_percent(ENOUGH)} of the MACs went, with a result that runs. "
         "Torch-Pruning's result for a module stands in the rows of both exporters."
     )
+    if any(file.counted and "onnxsim" not in file.peers for file in files):
+        said += (
+            " Not all files were given to the other tools yet: *asked* counts those that were, and the shares are of "
+            "those."
+        )
     rows = [
         [label, title, *cells]
         for label, some in _grouped(files)
