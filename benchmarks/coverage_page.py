@@ -115,7 +115,7 @@ def _peers(files: Sequence[File]) -> str:
     )
     if any(file.counted and "onnxsim" not in file.peers for file in files):
         said += (
-            " Not all files were given to the other tools yet: *asked* counts those that were, and the shares are of "
+            " Not all files were given to the other tools yet: *asked* counts those that were, the shares are of "
             "those."
         )
     rows = [
