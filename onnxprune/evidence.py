@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.analysis import Analysis
-from onnxprune.calibrate.dataset import Dataset, input_specs, symbol
+from onnxprune.calibrate.dataset import Dataset, hold_out, input_specs, symbol
 from onnxprune.criteria.criterion import UnitActivations
 from onnxprune.criteria.elimination import Elimination, Layer, eliminate, refit
 from onnxprune.graph.axes import Bools, Index
@@ -36,12 +36,6 @@ BATCH = 32
 
 FEWEST_BATCHES = 10
 """Batches are made smaller rather than fewer than this, so that some can be held out."""
-
-FEWEST_TO_DIVIDE = 20
-"""Of fewer samples none is held out."""
-
-HELD_OUT = 5
-"""Every fifth sample is not for statistics: what they lead to is tried on it."""
 
 TRIED = 96
 """Samples on which the change of the outputs is measured."""
@@ -96,17 +90,15 @@ class Evidence:
         return sizes.pop() if len(sizes) == 1 else 1
 
     @cached_property
-    def learned(self) -> Dataset:
-        """Samples for statistics."""
-        return self.data.take([n for n in range(len(self.data)) if not self._is_held(n)])
+    def divided(self) -> tuple[Dataset, Dataset]:
+        """Samples for statistics, and samples to try on."""
+        return hold_out(self.data)
 
     @cached_property
-    def held_out(self) -> Dataset:
-        """Samples to try on."""
-        return self.data.take([n for n in range(len(self.data)) if self._is_held(n)] or range(len(self.data)))
-
-    def _is_held(self, number: int) -> bool:
-        return len(self.data) >= FEWEST_TO_DIVIDE and number % HELD_OUT == HELD_OUT - 1
+    def used(self) -> list[Consumer]:
+        """Layers that consume units of some group, each once."""
+        groups = self.analysis.groups.values()
+        return list({layer.weight: layer for group in groups for layer, _ in self.layers(group)}.values())
 
     @cached_property
     def consumers(self) -> dict[ir.Value, Consumer]:
@@ -126,11 +118,10 @@ class Evidence:
     @cached_property
     def statistics(self) -> dict[ir.Value, InputStatistics]:
         """Of the inputs of all layers that consume units, by weight."""
-        used = {layer.weight: layer for g in self.analysis.groups.values() for layer, _ in self.layers(g)}
         return input_statistics(
             self.analysis.axis_graph,
-            list(used.values()),
-            self._in_batches(self.learned),
+            self.used,
+            self._in_batches(self.divided[0]),
             provider=self.provider,
             budget=self.budget,
             seed=self.seed,
@@ -161,11 +152,10 @@ class Evidence:
     @cached_property
     def trial(self) -> Trial:
         """The original, to try other weights in, on samples that the statistics have not seen."""
-        used = {layer.weight: layer for g in self.analysis.groups.values() for layer, _ in self.layers(g)}
-        held = self.held_out
+        held = self.divided[1]
         some = held.take(np.linspace(0, len(held) - 1, min(TRIED, len(held))).astype(np.int64))
         batches = list(some.batches(BATCH))
-        return Trial(self.analysis.axis_graph.model, used.values(), batches, self.provider)
+        return Trial(self.analysis.axis_graph.model, self.used, batches, self.provider)
 
     def change(self, gone: Mapping[str, Bools]) -> float:
         """How much the outputs change when units go and the layers behind them are refitted, each for itself.

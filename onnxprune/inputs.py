@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxprune.calibrate.data import read_dataset
-from onnxprune.calibrate.dataset import Dataset, input_specs, symbol
+from onnxprune.calibrate.dataset import Dataset, hold_out, input_specs, symbol
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError, UsageError
@@ -24,12 +24,6 @@ PROOF_SAMPLES = 4
 """Real samples on which masked == removed is proven."""
 
 SYNTHETIC_SAMPLES = 2
-
-HELD_BACK = 5
-"""Every fifth sample is measured on, the others are learned from."""
-
-FEWEST = 20
-"""Fewer samples than this are all learned from and measured on."""
 
 
 @dataclass(frozen=True)
@@ -124,20 +118,18 @@ def choose_inputs(
 
 def _divide(dataset: Dataset) -> tuple[Dataset, Dataset, str]:
     """Samples to learn from, samples to measure on, and what to say about them."""
-    if len(dataset) < FEWEST:
+    learned, measured = hold_out(dataset)
+    if measured is dataset:
         note = (
             f"{len(dataset)} samples are too few to hold some back: what is measured is measured on the samples "
             "that the model was calibrated on"
         )
         return dataset, dataset, note
-    every = range(len(dataset))
-    measured = [number for number in every if number % HELD_BACK == HELD_BACK - 1]
-    learned = [number for number in every if number % HELD_BACK != HELD_BACK - 1]
     note = (
         f"calibrated on {len(learned)} of the samples, measured on the other {len(measured)} "
         "(--test takes samples of their own to measure on)"
     )
-    return dataset.take(learned), dataset.take(measured), note
+    return learned, measured, note
 
 
 def _refusal(model: ir.Model, data: Dataset, provider: str) -> ModelError | None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxprune.calibrate.dataset import Dataset, Feed, Feeds
@@ -15,6 +13,7 @@ from onnxprune.errors import DataError, ModelError
 from onnxprune.evaluate.fidelity import Fidelity
 from onnxprune.evaluate.metrics import find_metric
 from onnxprune.evaluate.smaller import Cuts, cuts_by_name
+from onnxprune.evaluate.soundness import as_float32
 from onnxprune.evaluate.validate import compare, tally_metric
 from onnxprune.graph.axes import Kept
 from onnxprune.job import Job, Opened
@@ -167,9 +166,3 @@ class _InFloat32:
 
     def __getitem__(self, index: int, /) -> Feed:
         return {name: as_float32(array) for name, array in self.feeds[index].items()}
-
-
-def as_float32(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A float array as float32, any other as it is."""
-    is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    return array.astype(np.float32) if is_float else array

@@ -156,6 +156,21 @@ class Dataset:
         return None if self.labels is None else self.labels[start * self.rows : stop * self.rows]
 
 
+HELD_OUT = 5
+"""Every fifth sample is held out."""
+
+FEWEST = 20
+"""Of fewer samples than this none is held out."""
+
+
+def hold_out(dataset: Dataset) -> tuple[Dataset, Dataset]:
+    """Samples to learn from and samples to try on: every fifth, or all for both where there are few."""
+    if len(dataset) < FEWEST:
+        return dataset, dataset
+    held = [number % HELD_OUT == HELD_OUT - 1 for number in range(len(dataset))]
+    return dataset.take(np.flatnonzero(~np.array(held))), dataset.take(np.flatnonzero(held))
+
+
 def is_batchable(inputs: Sequence[InputSpec]) -> bool:
     """Tell whether samples can be stacked: every input has a leading axis and it is dynamic."""
     return bool(inputs) and all(spec.shape and not isinstance(spec.shape[0], int) for spec in inputs)

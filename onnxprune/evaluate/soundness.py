@@ -238,7 +238,7 @@ class Prover:
             feed = dict(self.data.feeds[number])
             if made is not None:
                 feed.update(made.feeds[number])
-            yield {name: _as_float32(array) for name, array in feed.items()}
+            yield {name: as_float32(array) for name, array in feed.items()}
 
 
 @dataclass(frozen=True)
@@ -335,6 +335,7 @@ def _compare_tensor(
     return _Figures(True, diff, top)
 
 
-def _as_float32(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def as_float32(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A float array as float32, any other as it is."""
     is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
     return array.astype(np.float32) if is_float else array

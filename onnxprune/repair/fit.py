@@ -64,14 +64,15 @@ def fit(
         What to try besides leaving everything as it is.
     """
     features = weight.shape[2]
-    before = _error(held, weight, bias)
+    second = Moments(1.0, held.mean, held.gram / max(held.count, 1.0))
+    before = _error(second, weight, bias)
     energy = float(np.einsum("gii->", held.covariance[:, features:, features:]))
     best = Fit("none", weight, bias, before, before, energy)
     for kind in kinds:
         for w, b in _candidates(kind, seen, weight):
             if not (np.isfinite(w).all() and np.isfinite(b).all()):
                 continue
-            error = _error(held, w, b)
+            error = _error(second, w, b)
             if error < best.error:
                 best = Fit(kind, w, b, error, before, energy)
     return best
@@ -106,10 +107,10 @@ def _candidates(kind: str, seen: Moments, weight: Matrix) -> list[tuple[Matrix, 
     return found
 
 
-def _error(held: Moments, weight: Matrix, bias: Matrix) -> float:
-    """Mean over the rows of `||t - W x - b||^2`."""
+def _error(averages: Moments, weight: Matrix, bias: Matrix) -> float:
+    """Mean over the rows of `||t - W x - b||^2`, from moments that were divided by the number of rows."""
     features = weight.shape[2]
-    second, mean = held.gram / max(held.count, 1.0), held.mean
+    second, mean = averages.gram, averages.total
     xx, xt = second[:, :features, :features], second[:, :features, features:]
     tt = np.einsum("gii->g", second[:, features:, features:])
     x, t = mean[:, :features], mean[:, features:]
