@@ -38,8 +38,9 @@ MEASURES = ("evaluate", "calibrate", "validation.py")
 def measure(run: Run, real: Path, fresh: bool) -> dict[str, Any]:
     """Do one run, or find what is kept of it."""
     subject = SUBJECTS[run.model]
-    model = real / "models" / f"{run.model}.onnx"
-    files = {"test": real / subject.test, **({"calibration": real / subject.calibration} if run.data else {})}
+    base = ROOT if subject.ours else real
+    model = base / "models" / f"{run.model}.onnx"
+    files = {"test": base / subject.test, **({"calibration": base / subject.calibration} if run.data else {})}
     data = {
         "calibration": None,
         "samples": run.samples,

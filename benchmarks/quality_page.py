@@ -187,12 +187,12 @@ def _tiers(found: Results) -> list[str]:
         change = found.change(model, "tier", tier, point)
         said = list(dict.fromkeys(_said(row) for row in found.of(model, "tier", tier)))
         asked = "".join(f" `--{name.replace('_', '-')} {value}`" for name, value in options.items())
-        data = "the calibration data" if tier == "real" else "no data"
+        data = {"real": "the calibration data", "none": "no data"}.get(tier, "generated samples")
         rows.append([tier, f"{data},{asked}", "; ".join(said).replace("|", "\\|"), _change(change)])
     return [
         "## What the tool learns from",
-        f"{model}, `--macs {point}`. Repair on generated inputs would be the tier between real samples and none; "
-        "the third column is what the tool makes of each request.",
+        f"{model}, `--macs {point}`. Nothing but the model leads to generated samples; they never see what it "
+        "was trained on. The third column is what the tool says it made of each request.",
         table(["tier", "asked for", "what the report says", "change"], rows, left=3),
     ]
 

@@ -28,15 +28,15 @@ SWEEPS = {
 """Tools that take no share of MACs, and what they take."""
 TIERS: dict[str, dict[str, Any]] = {
     "real": {"round_to": 1},
-    "synthetic": {"round_to": 1, "compensate": "affine"},
+    "synthetic": {"round_to": 1, "data": "synthetic"},
     "none": {"round_to": 1},
 }
-"""Only the first of them gets data."""
+"""The first of them gets the calibration data, the second generates samples, the third has none."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained model and its data, as paths below the folder of trained models.
+    """A trained model and its data, as paths below the folder of trained models, or below the checkout.
 
     Attributes
     ----------
@@ -44,6 +44,8 @@ class Subject:
         Largest loss of top-1, in points against the original, by the share of MACs that is kept.
     no_module
         Why Torch-Pruning has nothing to work on; empty where the module can be rebuilt.
+    ours
+        Whether model and data lie in this project's `models/`.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Subject:
     targets: dict[float, float] = field(hash=False)
     preprocess: str | None = None
     no_module: str = ""
+    ours: bool = False
 
 
 def _subjects() -> tuple[Subject, ...]:
@@ -63,6 +66,8 @@ def _subjects() -> tuple[Subject, ...]:
     coral = (
         "the weights were published in a quantised TFLite file: its authors gave no PyTorch module for them"
     )
+    digits = ("models/digits_calib.npz", "models/digits_test.npz", {0.5: -1.0})
+    left = "it was asked about the published models only"
     arm = "its authors published TensorFlow code and weights: there is no PyTorch module of theirs"
     return (
         Subject("cifar10_resnet20", *cifar, resnet20),
@@ -72,6 +77,10 @@ def _subjects() -> tuple[Subject, ...]:
         Subject("imagenet_mobilenetv2", *images, {0.85: -5.0, 0.7: -18.0}, "x/128-1", coral),
         Subject("kwt1_speechcommands", *speech, kwt1, no_module=arm),
         Subject("kwt1_speechcommands_ts", *speech, kwt1, no_module=arm),
+        Subject("digits_resnet", *digits, no_module=left, ours=True),
+        Subject("digits_resnet_ts", *digits, no_module=left, ours=True),
+        Subject("digits_vit", *digits, no_module=left, ours=True),
+        Subject("digits_vit_ts", *digits, no_module=left, ours=True),
     )
 
 

@@ -13,6 +13,7 @@ from onnxprune.graph.axes import Axis
 from onnxprune.graph.build import AxisGraph, build_axis_graph
 from onnxprune.graph.explain import nearest_barriers
 from onnxprune.graph.groups import Group, Partition, partition
+from onnxprune.graph.ranking import ATTENTION
 from onnxprune.model.branches import decide_branches
 from onnxprune.model.check import check
 from onnxprune.model.io import LoadedModel, load
@@ -68,6 +69,8 @@ class Analysis:
         Whether axes that norms average over were opened.
     refit_io
         Names of the graph inputs and outputs that may get smaller.
+    attention
+        Whether heads go or dimensions of heads, where both are possible.
     """
 
     source: LoadedModel
@@ -76,6 +79,7 @@ class Analysis:
     costs: CostModel = field(repr=False)
     allow_inexact: bool = False
     refit_io: tuple[str, ...] = ()
+    attention: str = "heads"
 
     @cached_property
     def inexact(self) -> Mapping[str, str]:
@@ -193,6 +197,7 @@ def analyze(
     rules: RuleTable | None = None,
     allow_inexact: bool = False,
     refit_io: Sequence[str] = (),
+    attention: str = "heads",
 ) -> Analysis:
     """Find the groups of a model, what they cost and what is blocked.
 
@@ -209,17 +214,22 @@ def analyze(
     refit_io
         Graph inputs and outputs that may get smaller with the layers around them, as globs on their names or
         `re:` and a regular expression: the keys and values of a cache, above all.
+    attention
+        What goes in attention where both are possible: "heads", or "dims" of all heads alike.
 
     Raises
     ------
     ModelError
         The file is no usable model, or has no float weights.
     UsageError
-        A binding names no symbolic dim of the model, or a pattern no input or output.
+        A binding names no symbolic dim of the model, a pattern no input or output, or there is no such
+        `attention`.
     """
+    if attention not in ATTENTION:
+        raise UsageError(f"attention cannot lose {attention!r}", f"Known: {', '.join(ATTENTION)}.")
     source = model if isinstance(model, LoadedModel) else load(model)
     try:
-        return _analyze(source, bindings, rules, allow_inexact, refit_io)
+        return _analyze(source, bindings, rules, allow_inexact, refit_io, attention)
     except OnnxPruneError:
         raise
     except Exception:  # a node without its inputs, an attribute of another type: the checker finds the words
@@ -240,6 +250,7 @@ def _analyze(
     rules: RuleTable | None,
     allow_inexact: bool,
     refit_io: Sequence[str],
+    attention: str,
 ) -> Analysis:
     graph = normalize(source.ir)
     table = rules or default_rules()
@@ -259,8 +270,10 @@ def _analyze(
             f"{source.path} has no float weights, so there is nothing to prune",
             "Is it a quantised model, or a graph of pre- or post-processing?",
         )
-    parts = partition(axis_graph)
-    return Analysis(source, axis_graph, parts, CostModel(axis_graph, parts), allow_inexact, open_io)
+    parts = partition(axis_graph, attention)
+    return Analysis(
+        source, axis_graph, parts, CostModel(axis_graph, parts), allow_inexact, open_io, attention
+    )
 
 
 def _channel_axes(graph: AxisGraph, axes: list[Axis]) -> list[Axis]:

@@ -200,6 +200,7 @@ def prune(
     best_effort: bool = False,
     allow_inexact: bool = False,
     refit_io: Sequence[str] = (),
+    attention: str = "auto",
     rules: RuleTable | None = None,
     criteria: CriterionTable | None = None,
     progress: Progress | None = None,
@@ -222,8 +223,9 @@ def prune(
     mode
         "remove" cuts channels out; "mask" zeroes them and keeps all shapes.
     data, samples, preprocess
-        Samples for the proof, the metric and the fidelity: a path, `module:name`, a `CalibrationDataReader`
-        or an iterable of feeds. Without data the proof runs on generated inputs, no accuracy is measured.
+        Samples for the proof, the calibration, the metric and the fidelity: a path, `module:name`, a
+        `CalibrationDataReader` or an iterable of feeds. "synthetic" or "synthetic:N" calibrates on generated
+        samples. Without data nothing is calibrated, the proof runs on generated inputs, no accuracy is measured.
     bindings
         Sizes of symbolic dims, for counting MACs and generating inputs.
     provider
@@ -249,6 +251,9 @@ def prune(
     refit_io
         Graph inputs and outputs that may get smaller with the layers around them (keys and values of a cache):
         globs on their names, or `re:` and a regular expression. All others keep their shapes.
+    attention
+        What goes in attention where both are possible: whole "heads", or "dims" of all heads alike. "auto": dims
+        where the weights are repaired, which can make up for them, else heads.
     rules, criteria
         Tables to use instead of the default ones.
     progress
@@ -292,6 +297,7 @@ def prune(
         best_effort=best_effort,
         allow_inexact=allow_inexact,
         refit_io=tuple(refit_io),
+        attention=attention,
         seed=seed,
         rules=rules,
         criteria=criteria,
@@ -336,7 +342,9 @@ def apply(
     SoundnessError
         masked != removed.
     """
-    made = MadeWith(plan.inexact, plan.refit_io) if isinstance(plan, Plan) else made_with(plan)
+    made = (
+        MadeWith(plan.inexact, plan.refit_io, plan.attention) if isinstance(plan, Plan) else made_with(plan)
+    )
     job = Job(
         mode=mode,
         data=data,
@@ -349,6 +357,7 @@ def apply(
         provider=provider,
         allow_inexact=made.allow_inexact,
         refit_io=tuple(f"re:^{re.escape(name)}$" for name in made.refit_io),
+        attention=made.attention,
         rules=rules,
         progress=progress,
     )

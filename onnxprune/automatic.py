@@ -34,7 +34,7 @@ def choose_criterion(
     Returns
     -------
     Scored
-        Its `criterion` is what was chosen, its `note` says why.
+        Its `criterion` is what was chosen, its `notes` say why.
     """
 
     def tick(done: int, total: int) -> None:
@@ -62,7 +62,7 @@ def choose_criterion(
         f"criterion auto took {best}: before the repair its cut changes the outputs by {changes[best]:.2g} of "
         f"their variance on held-out samples ({others})"
     )
-    return replace(found[best], criterion=best, note=note if others else "")
+    return replace(found[best], criterion=best, notes=(note,) if others else ())
 
 
 def _with_losses(first: Scored, other: Scored, evidence: Evidence) -> Scored:

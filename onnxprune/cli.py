@@ -17,6 +17,7 @@ from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.files import check_formats, default_output, open_checked, write_side_files
 from onnxprune.options import (
     FILE,
+    attention_option,
     bind_option,
     data_options,
     fold_option,
@@ -88,6 +89,7 @@ def cli() -> None:
 @click.option("--best-effort", is_flag=True, help="Where the target is out of reach, take what is reachable.")
 @inexact_option
 @refit_io_option
+@attention_option("auto", "heads", "dims")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @verbosity
 def prune(
@@ -172,6 +174,7 @@ def apply(
 @bind_option
 @inexact_option
 @refit_io_option
+@attention_option("heads", "dims")
 @click.option("--force", is_flag=True, help="Replace an existing JSON file.")
 @verbosity
 def analyze(
@@ -180,6 +183,7 @@ def analyze(
     bind: tuple[str, ...],
     allow_inexact: bool,
     refit_io: tuple[str, ...],
+    attention: str,
     force: bool,
     quiet: bool,
     verbose: bool,
@@ -196,7 +200,9 @@ def analyze(
         bar.update("loading", 0, 0)
         source = open_checked(model, None, (to_file,), force=force)
         bar.update("analysing", 0, 0)
-        result = api.analyze(source, bindings=bindings, allow_inexact=allow_inexact, refit_io=refit_io)
+        result = api.analyze(
+            source, bindings=bindings, allow_inexact=allow_inexact, refit_io=refit_io, attention=attention
+        )
         text = reporter.render_json(result) if json_file is not None else ""
     if to_file is not None:
         write_text(to_file, text)
@@ -215,9 +221,8 @@ def analyze(
 @bind_option
 @inexact_option
 @refit_io_option
-def explain(
-    model: Path, name: str, bind: tuple[str, ...], allow_inexact: bool, refit_io: tuple[str, ...]
-) -> None:
+@attention_option("heads", "dims")
+def explain(model: Path, name: str, bind: tuple[str, ...], **axes: Any) -> None:
     """Say why tensor, layer, axis (`tensor[dim]`) or group NAME is coupled or blocked."""
     from onnxprune import api
 
@@ -225,7 +230,7 @@ def explain(
     bindings = parse_bindings(bind)
     with Bar() as bar:
         bar.update("analysing", 0, 0)
-        analysis = api.analyze(model, bindings=bindings, allow_inexact=allow_inexact, refit_io=refit_io)
+        analysis = api.analyze(model, bindings=bindings, **axes)
         explanation = api.explain(analysis, name)
     click.echo(str(explanation))
 

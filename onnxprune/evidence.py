@@ -6,7 +6,7 @@ Everything is computed when it is first asked for, and kept: one pass over the s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,11 +18,19 @@ from onnxprune.analysis import Analysis
 from onnxprune.calibrate.dataset import Dataset, hold_out, input_specs, symbol
 from onnxprune.criteria.criterion import UnitActivations
 from onnxprune.criteria.elimination import Elimination, Layer, eliminate, refit
+from onnxprune.criteria.exchange import Exchanged, exchange
+from onnxprune.criteria.logits import Logits
 from onnxprune.graph.axes import Bools, Index
 from onnxprune.graph.groups import Group
+from onnxprune.repair.trial import mixed
+from onnxprune.repair.turn import Turn, checked, tails
 from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.collect import InputStatistics, consumers, input_statistics
 from onnxprune.statistics.consumers import Consumer
+from onnxprune.statistics.factors import Seen, product_statistics, sides
+from onnxprune.statistics.moments import Matrix
+from onnxprune.statistics.paths import Route
+from onnxprune.statistics.products import Product, find_products
 from onnxprune.statistics.sensitivity import Trial, refitted
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
@@ -112,8 +120,46 @@ class Evidence:
             consumer = self.consumers.get(use.axis.value)
             if consumer is not None:
                 unit = use.unit.reshape(consumer.groups, -1)
-                found.append((consumer, np.repeat(unit, consumer.taps, axis=1)))
+                found.append((consumer, np.tile(unit, (1, consumer.taps))))
         return found
+
+    @cached_property
+    def products(self) -> list[Product]:
+        """Every product of two activations that sums over units of some group: queries and keys."""
+        used = {use.axis for group in self.analysis.groups.values() for use in group.axes}
+        found = find_products(self.analysis.axis_graph, self.consumers, self._unit)
+        return [product for product in found if product.axes[0] in used]
+
+    def products_of(self, group: Group) -> list[tuple[Product, Index]]:
+        """The products that sum over a group's units, with the unit of every dim."""
+        units = {use.axis: use.unit for use in group.axes}
+        return [(product, units[product.axes[0]]) for product in self.products if product.axes[0] in units]
+
+    def shows(self, group: Group) -> bool:
+        """Whether `change` sees it when units of a group go."""
+        mendable = any(isinstance(product.route, Route) for product, _ in self.products_of(group))
+        return mendable or bool(self.layers(group))
+
+    @cached_property
+    def product_statistics(self) -> dict[ir.Node, Seen]:
+        """Of the factors of all products that sum over units, by node."""
+        return self._product_statistics(self.divided[0])
+
+    @cached_property
+    def held_statistics(self) -> dict[ir.Node, Seen]:
+        """The same on samples that these have not seen."""
+        return self._product_statistics(self.divided[1])
+
+    def _product_statistics(self, data: Dataset) -> dict[ir.Node, Seen]:
+        return product_statistics(
+            self.analysis.axis_graph,
+            self.products,
+            self._in_batches(data),
+            provider=self.provider,
+            budget=self.budget,
+            seed=self.seed,
+            progress=self.tick("collecting statistics"),
+        )
 
     @cached_property
     def statistics(self) -> dict[ir.Value, InputStatistics]:
@@ -138,16 +184,67 @@ class Evidence:
     def elimination(self, group: Group, order: Index | None = None) -> Elimination | None:
         """The order in which a group's units go at the least cost, or the errors of another order.
 
-        None where no linear map consumes them.
+        None where no linear map consumes them, and no product of two activations sums over them.
         """
-        parts = self.layers(group)
+        products = self.products_of(group)
+        turned = [pair for pair in products if pair[0].turns]
+        deciding = self._parts(group, [pair for pair in products if not pair[0].turns])
+        parts = deciding or self._parts(group, turned)
         if not parts:
             return None
+        found = eliminate(parts, group.units, group.blocks, order=order)
+        if not turned:
+            return found
+        # after a turn it does not matter which dims go, only how many
+        errors: Matrix = found.errors if deciding else np.zeros(len(found.errors))
+        for product, unit in turned:
+            lost = np.cumsum([0, *(np.isin(unit, rung).sum() for rung in found.rungs)])
+            errors = errors + tails(product, self.product_statistics[product.node], lost)
+        return Elimination(found.rungs, errors)
+
+    def _parts(self, group: Group, products: Sequence[tuple[Product, Index]]) -> list[Layer | Logits]:
+        """The layers that consume a group's units, and some products."""
         layers = [
             Layer.of(layer.matrix(), self.statistics[layer.weight].moments.covariance, unit)
-            for layer, unit in parts
+            for layer, unit in self.layers(group)
         ]
-        return eliminate(layers, group.units, group.blocks, order=order)
+        logits = [
+            Logits.of(*sides(product, self.product_statistics[product.node]), unit)
+            for product, unit in products
+        ]
+        return [*layers, *logits]
+
+    def turns(self, gone: Mapping[str, Bools]) -> list[Turn]:
+        """How products are turned before units go, so that these are the ones that matter least."""
+        found = []
+        for product in self.products:
+            dims = self._dims(product, gone)
+            if product.turns and dims.any():
+                seen, held = self.product_statistics[product.node], self.held_statistics[product.node]
+                found.append(checked(product, seen, held, dims))
+        return [turn for turn in found if turn is not None]
+
+    def _dims(self, product: Product, gone: Mapping[str, Bools]) -> Bools:
+        """Which dims of a product go."""
+        dims = np.zeros(product.dims, bool)
+        for name, flags in gone.items():
+            for use in self.analysis.groups[name].axes:
+                if use.axis == product.axes[0]:
+                    dims |= (use.unit >= 0) & flags[np.maximum(use.unit, 0)]
+        return dims
+
+    def exchange(self, group: Group, gone: Bools) -> Exchanged | None:
+        """As many units of a group as are flagged, at less error where swaps find it.
+
+        None where no linear map consumes them, or a product of two activations sums over them, too.
+        """
+        if self.products_of(group):
+            return None
+        parts = [
+            (layer.matrix(), self.statistics[layer.weight].moments.covariance, unit)
+            for layer, unit in self.layers(group)
+        ]
+        return exchange(parts, gone, group.blocks) if parts else None
 
     @cached_property
     def trial(self) -> Trial:
@@ -155,7 +252,9 @@ class Evidence:
         held = self.divided[1]
         some = held.take(np.linspace(0, len(held) - 1, min(TRIED, len(held))).astype(np.int64))
         batches = list(some.batches(BATCH))
-        return Trial(self.analysis.axis_graph.model, self.used, batches, self.provider)
+        routes = [route for product in self.products for route in product.routes]
+        mended = [route.layer for route in routes if isinstance(route, Route)]
+        return Trial(self.analysis.axis_graph.model, [*self.used, *mended], batches, self.provider)
 
     def change(self, gone: Mapping[str, Bools]) -> float:
         """How much the outputs change when units go and the layers behind them are refitted, each for itself.
@@ -182,7 +281,12 @@ class Evidence:
                 layers.append(self.consumers[weight])
                 seen.append(self.statistics[weight].moments)
                 weights.append(refit(layers[-1].matrix(), seen[-1].covariance, flags))
-        return refitted(layers, weights, seen)
+        feed = refitted(layers, weights, seen)
+        for product in self.products:
+            dims = self._dims(product, gone)
+            if dims.any():
+                feed |= mixed(product, self.product_statistics[product.node], dims, feed)
+        return feed
 
     def masked_change(self, group: Group, gone: Bools) -> float:
         """The same without any refit: the flagged units are masked where they are summed over."""

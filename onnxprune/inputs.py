@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 
 from onnxprune.calibrate.data import read_dataset
-from onnxprune.calibrate.dataset import Dataset, hold_out, input_specs, symbol
+from onnxprune.calibrate.dataset import Dataset, InputSpec, hold_out, input_specs, symbol
 from onnxprune.calibrate.sessions import open_session, run
-from onnxprune.calibrate.synthetic import synthetic_dataset
+from onnxprune.calibrate.synthetic import synthetic_count, synthetic_dataset
 from onnxprune.errors import ModelError, UsageError
+from onnxprune.expected import drawings, index_ranges
 from onnxprune.model.binding import candidates
 from onnxprune.model.detach import foreign_nodes
 from onnxprune.model.io import LoadedModel
@@ -73,6 +74,9 @@ def choose_inputs(
 
     Parameters
     ----------
+    data
+        What `read_dataset` takes; "synthetic" or "synthetic:N": calibration samples are generated, while the proof
+        runs on random ones as without data.
     test
         Other samples to measure on, read like `data`.
     calibrate
@@ -85,32 +89,78 @@ def choose_inputs(
     """
     specs = input_specs(source.ir)
     given = dict(bindings or {})
-    if data is not None:
-        dataset = read_dataset(data, specs, samples=samples, preprocess=preprocess, bindings=given)
-        if not len(dataset):
-            raise UsageError(f"the data {dataset.source} holds no samples", "Give at least one.")
-        first = dataset.feeds[0]
-        for spec in specs:
-            for axis, dim in enumerate(spec.shape):
-                if not isinstance(dim, int):
-                    given.setdefault(symbol(spec, axis), int(first[spec.name].shape[axis]))
-        proof = dataset.take(range(min(PROOF_SAMPLES, len(dataset))))
-        if test is not None:
-            other = read_dataset(test, specs, samples=None, preprocess=preprocess, bindings=given)
-            if not len(other):
-                raise UsageError(f"the data {other.source} holds no samples", "Give at least one.")
-            return Inputs(other, proof, given, (*dataset.notes, *other.notes), dataset)
-        fit, measured, division = _divide(dataset) if calibrate else (dataset, dataset, "")
-        return Inputs(measured, proof, given, dataset.notes, fit, division)
-    count = SYNTHETIC_SAMPLES
-    ranges = _index_ranges(source.ir)
+    wanted = synthetic_count(data)
+    if wanted is not None:
+        other = None if test is None else _read(test, specs, given, preprocess=preprocess)
+        made = _generated(source, specs, given, provider, seed)
+        lifelike = _lifelike(source.ir, specs, made, min(wanted, samples or wanted), provider, seed)
+        if other is not None:
+            return replace(made, data=other, notes=(*made.notes, *lifelike.notes, *other.notes), fit=lifelike)
+        fit, measured, division = _divide(lifelike) if calibrate else (lifelike, lifelike, "")
+        notes = (*made.notes, *lifelike.notes)
+        return replace(made, data=measured, notes=notes, fit=fit, division=division)
+    if data is None:
+        return _generated(source, specs, given, provider, seed)
+    dataset = _read(data, specs, given, samples=samples, preprocess=preprocess)
+    proof = dataset.take(range(min(PROOF_SAMPLES, len(dataset))))
+    if test is not None:
+        other = _read(test, specs, given, preprocess=preprocess)
+        return Inputs(other, proof, given, (*dataset.notes, *other.notes), dataset)
+    fit, measured, division = _divide(dataset) if calibrate else (dataset, dataset, "")
+    return Inputs(measured, proof, given, dataset.notes, fit, division)
+
+
+def _read(
+    data: Any,
+    specs: Sequence[InputSpec],
+    given: dict[str, int],
+    *,
+    samples: int | None = None,
+    preprocess: Any,
+) -> Dataset:
+    """Real samples; the first gives their sizes to the symbolic dims that have none in `given` yet."""
+    dataset = read_dataset(data, specs, samples=samples, preprocess=preprocess, bindings=given)
+    if not len(dataset):
+        raise UsageError(f"the data {dataset.source} holds no samples", "Give at least one.")
+    first = dataset.feeds[0]
+    for spec in specs:
+        for axis, dim in enumerate(spec.shape):
+            if not isinstance(dim, int):
+                given.setdefault(symbol(spec, axis), int(first[spec.name].shape[axis]))
+    return dataset
+
+
+def _generated(
+    source: LoadedModel, specs: Sequence[InputSpec], given: Mapping[str, int], provider: str, seed: int
+) -> Inputs:
+    """Random samples of the first sizes that the model accepts: these are what a proof wants."""
+    ranges = index_ranges(source.ir)
     failure: ModelError | None = None
     for sizes in candidates(source.ir.graph.inputs, given):
-        made = synthetic_dataset(specs, sizes, samples=count, seed=seed, int_ranges=ranges)
+        made = synthetic_dataset(specs, sizes, samples=SYNTHETIC_SAMPLES, seed=seed, int_ranges=ranges)
         failure = _refusal(source.ir, made, provider)
         if failure is None:
             return Inputs(made, made, sizes, _notes(sizes, given), made)
-    raise UsageError(
+    raise _no_input(failure)
+
+
+def _lifelike(
+    model: ir.Model, specs: Sequence[InputSpec], made: Inputs, count: int, provider: str, seed: int
+) -> Dataset:
+    """Samples to calibrate on, which look like what the model was made for as far as its graph tells."""
+    shapes = {name: array.shape for name, array in made.proof.feeds[0].items()}
+    known = drawings(model, specs, shapes)
+    dataset = synthetic_dataset(specs, made.bindings, samples=count, seed=seed, drawings=known)
+    drawn = "; ".join(f"{name}: {known[name]}" for name in list(known)[:4])
+    more = f"; and {len(known) - 4} more" if len(known) > 4 else ""
+    failure = _refusal(model, dataset, provider)
+    if failure is not None:
+        raise _no_input(failure)
+    return replace(dataset, notes=(f"synthetic samples were drawn as {drawn}{more}",))
+
+
+def _no_input(failure: ModelError | None) -> UsageError:
+    return UsageError(
         f"no generated input runs through the model; onnxruntime says: {failure}",
         "Give real samples with --data, or the sizes of symbolic dims with --bind NAME=N.",
     )
@@ -147,30 +197,6 @@ def _refusal(model: ir.Model, data: Dataset, provider: str) -> ModelError | None
     except ModelError as error:
         return error
     return None
-
-
-def _index_ranges(model: ir.Model) -> dict[str, int]:
-    """For integer inputs that index an embedding: how many rows it has."""
-    ranges: dict[str, int] = {}
-    for value in model.graph.inputs:
-        for node in _through_casts(value):
-            if node.op_type != "Gather" or node.inputs[0] is None or node.inputs[0] is value:
-                continue
-            table = node.inputs[0].const_value
-            if table is not None:
-                axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-                dims = table.shape.numpy()
-                rows = dims[axis] if dims else 1
-                ranges[str(value.name)] = min(rows, ranges.get(str(value.name), rows))
-    return ranges
-
-
-def _through_casts(value: ir.Value) -> Iterator[ir.Node]:
-    for node in value.consumers():
-        if node.op_type in ("Cast", "Identity", "Unsqueeze", "Reshape", "Flatten"):
-            yield from _through_casts(node.outputs[0])
-        else:
-            yield node
 
 
 def _notes(sizes: Mapping[str, int], given: Mapping[str, int]) -> tuple[str, ...]:

@@ -10,11 +10,13 @@ from typing import Any
 
 from onnxprune.analysis import Analysis, analyze
 from onnxprune.calibrate.sessions import open_session
+from onnxprune.calibrate.synthetic import synthetic_count
 from onnxprune.criteria import CriterionTable
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.evaluate.metrics import find_metric
 from onnxprune.evaluate.soundness import Prover
 from onnxprune.evidence import Evidence
+from onnxprune.graph.ranking import ATTENTION
 from onnxprune.inputs import Inputs, choose_inputs
 from onnxprune.memory import free_memory
 from onnxprune.model import io
@@ -38,7 +40,8 @@ class Job:
     mode
         "remove" cuts channels out, "mask" zeroes them and keeps all shapes.
     data, samples, preprocess
-        Inputs for the proof and the measurements; generated ones without `data`.
+        Inputs for the proof, the calibration and the measurements. "synthetic" and "synthetic:N" generate
+        calibration samples; without `data` nothing is calibrated, and the proof runs on generated inputs.
     bindings
         Sizes of symbolic dims.
     provider
@@ -57,6 +60,9 @@ class Job:
         Cut axes that norms average over, too.
     refit_io
         Patterns of graph inputs and outputs that may get smaller.
+    attention
+        What goes in attention where both are possible: "heads" or "dims"; "auto": dims where the weights are
+        repaired, which can make up for them, else heads.
     seed
         For generated inputs.
     rules, criteria
@@ -83,6 +89,7 @@ class Job:
     best_effort: bool = False
     allow_inexact: bool = False
     refit_io: tuple[str, ...] = ()
+    attention: str = "auto"
     seed: int = 0
     rules: RuleTable | None = None
     criteria: CriterionTable | None = None
@@ -94,6 +101,10 @@ class Job:
             raise UsageError(f"there is no mode {self.mode!r}", f"Known: {', '.join(MODES)}.")
         if self.compensate not in COMPENSATE:
             raise UsageError(f"there is no repair {self.compensate!r}", f"Known: {', '.join(COMPENSATE)}.")
+        if self.attention not in ("auto", *ATTENTION):
+            raise UsageError(
+                f"attention cannot lose {self.attention!r}", f"Known: auto, {', '.join(ATTENTION)}."
+            )
         if self.memory is not None and not self.memory > 0:
             raise UsageError(f"--memory {self.memory:g} is not positive", "Give GiB, such as 2.")
         if self.seed < 0:
@@ -102,6 +113,10 @@ class Job:
             raise UsageError(f"--samples {self.samples} is not positive", "Give at least 1.")
         if self.metric is not None:
             find_metric(self.metric)
+        self._check_data()
+
+    def _check_data(self) -> None:
+        """Reject options that need other data than there is."""
         if self.data is None:
             for name in ("samples", "preprocess", "metric", "test"):
                 if getattr(self, name) is not None:
@@ -112,8 +127,15 @@ class Job:
             if self.compensate not in ("auto", "none"):
                 raise UsageError(
                     f"--compensate {self.compensate} learns from samples, but no --data was given",
-                    "Add --data, or leave --compensate out.",
+                    "Add --data (--data synthetic generates samples), or leave --compensate out.",
                 )
+        if synthetic_count(self.data) is not None and self.test is None:
+            for name in ("preprocess", "metric"):
+                if getattr(self, name) is not None:
+                    raise UsageError(
+                        f"--{name} is about real samples, and --data {self.data} generates them",
+                        f"Give samples to measure on with --test, or leave --{name} out.",
+                    )
 
     @property
     def budget(self) -> float:
@@ -128,6 +150,12 @@ class Job:
         if self.compensate == "auto":
             return COMPENSATE[1:-1] if self.data is not None else ()
         return () if self.compensate == "none" else (self.compensate,)
+
+    def attention_of(self, learns: bool) -> str:
+        """What goes in attention: dimensions of heads are offered where queries and keys will be refitted."""
+        if self.attention != "auto":
+            return self.attention
+        return "dims" if learns and "affine" in self.repairs else "heads"
 
     def say(self, stage: str, done: int = 0, total: int = 0) -> None:
         """Report progress."""
@@ -219,6 +247,7 @@ def open_model(
         rules=job.rules,
         allow_inexact=job.allow_inexact,
         refit_io=job.refit_io,
+        attention=job.attention_of(calibrate),
     )
     return Opened(analysis, inputs)
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from onnxprune.calibrate.dataset import Dataset, Feed, Feeds
+from onnxprune.calibrate.dataset import Array, Dataset, Feed, Feeds
 from onnxprune.calibrate.sessions import open_session
 from onnxprune.errors import DataError, ModelError
 from onnxprune.evaluate.fidelity import Fidelity
 from onnxprune.evaluate.metrics import find_metric
-from onnxprune.evaluate.smaller import Cuts, cuts_by_name
+from onnxprune.evaluate.smaller import Cuts, cut_feed, cuts_by_name
 from onnxprune.evaluate.soundness import as_float32
-from onnxprune.evaluate.validate import compare, tally_metric
+from onnxprune.evaluate.validate import Running, compare, tally_metric
 from onnxprune.graph.axes import Kept
 from onnxprune.job import Job, Opened
 from onnxprune.model.convert import FLOATS, to_float32
@@ -96,29 +96,28 @@ def measure_both(opened: Opened, pruned: ir.Model, kept: Kept, job: Job) -> Meas
         )
     model, cut = run.models
     cuts = _interface(original, kept)
-    fidelity = compare(
-        model, cut, run.data, job.provider, BATCH, cuts=cuts, progress=job.tick("comparing outputs")
-    )
     metric = find_metric(job.metric or "top1")
-    if data.labels is None and metric.reference == "labels":
-        return Measurements(None, fidelity, run.notes)
-    uncut: Cuts = {}
-    before, after = (
-        metric.score(
-            tally_metric(
-                each,
-                run.data,
-                metric,
-                job.provider,
-                BATCH,
-                original=model,
-                cuts=smaller,
-                progress=job.tick(f"measuring {metric.name}"),
-            )
-        )
-        for each, smaller in ((model, uncut), (cut, cuts))
+    scored = data.labels is not None or metric.reference == "original"
+    name = str(original.graph.outputs[0].name)
+    before, after = (Running(metric, name, run.data) for _ in range(2))
+
+    def watch(feed: Feed, labels: Array | None, whole: Feed, smaller: Feed) -> None:
+        size, same = run.data.size_of(feed), metric.reference == "original"
+        before.add(whole[name], whole[name] if same else labels, size)
+        after.add(smaller[name], cut_feed(whole, cuts)[name] if same else labels, size)
+
+    fidelity = compare(
+        model,
+        cut,
+        run.data,
+        job.provider,
+        BATCH,
+        cuts=cuts,
+        progress=job.tick(f"measuring {metric.name}" if scored else "comparing outputs"),
+        watch=watch if scored else None,
     )
-    return Measurements(Measured(before, after), fidelity, run.notes)
+    measured = Measured(metric.score(before.tally), metric.score(after.tally)) if scored else None
+    return Measurements(measured, fidelity, run.notes)
 
 
 def _interface(model: ir.Model, kept: Kept) -> Cuts:

@@ -26,7 +26,8 @@ def data_options(required: bool) -> Callable[[Callable[..., Any]], Callable[...,
             click.option(
                 "--data",
                 required=required,
-                help="A .npz, a folder of .npy/.npz samples or of images, or module:name.",
+                help="A .npz, a folder of .npy/.npz samples or of images, or module:name"
+                + ("." if required else "; synthetic[:N] generates samples to calibrate on."),
             ),
         ):
             function = option(function)
@@ -109,6 +110,17 @@ def refit_io_option(function: Callable[..., Any]) -> Callable[..., Any]:
         metavar="PATTERN",
         help="Inputs and outputs that may get smaller, as those of a cache (glob or re:...).",
     )(function)
+
+
+def attention_option(*values: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--attention`; the first value is the default."""
+    return click.option(
+        "--attention",
+        type=click.Choice(values),
+        default=values[0],
+        show_default=True,
+        help="What goes in attention: whole heads, or dimensions of all heads alike.",
+    )
 
 
 def verbosity(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -41,6 +41,8 @@ class Plan:
         Whether groups are meant that only an analysis with `allow_inexact` finds.
     refit_io
         Names of the graph inputs and outputs that may get smaller.
+    attention
+        Whether heads are meant, or dimensions of heads.
     """
 
     model_sha256: str
@@ -49,6 +51,7 @@ class Plan:
     initializers: Kept_indices = field(repr=False)
     inexact: bool = False
     refit_io: tuple[str, ...] = ()
+    attention: str = "heads"
 
     @classmethod
     def of(cls, analysis: Analysis, keep: Mapping[str, Bools]) -> Plan:
@@ -61,6 +64,7 @@ class Plan:
             _indices(analysis, kept_positions(analysis.groups, cut)),
             analysis.allow_inexact,
             analysis.refit_io,
+            analysis.attention,
         )
 
     @property
@@ -82,6 +86,7 @@ class Plan:
             "model_sha256": self.model_sha256,
             **({"allow_inexact": True} if self.inexact else {}),
             **({"refit_io": list(self.refit_io)} if self.refit_io else {}),
+            **({"attention": self.attention} if self.attention != "heads" else {}),
             "groups": groups,
             "initializers": initializers,
         }
@@ -102,6 +107,7 @@ class MadeWith:
 
     allow_inexact: bool = False
     refit_io: tuple[str, ...] = ()
+    attention: str = "heads"
 
 
 def made_with(path: str | os.PathLike[str]) -> MadeWith:
@@ -114,7 +120,11 @@ def made_with(path: str | os.PathLike[str]) -> MadeWith:
         return MadeWith()
     names = body.get("refit_io")
     known = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return MadeWith(body.get("allow_inexact") is True, tuple(names) if names and known else ())
+    return MadeWith(
+        body.get("allow_inexact") is True,
+        tuple(names) if names and known else (),
+        "dims" if body.get("attention") == "dims" else "heads",
+    )
 
 
 def read_plan(path: str | os.PathLike[str], analysis: Analysis) -> Plan:

@@ -17,7 +17,9 @@ from onnxprune.clock import Clock
 from onnxprune.errors import Reason, SoundnessError, UsageError
 from onnxprune.evaluate.soundness import Soundness
 from onnxprune.evidence import Evidence
+from onnxprune.exchanging import exchanged
 from onnxprune.graph.axes import Bools
+from onnxprune.inputs import Inputs
 from onnxprune.job import Job, Opened, open_model
 from onnxprune.learned import learn
 from onnxprune.measuring import Measurements, check_metric, measure_both
@@ -26,6 +28,7 @@ from onnxprune.model.finalize import finalize
 from onnxprune.planning import allocate, check_reached
 from onnxprune.plans import Plan
 from onnxprune.repair.sequence import Repairs, repair
+from onnxprune.repair.turn import turned_model
 from onnxprune.repair.write import write_masked
 from onnxprune.report.assemble import barrier_results, group_results, refitted_io
 from onnxprune.report.report import RefittedIO, Report, Size, TargetResult
@@ -98,8 +101,14 @@ def choose_units(
         allocation = allocate(analysis, scored, choices)
         if not job.best_effort:
             check_reached(analysis, scored, allocation, choices)
+        notes: tuple[str, ...] = ()
+        if evidence is not None:
+            allocation, notes = exchanged(
+                analysis, allocation, scored, choices, evidence, job.tick("exchanging units")
+            )
         _, soundness = opened.prover(job).prove(allocation.keep)
         if not soundness.rejected_groups:
+            scored = replace(scored, notes=(*scored.notes, *notes))
             return allocation, scored, replace(soundness, rejected_groups=tuple(rejected), why=rejected)
         rejected.update(soundness.why)
         scored = scored.without(soundness.rejected_groups, Reason.UNSOUND)
@@ -114,22 +123,27 @@ def build(
     if evidence is None or not job.repairs or not kept:
         make = mask if job.mode == "mask" else remove
         return finalize(make(graph, kept)), Repairs()
-    cut = remove(graph, kept)
-    repairs = repair(
-        graph,
-        cut,
-        kept,
-        evidence.batches,
-        kinds=job.repairs,
-        provider=job.provider,
-        budget=evidence.budget,
-        seed=job.seed,
-        progress=job.tick("repairing"),
-    )
-    if job.mode == "mask":
-        masked = mask(graph, kept)
-        write_masked(graph, masked, kept, repairs.arrays)
-        return finalize(masked), repairs
+    turns = []
+    if "affine" in job.repairs:
+        turns = evidence.turns({name: ~flags for name, flags in keep.items()})
+    with turned_model(graph.model, turns):
+        cut = remove(graph, kept)
+        repairs = repair(
+            graph,
+            cut,
+            kept,
+            evidence.batches,
+            kinds=job.repairs,
+            turns=turns,
+            provider=job.provider,
+            budget=evidence.budget,
+            seed=job.seed,
+            progress=job.tick("repairing"),
+        )
+        if job.mode == "mask":
+            masked = mask(graph, kept)
+            write_masked(graph, masked, kept, repairs.arrays)
+            return finalize(masked), repairs
     return finalize(cut), repairs
 
 
@@ -244,12 +258,13 @@ def _finish(
             "tier": fitted.tier if job.data is not None else "none",
             "samples": len(fitted) if job.data is not None else 0,
             "source": fitted.source if job.data is not None else "",
+            "measured": opened.inputs.data.tier if job.data is not None else "none",
         },
         bindings=analysis.bindings,
         metric=measured.metric,
         fidelity=measured.fidelity,
         warnings=(
-            *([scored.note] if scored and scored.note else []),
+            *(scored.notes if scored else ()),
             *_warnings(opened, job, choices, plan, target, soundness, measured, learned),
             *_unmoved(refitted, job),
         ),
@@ -277,7 +292,9 @@ def _warnings(
     lines = [*opened.inputs.notes, *measured.notes, *learned]
     if job.data is None:
         lines.append("no data was given, so no accuracy was measured: the proof ran on generated inputs")
-    elif opened.inputs.data.labels is None and measured.metric is None:
+    elif opened.inputs.fit.tier == "synthetic":
+        lines += _synthetic(opened.inputs)
+    if job.data is not None and opened.inputs.data.tier == "real" and not _has_metric(opened, measured):
         lines.append("the data has no labels, so no accuracy was measured")
     if not target.met:
         figures = f"{target.requested:g} requested, {target.achieved:.4g} achieved"
@@ -295,6 +312,24 @@ def _warnings(
     if job.mode == "mask":
         lines.append("masked channels are zero but still there: the model is neither smaller nor faster")
     return tuple(lines)
+
+
+def _has_metric(opened: Opened, measured: Measurements) -> bool:
+    return opened.inputs.data.labels is not None or measured.metric is not None
+
+
+def _synthetic(inputs: Inputs) -> list[str]:
+    """What calibration on generated samples is worth."""
+    lines = [
+        f"calibrated on {len(inputs.fit)} synthetic samples: real ones, a few dozen without labels, are better "
+        "(--data)"
+    ]
+    if inputs.data.tier == "synthetic":
+        lines.append(
+            "no accuracy was measured, and fidelity on synthetic samples says little about real ones "
+            "(--test takes real samples)"
+        )
+    return lines
 
 
 def _learned(opened: Opened, job: Job, evidence: Evidence | None, choices: Choices | None) -> list[str]:

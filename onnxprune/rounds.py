@@ -69,7 +69,7 @@ def _one(ladder: Ladder, gone: dict[str, Bools], before: float, evidence: Eviden
     group, loss = ladder.group, ladder.loss
     here = int(gone[group.id].sum()) // ladder.rungs.shape[1] if group.id in gone else 0
     there = here + max(1, (ladder.height - here) // 2)
-    if loss is None or there > ladder.most or not evidence.layers(group):
+    if loss is None or there > ladder.most or not evidence.shows(group):
         return ladder
     more = np.isin(np.arange(group.units), ladder.rungs[:there])
     change = min(evidence.change({**gone, group.id: more}), LARGEST_CHANGE) - before

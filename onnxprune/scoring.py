@@ -47,15 +47,15 @@ class Scored:
         Units of all groups that the user did not exclude: a ratio is a share of these.
     criterion
         What put the units into their order.
-    note
-        What the report should say about how it was chosen.
+    notes
+        What the report should say about how they were chosen.
     """
 
     ladders: tuple[Ladder, ...] = field(repr=False)
     excluded: Mapping[str, Reason]
     units: int
     criterion: str
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def measured(self) -> bool:
@@ -145,7 +145,10 @@ def check_criterion(choices: Choices, job: Job) -> None:
     if not needs_data(choices, job) or job.data is not None:
         return
     if choices.scope == "learned":
-        raise UsageError("--scope learned needs --data", "Give samples, or take another scope.")
+        raise UsageError(
+            "--scope learned needs --data",
+            "Give samples (--data synthetic generates some), or take another scope.",
+        )
     raise data_missing(choices.criterion)
 
 
@@ -208,7 +211,7 @@ class _Scorer:
         """The ladder of least error, with the change of the outputs that follows from it.
 
         The error of a group grows as its elimination says; how much of it the outputs see is measured once, with
-        half of the group gone. Groups whose units no linear map consumes keep their order.
+        half of the group gone. Groups whose units neither linear maps nor products consume keep their order.
         """
         evidence, group = self.evidence, ladder.group
         if evidence is None:
@@ -223,7 +226,9 @@ class _Scorer:
             half = max(1, len(rungs) // 2)
             gone = np.isin(np.arange(group.units), rungs[:half])
             change = (
-                evidence.masked_change(group, gone) if found is None else evidence.change({group.id: gone})
+                evidence.change({group.id: gone})
+                if evidence.shows(group)
+                else evidence.masked_change(group, gone)
             )
             factor = min(change, LARGEST_CHANGE) / max(float(errors[half]), TINY)
         return measured_ladder(

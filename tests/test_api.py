@@ -118,6 +118,7 @@ def test_progress_is_reported(path):
     assert stages == [
         *("loading", "reading data", "analysing", "scoring", "collecting statistics"),
         *(
+            "exchanging units",
             "proving masked == removed",
             "cutting",
             "repairing",

@@ -89,7 +89,7 @@ def solve(
         cost = costs.cost(keep)
         gone = sum(int((~flags).sum()) for flags in keep.values())
         achieved = target.achieved(costs.full, cost, units, gone)
-        return Allocation(keep, cost, achieved, _meets(target, achieved), achieved)
+        return Allocation(keep, cost, achieved, target.met_by(achieved), achieved)
 
     last = judge(path.drops(path.length))
     if target.kind == "ratio" and scope == "uniform":
@@ -126,10 +126,6 @@ def _sizes(ladders: Sequence[Ladder], costs: CostModel, target: Target, units: i
     whole = size([0] * len(ladders)) if ladders else 0.0
     share = 1 - target.value if target.kind == "ratio" else target.value
     return size, whole * (share + 1e-12)
-
-
-def _meets(target: Target, achieved: float) -> bool:
-    return achieved >= target.value - 1e-12 if target.kind == "ratio" else achieved <= target.value + 1e-12
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,10 @@ class Target:
         before = getattr(full, self.kind)
         return getattr(now, self.kind) / before if before else 1.0
 
+    def met_by(self, achieved: float) -> bool:
+        """Whether that share is enough."""
+        return achieved >= self.value - 1e-12 if self.kind == "ratio" else achieved <= self.value + 1e-12
+
     @property
     def sentence(self) -> str:
         """The target in words."""

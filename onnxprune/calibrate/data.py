@@ -15,6 +15,7 @@ from onnxprune.calibrate.dataset import Array, Dataset, InputSpec, is_batchable,
 from onnxprune.calibrate.images import find_images, samples_from_images
 from onnxprune.calibrate.preprocess import Preprocess
 from onnxprune.calibrate.streams import import_object, is_import_spec, read_stream
+from onnxprune.calibrate.synthetic import KEYWORD, synthetic_count
 from onnxprune.errors import DataError, UsageError
 
 FORMS = (
@@ -63,13 +64,19 @@ def read_dataset(
     Raises
     ------
     UsageError
-        If there is no such source, or `samples` or `preprocess` do not go with it.
+        If there is no such source, it is the keyword for generated samples (which `onnxprune.inputs` makes), or
+        `samples` or `preprocess` do not go with it.
     DataError
         If the data does not fit the model; says which sample, which input, what was expected and what was
         found.
     """
     if samples is not None and samples < 1:
         raise UsageError(f"{samples} samples were asked for", "Give at least 1.")
+    if synthetic_count(spec) is not None:
+        raise UsageError(
+            f"{spec!r} stands for generated samples, which serve to calibrate on, not to measure on",
+            f"Give real samples; a file or folder of that name is ./{KEYWORD}.",
+        )
     recipe = Preprocess.parse(preprocess) if isinstance(preprocess, str | os.PathLike) else preprocess
     specs = tuple(inputs)
     path = _as_path(spec)

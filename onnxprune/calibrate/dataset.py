@@ -141,6 +141,10 @@ class Dataset:
             raise UsageError(f"a batch size of {size} was asked for", "Give a batch size of at least 1.")
         return self._runs(size if self.batchable else 1)
 
+    def size_of(self, feed: Feed) -> int:
+        """Samples in a batch."""
+        return len(next(iter(feed.values()))) if self.batchable else 1
+
     def _runs(self, size: int) -> Iterator[tuple[Feed, Array | None]]:
         run: list[Feed] = []
         for index in range(len(self)):

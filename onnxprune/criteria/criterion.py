@@ -274,8 +274,8 @@ def data_missing(name: str) -> UsageError:
     """The error that says that a criterion reads activations, of which there are none."""
     return UsageError(
         f"the criterion {name} needs --data",
-        "It looks at activations: give calibration samples (data=... in Python), or take a criterion that looks at "
-        "weights alone, such as l2.",
+        "It looks at activations: give calibration samples (data=... in Python), let some be generated with "
+        "--data synthetic, or take a criterion that looks at weights alone, such as l2.",
     )
 
 

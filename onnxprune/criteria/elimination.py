@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +22,18 @@ from onnxprune.statistics.moments import Matrix
 
 DAMPING = 1e-3
 """Share of the mean variance that is added to every variance: dead features have none."""
+
+
+class Part(Protocol):
+    """Something that consumes units, while units go: a layer, or a product of queries and keys."""
+
+    def costs(self, units: int) -> Matrix:
+        """Shape (units,): what each unit costs to lose now."""
+        ...
+
+    def drop(self, member: int) -> float:
+        """Let one unit go, and let the others make up for it; what that costs."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +60,14 @@ class Layer:
     @classmethod
     def of(cls, weight: Matrix, covariance: Matrix, unit: Index) -> Layer:
         """A layer that still has all its units; copies what it is given."""
-        energy = float((weight * (weight @ covariance)).sum())
         inverse: Matrix = np.asarray(np.linalg.inv(damp(covariance)), np.float64)
-        return cls(weight.copy(), inverse, unit.copy(), energy if energy > 0 else 1.0)
+        return cls(weight.copy(), inverse, unit.copy(), energy(weight, covariance))
 
     def costs(self, units: int) -> Matrix:
         """Shape (units,): what each unit costs to lose now, as a share of the layer's output variance."""
         total = np.zeros(units)
         for weight, inverse, unit in zip(self.weight, self.inverse, self.unit, strict=True):
-            for members, index in _by_size(unit):
+            for members, index in by_size(unit):
                 inner = inverse[index[:, :, None], index[:, None, :]]
                 columns = weight[:, index].transpose(1, 2, 0)  # (units, features, outputs)
                 total[members] += np.einsum("uko,uko->u", columns, np.linalg.solve(inner, columns))
@@ -78,7 +90,7 @@ class Layer:
         return cost / self.scale
 
 
-def _by_size(unit: Index) -> list[tuple[Index, Index]]:
+def by_size(unit: Index) -> list[tuple[Index, Index]]:
     """Units and their features, those with equally many together: shapes (units,) and (units, features)."""
     order = np.argsort(unit, kind="stable")
     order = order[unit[order] >= 0]
@@ -109,7 +121,7 @@ class Elimination:
 
 
 def eliminate(
-    layers: Sequence[Layer], units: int, blocks: Index | None = None, *, order: Index | None = None
+    layers: Sequence[Part], units: int, blocks: Index | None = None, *, order: Index | None = None
 ) -> Elimination:
     """Let all units go one after the other, the cheapest first; equal ones by index.
 
@@ -168,6 +180,12 @@ def refit(weight: Matrix, covariance: Matrix, gone: Bools) -> Matrix:
             right = damped[block][left] @ weight[block].T
             found[block][:, left] = np.linalg.solve(inner, right).T
     return found
+
+
+def energy(weight: Matrix, covariance: Matrix) -> float:
+    """A layer's output variance, summed over its outputs; 1 where it has none."""
+    found = float((weight * (weight @ covariance)).sum())
+    return found if found > 0 else 1.0
 
 
 def damp(covariance: Matrix) -> Matrix:

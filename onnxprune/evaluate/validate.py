@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxprune.calibrate.checks import did_you_mean
-from onnxprune.calibrate.dataset import Dataset, Progress
+from onnxprune.calibrate.dataset import Array, Dataset, Feed, Progress
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate.fidelity import Fidelity, OutputTally, tally_output
@@ -18,6 +18,9 @@ from onnxprune.evaluate.smaller import Cuts, cut_feed
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+Watch = Callable[[Feed, "Array | None", Feed, Feed], None]
+"""Takes a batch, its labels, and the outputs of two models."""
 
 
 def measure(
@@ -109,24 +112,62 @@ def tally_metric(
     if metric.reference == "original" and original is not None:
         teacher = open_session(original, provider, threads=threads)
     name = output or session.get_outputs()[0].name
-    total: Tally | None = None
-    done = 0
+    total = Running(metric, name, dataset)
     for feed, labels in dataset.labelled_batches(batch_size):
         found = run(session, cut_feed(feed, cuts), [name])[name]
         reference = labels if teacher is None else cut_feed(run(teacher, feed, [name]), cuts)[name]
-        size = len(next(iter(feed.values()))) if dataset.batchable else 1
-        try:
-            tally = metric.tally(np.asarray(found), np.asarray(reference))
-        except DataError as error:
-            span = f"samples {done} to {done + size - 1}" if size > 1 else f"sample {done}"
-            raise DataError(f"output {name!r}, {span}: {error.what}", error.hint) from error
-        total = tally if total is None else total + tally
-        done += size
+        total.add(found, reference, dataset.size_of(feed))
         if progress is not None:
-            progress(done, len(dataset))
-    if total is None:
-        raise DataError(f"{dataset.source} holds no samples", "Give at least one.")
-    return total
+            progress(total.done, len(dataset))
+    return total.tally
+
+
+class Running:
+    """A metric that is summed up batch by batch.
+
+    Parameters
+    ----------
+    metric
+        What is summed up.
+    output
+        Name of the output that it looks at, for errors.
+    dataset
+        Where the batches come from.
+    """
+
+    def __init__(self, metric: Metric, output: str, dataset: Dataset) -> None:
+        self._metric, self._output, self._dataset = metric, output, dataset
+        self._total: Tally | None = None
+        self.done = 0
+
+    def add(self, found: Array, reference: Array | None, size: int) -> None:
+        """Add the next `size` samples: what the model says, and the labels or what the original says.
+
+        Raises
+        ------
+        DataError
+            They do not fit; it names the samples.
+        """
+        try:
+            tally = self._metric.tally(np.asarray(found), np.asarray(reference))
+        except DataError as error:
+            span = f"samples {self.done} to {self.done + size - 1}" if size > 1 else f"sample {self.done}"
+            raise DataError(f"output {self._output!r}, {span}: {error.what}", error.hint) from error
+        self._total = tally if self._total is None else self._total + tally
+        self.done += size
+
+    @property
+    def tally(self) -> Tally:
+        """All of it.
+
+        Raises
+        ------
+        DataError
+            There were no samples.
+        """
+        if self._total is None:
+            raise DataError(f"{self._dataset.source} holds no samples", "Give at least one.")
+        return self._total
 
 
 def _check_reference(metric: Metric, dataset: Dataset, original: ir.Model | None) -> None:
@@ -153,6 +194,7 @@ def compare(
     threads: int | None = None,
     progress: Progress | None = None,
     cuts: Cuts = MappingProxyType({}),
+    watch: Watch | None = None,
 ) -> Fidelity:
     """Compare the outputs of two models on the same samples.
 
@@ -169,6 +211,8 @@ def compare(
         tensors are left out.
     cuts
         Kept positions of the inputs and outputs that are smaller in the pruned model, by name and axis.
+    watch
+        Called for every batch, to measure something else meanwhile.
 
     Raises
     ------
@@ -181,12 +225,12 @@ def compare(
     names = _common_outputs(teacher, student, output)
     tallies = dict.fromkeys(names, OutputTally())
     done = 0
-    for feed in dataset.batches(batch_size):
-        reference, other = (
-            cut_feed(run(teacher, feed, names), cuts),
-            run(student, cut_feed(feed, cuts), names),
-        )
-        size = len(next(iter(feed.values()))) if dataset.batchable else 1
+    for feed, labels in dataset.labelled_batches(batch_size):
+        whole, other = run(teacher, feed, names), run(student, cut_feed(feed, cuts), names)
+        if watch is not None:
+            watch(feed, labels, whole, other)
+        reference = cut_feed(whole, cuts)
+        size = dataset.size_of(feed)
         for name in names:
             rows = dataset.batchable and reference[name].shape[:1] == (size,)
             tallies[name] += tally_output(reference[name], other[name], rows=rows)

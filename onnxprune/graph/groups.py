@@ -103,11 +103,16 @@ class Partition:
     rejected: tuple[Rejection, ...]
 
 
-def partition(axis_graph: AxisGraph) -> Partition:
+def partition(axis_graph: AxisGraph, attention: str = "heads") -> Partition:
     """Find the units and groups of a model.
 
     Where cuts exclude each other (whole heads, or dimensions of heads), `onnxprune.graph.ranking` says which
     is used; the others are listed as alternatives.
+
+    Parameters
+    ----------
+    attention
+        One of `onnxprune.graph.ranking.ATTENTION`.
     """
     layout = lay_out(axis_graph)
     cuts = find_cuts(layout)
@@ -116,7 +121,8 @@ def partition(axis_graph: AxisGraph) -> Partition:
     found = [(cut, groups) for cut, groups in found if groups]
     masked = {sink.axis for sink in axis_graph.sinks if sink.parameter is None}
     order = sorted(
-        range(len(found)), key=lambda i: rank(found[i][1], finder.parameter_axes(found[i][0]), masked)
+        range(len(found)),
+        key=lambda i: rank(found[i][1], finder.parameter_axes(found[i][0]), masked, attention),
     )
     taken: dict[int, int] = {}
     used: set[int] = set()

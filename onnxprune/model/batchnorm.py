@@ -58,15 +58,21 @@ class _Norm:
 def _read(node: ir.Node, version: int) -> _Norm | None:
     """The parameters of a BatchNormalization in inference form, None for any other."""
     flags = node.attributes
-    training = version >= 14 and flags.get_int("training_mode", 0) != 0
-    old = version < 7 and flags.get_int("is_test", 0) == 0
-    if training or old or not flags.get_int("spatial", 1) or any(map(_is_used, node.outputs[1:])):
+    if not in_inference_form(node, version):
         return None
     arrays = [array for value in node.inputs[1:5] if (array := _array(value)) is not None]
     if len(arrays) != 4:
         return None
     scale, shift, mean, variance = arrays
     return _Norm(scale / np.sqrt(variance + flags.get_float("epsilon", 1e-5)), mean, shift)
+
+
+def in_inference_form(node: ir.Node, version: int) -> bool:
+    """Whether a BatchNormalization of this opset uses its running mean and variance, one of each per channel."""
+    flags = node.attributes
+    training = version >= 14 and flags.get_int("training_mode", 0) != 0
+    old = version < 7 and flags.get_int("is_test", 0) == 0
+    return not (training or old or not flags.get_int("spatial", 1) or any(map(_is_used, node.outputs[1:])))
 
 
 def _layer(norm: ir.Node) -> ir.Node | None:

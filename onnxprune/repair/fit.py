@@ -5,7 +5,7 @@ A layer computed `t = W x + b` and now sees `x` with fewer channels. From the mo
     W' = (C_tx + l W_0) (C_xx + l I)^-1        b' = mean(t) - W' mean(x)
 
 with covariances C and `l` a share of the mean variance, chosen by the error on samples that the fit has not
-seen. `W_0` are the old weights of what is left.
+seen. `W_0` are the old weights of what is left; they stay where the inputs of a group do not vary.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from onnxprune.statistics.moments import Matrix, Moments
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Shares of the mean variance that are tried."""
+
+CONSTANT = 1e-5
+"""Variances below this share of the mean square are no more than the rounding of float32 sums."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,12 @@ def _candidates(kind: str, seen: Moments, weight: Matrix) -> list[tuple[Matrix, 
     if kind == "rescale":
         variance = (weight * (weight @ xx)).sum(axis=2)
         shared = (weight * xt.transpose(0, 2, 1)).sum(axis=2)
-        scale = np.where(variance > 0, shared / np.where(variance > 0, variance, 1.0), 1.0)
+        varies = variance > CONSTANT * (np.square(np.einsum("gof,gf->go", weight, x)) + variance)
+        scale = np.where(varies, shared / np.where(varies, variance, 1.0), 1.0)
         return [centred(weight * scale[:, :, None])]
     found = []
     level = np.einsum("gii->g", xx) / max(features, 1)
+    constant = level <= CONSTANT * (level + np.square(x).sum(axis=1) / max(features, 1))
     eye = np.eye(features)
     for share in RIDGES:
         ridge = np.maximum(share * level, 1e-12)[:, None, None]
@@ -103,7 +108,8 @@ def _candidates(kind: str, seen: Moments, weight: Matrix) -> list[tuple[Matrix, 
             solved = np.linalg.solve(xx + ridge * eye, xt + ridge * weight.transpose(0, 2, 1))
         except np.linalg.LinAlgError:
             continue
-        found.append(centred(np.ascontiguousarray(solved.transpose(0, 2, 1))))
+        solved = np.where(constant[:, None, None], weight, solved.transpose(0, 2, 1))
+        found.append(centred(np.ascontiguousarray(solved)))
     return found
 
 

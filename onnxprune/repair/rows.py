@@ -73,7 +73,7 @@ class Collector:
             for known, part in zip(sides, found, strict=True):
                 old = known[side]
                 known[side] = part if old is None else old + part
-        return [_both(*known) for known in sides]
+        return [both(*known) for known in sides]
 
     def _goals(self) -> Iterator[list[np.ndarray[Any, Any]]]:
         """Per batch and layer: what the original has at the drawn positions, in the channels that are left."""
@@ -130,7 +130,8 @@ class Collector:
             ]
 
 
-def _both(seen: Moments | None, held: Moments | None) -> tuple[Moments, Moments]:
+def both(seen: Moments | None, held: Moments | None) -> tuple[Moments, Moments]:
+    """Moments to fit on and to choose on; the same where nothing was held out."""
     if seen is None:
         raise ValueError("no batch to fit on")
     return seen, seen if held is None else held

@@ -7,7 +7,8 @@ a residual stream, the target is the stream, so that errors that came before are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +19,10 @@ from onnxprune.evaluate.smaller import cut_feed, cuts_by_name
 from onnxprune.graph.axes import Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.repair.fit import fit
+from onnxprune.repair.products import Factor, products_to_repair, refit_product
 from onnxprune.repair.rows import Collector
 from onnxprune.repair.targets import Pair, Target, layers_to_repair, target_of
+from onnxprune.repair.turn import Turn
 from onnxprune.repair.write import write
 from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.piecewise import Piecewise
@@ -38,9 +41,11 @@ class LayerRepair:
     lost
         Whether it lost inputs.
     kind
-        "affine", "rescale", "bias", or "none" where the old weights were best or nothing could be done.
+        "affine", "rescale", "bias", "logits" for a product of queries and keys, or "none" where the old weights
+        were best or nothing could be done.
     before, after
         Error of the layer's output on held-out samples, as a share of its variance, without and with the repair.
+        Of a product, as a share of its mean square.
     why
         Why nothing could be done.
     """
@@ -76,6 +81,7 @@ def repair(
     batches: Batches,
     *,
     kinds: Sequence[str],
+    turns: Sequence[Turn] = (),
     provider: str = "cpu",
     budget: float = 2.0**31,
     seed: int = 0,
@@ -96,6 +102,8 @@ def repair(
     kinds
         What to try per layer: "affine", "rescale", "bias". A repair is taken only if it lowers the error on
         batches that it was not fitted on.
+    turns
+        How `axis_graph`'s model was turned before it was cut.
     budget
         Bytes that tensors between two layers may take, for both models.
     """
@@ -103,36 +111,123 @@ def repair(
     teacher = Piecewise(axis_graph.model, batches, provider, budget / 2)
     cuts = cuts_by_name(kept)  # inputs may be smaller, too
     student = Piecewise(cut, [cut_feed(feed, cuts) for feed in batches], provider, budget / 2)
+    factors, more = products_to_repair(axis_graph, cut, kept, batches.unit)
+    if "affine" not in kinds:
+        more |= {factor.product.label: "only an affine repair would do" for factor in factors}
+        factors = []
+    steps = _in_order(student, pairs, factors)
     rng = np.random.default_rng(seed)
-    done: list[LayerRepair] = []
-    arrays: dict[str, tuple[Array, Array]] = {}
-    waiting = [pair.student.node for pair in pairs]
-    while pairs:
-        targets = _ready(axis_graph, student, kept, pairs, waiting)
-        pairs = pairs[len(targets) :]
-        collector = Collector(axis_graph, teacher, student, targets, batches, rng)
+    turned = {turn.product.label: turn for turn in turns}
+    waiting = [step.node for step in steps]
+    mending = _Mending(axis_graph, teacher, student, batches, kinds, turned, rng, left | more, waiting)
+    while steps:
+        first = steps[0]
+        if isinstance(first, Factor):
+            steps = steps[1:]
+            mending.product(first)
+        else:
+            run = [step for step in itertools.takewhile(_is_layer, steps) if isinstance(step, Pair)]
+            targets = _ready(axis_graph, student, kept, run, mending.waiting)
+            steps = steps[len(targets) :]
+            mending.layers(targets)
+        if progress is not None:
+            progress(len(mending.done), len(mending.done) + len(steps))
+    mending.only_turned()
+    untouched = [
+        LayerRepair(name, True, "none", float("nan"), float("nan"), why) for name, why in mending.left.items()
+    ]
+    return Repairs((*mending.done, *untouched), mending.arrays)
+
+
+@dataclass
+class _Mending:
+    """A repair under way.
+
+    Attributes
+    ----------
+    turned
+        By name, products that were turned before the cut.
+    left
+        By name, why layers are left as they are.
+    waiting
+        Nodes of the cut model that are still to be repaired; those that are repaired twice are there twice.
+    done, arrays
+        What becomes `Repairs`.
+    """
+
+    axis_graph: AxisGraph
+    teacher: Piecewise
+    student: Piecewise
+    batches: Batches
+    kinds: Sequence[str]
+    turned: Mapping[str, Turn]
+    rng: np.random.Generator
+    left: dict[str, str]
+    waiting: list[ir.Node]
+    done: list[LayerRepair] = field(default_factory=list)
+    arrays: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+
+    def layers(self, targets: Sequence[Target]) -> None:
+        """Refit layers that do not depend on each other."""
+        collector = Collector(self.axis_graph, self.teacher, self.student, targets, self.batches, self.rng)
         for target, (seen, held) in zip(targets, collector.collect(), strict=True):
             layer = target.pair.student
-            waiting.remove(layer.node)
+            self.waiting.remove(layer.node)
             if not (np.isfinite(seen.gram).all() and np.isfinite(held.gram).all()):
-                left[layer.label] = "what it sees is not finite on the calibration samples"
+                self.left[layer.label] = "what it sees is not finite on the calibration samples"
                 continue
             bias = layer.bias_vector().reshape(layer.groups, -1)
-            found = fit(seen, held, layer.matrix(), bias, kinds)
+            found = fit(seen, held, layer.matrix(), bias, self.kinds)
             if found.kind != "none":
                 weight, vector = layer.from_matrix(found.weight), found.bias.ravel()
                 write(layer, weight, vector)
-                arrays[str(target.pair.teacher.node.outputs[0].name)] = weight, vector
+                self.arrays[str(target.pair.teacher.node.outputs[0].name)] = weight, vector
             scale = found.energy or 1.0
-            done.append(
-                LayerRepair(
-                    layer.label, target.pair.lost, found.kind, found.before / scale, found.error / scale
-                )
-            )
-        if progress is not None:
-            progress(len(done), len(done) + len(pairs))
-    done += [LayerRepair(name, True, "none", float("nan"), float("nan"), why) for name, why in left.items()]
-    return Repairs(tuple(done), arrays)
+            before, after = found.before / scale, found.error / scale
+            self.done.append(LayerRepair(layer.label, target.pair.lost, found.kind, before, after))
+
+    def product(self, factor: Factor) -> None:
+        """Mix what is left of queries, so that their products with what is left of keys are what they were."""
+        label = factor.product.label
+        self.waiting.remove(factor.node)
+        if self.student.has_run(factor.node):
+            self.left[label] = "what its layer makes is needed before it"
+            return
+        found = refit_product(factor, self.teacher, self.student, self.batches, self.rng)
+        if found is None:
+            self.left[label] = "its factors are not finite on the calibration samples"
+            return
+        mixing, weight, vector = found
+        if mixing.helps:
+            write(factor.layer, weight, vector)
+            self.arrays[str(factor.route.layer.node.outputs[0].name)] = weight, vector
+        turn, scale = self.turned.get(label), mixing.energy or 1.0
+        kind = "logits" if mixing.helps or turn is not None else "none"
+        before = mixing.before / scale if turn is None else turn.before
+        self.done.append(LayerRepair(label, True, kind, before, mixing.error / scale))
+
+    def only_turned(self) -> None:
+        """Products that were turned and could not be mixed as well are not as they were."""
+        for label, turn in self.turned.items():
+            if self.left.pop(label, None) is not None:
+                self.done.append(LayerRepair(label, True, "logits", turn.before, turn.after))
+
+
+def _is_layer(step: Pair | Factor) -> bool:
+    return isinstance(step, Pair)
+
+
+def _in_order(student: Piecewise, pairs: Sequence[Pair], factors: Sequence[Factor]) -> list[Pair | Factor]:
+    """Every product behind the last layer that its factors depend on, before any that depends on it."""
+    behind: dict[int, list[Factor]] = {}
+    for factor in factors:
+        needed = student.ahead(factor.values)
+        last = max((n for n, pair in enumerate(pairs) if pair.student.node in needed), default=-1)
+        behind.setdefault(last, []).append(factor)
+    steps: list[Pair | Factor] = [*behind.get(-1, [])]
+    for n, pair in enumerate(pairs):
+        steps += [pair, *behind.get(n, [])]
+    return steps
 
 
 def _ready(

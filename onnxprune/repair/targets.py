@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
-from onnxprune.statistics.consumers import Consumer, consumer_of
+from onnxprune.statistics.norms import LinearMap, Norm, linear_map_of
 from onnxprune.statistics.piecewise import Piecewise
 
 
@@ -24,9 +24,14 @@ class Pair:
         Whether it lost inputs; else it only sees what such layers made of theirs.
     """
 
-    student: Consumer
-    teacher: Consumer
+    student: LinearMap
+    teacher: LinearMap
     lost: bool
+
+    @property
+    def node(self) -> ir.Node:
+        """The layer of the cut model."""
+        return self.student.node
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,16 @@ class Target:
 def layers_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[list[Pair], dict[str, str]]:
     """Layers that lost inputs and all behind them, and by name why others that lost inputs are left as they are.
 
-    In topological order. A layer that lost nothing still sees inputs that are not what they were.
+    In topological order. A layer that lost nothing still sees inputs that are not what they were. Only a
+    BatchNormalization right behind a layer of these has nothing left to correct: that layer's own weight and bias
+    can do whatever scale and shift could.
     """
     made = {str(out.name): node for node in cut.graph for out in node.outputs}
     lost = {sink.where.node: sink for sink in axis_graph.sinks if sink.axis in kept}
     pairs: list[Pair] = []
     left: dict[str, str] = {}
     behind: set[ir.Value] = set()
+    refitted: set[ir.Value] = set()
     for op in axis_graph.ops:
         mine = op.node in lost
         if not mine and not any(value in behind for value in op.node.inputs):
@@ -73,10 +81,13 @@ def layers_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[
         behind.update(op.node.outputs)
         if mine and lost[op.node].parameter is None:
             continue
-        teacher = consumer_of(op.node)
-        student = consumer_of(made[str(op.node.outputs[0].name)])
-        if isinstance(teacher, Consumer) and isinstance(student, Consumer):
+        teacher = linear_map_of(op.node)
+        student = linear_map_of(made[str(op.node.outputs[0].name)])
+        if not isinstance(teacher, str) and not isinstance(student, str):
+            if isinstance(teacher, Norm) and teacher.x in refitted:
+                continue
             pairs.append(Pair(student, teacher, mine))
+            refitted.add(teacher.y)
         elif mine:
             left[op.node.name or op.node.op_type] = teacher if isinstance(teacher, str) else str(student)
     return pairs, left
@@ -114,7 +125,7 @@ def target_of(
     return Target(pair, value, skip, kept.get(Axis(value, channel)))
 
 
-def _addend(consumer: Consumer) -> tuple[ir.Value, ir.Value] | None:
+def _addend(consumer: LinearMap) -> tuple[ir.Value, ir.Value] | None:
     """The sum that alone uses a layer's output, and its other addend."""
     users = list(itertools.islice(consumer.y.uses(), 2))
     if len(users) != 1 or consumer.y.is_graph_output() or users[0][0].op_type != "Add":

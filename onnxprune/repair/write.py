@@ -12,27 +12,28 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model import edit
-from onnxprune.statistics.consumers import Consumer, consumer_of
+from onnxprune.statistics.norms import SCALE, LinearMap, Norm, linear_map_of
 from onnxprune.surgery.keep import slice_array
 
 Array = np.ndarray[Any, Any]
 
 
-def write(layer: Consumer, weight: Array, bias: Array) -> None:
-    """Give a layer another weight and a bias of shape (outputs,); a bias is added where there was none."""
+def write(layer: LinearMap, weight: Array, bias: Array) -> None:
+    """Give a layer another weight and a bias of shape (outputs,); a bias is added where there was none.
+
+    What other nodes share stays as it is for them.
+    """
     node, graph = layer.node, layer.node.graph
     if not isinstance(graph, ir.Graph) or layer.weight.dtype is None:
         raise ValueError(f"{layer.label} belongs to no graph")
-    edit.set_array(layer.weight, weight)
-    if layer.bias is not None and len(list(itertools.islice(layer.bias.uses(), 2))) == 1:
-        edit.set_array(layer.bias, layer.to_bias(bias))
-        return
-    if layer.bias is not None:  # others share it
-        data = layer.to_bias(bias)
-        new = edit.add_initializer(graph, str(layer.bias.name), data, layer.weight.dtype)
-        for user, slot in tuple(layer.bias.uses()):
-            if user is node or user is layer.y.producer():
-                user.replace_input_with(slot, new)
+    if isinstance(layer, Norm):
+        _give(graph, node, SCALE, weight)
+    else:
+        edit.set_array(layer.weight, weight)
+    if layer.bias is not None:
+        adds = layer.y.producer() or node
+        slot = next(slot for slot, value in enumerate(adds.inputs) if value is layer.bias)
+        _give(graph, adds, slot, layer.to_bias(bias))
         return
     new = edit.add_initializer(graph, f"{layer.weight.name}/bias", bias, layer.weight.dtype)
     if node.op_type == "MatMul":
@@ -43,6 +44,18 @@ def write(layer: Consumer, weight: Array, bias: Array) -> None:
         del node.attributes["beta"]
     node.resize_inputs(3)
     node.replace_input_with(2, new)
+
+
+def _give(graph: ir.Graph, node: ir.Node, slot: int, array: Array) -> None:
+    """Let a node have other data as a parameter: in place where no one else uses the initializer."""
+    value = node.inputs[slot]
+    data = None if value is None else value.const_value
+    if value is None or data is None:
+        raise ValueError(f"input {slot} of {node.name!r} is no initializer")
+    if len(list(itertools.islice(value.uses(), 2))) == 1 and not value.is_graph_output():
+        edit.set_array(value, array)
+    else:
+        node.replace_input_with(slot, edit.add_initializer(graph, str(value.name), array, data.dtype))
 
 
 def _add(value: ir.Value, bias: ir.Value) -> None:
@@ -85,7 +98,7 @@ def write_masked(
         name = str(op.node.outputs[0].name)
         if name not in repaired:
             continue
-        original, layer = consumer_of(op.node), consumer_of(made[name])
+        original, layer = linear_map_of(op.node), linear_map_of(made[name])
         if isinstance(original, str) or isinstance(layer, str):
             raise ValueError(f"{name!r} is no layer")
         weight, bias = repaired[name]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from onnxprune.report.report import Report
 from onnxprune.report.tables import (
     coverage_line,
+    fidelity_head,
     number,
     repair_line,
     share,
@@ -30,7 +31,8 @@ def render(report: Report) -> str:
     if report.metric is not None:
         parts.append(f"**Metric.** Before: {report.metric.before}. After: {report.metric.after}.")
     if report.fidelity is not None:
-        parts.append("**Fidelity.** " + "; ".join(str(o) for o in report.fidelity.outputs) + ".")
+        head = fidelity_head(report).capitalize()
+        parts.append(f"**{head}.** " + "; ".join(str(o) for o in report.fidelity.outputs) + ".")
     if report.bindings:
         sizes = ", ".join(f"`{name}` = {size}" for name, size in report.bindings.items())
         parts.append(f"MACs are counted with {sizes}.")

@@ -46,6 +46,11 @@ def some(names: Sequence[str], limit: int = 6) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def fidelity_head(report: Report) -> str:
+    """What stands before the figures of an output: on generated samples they say little about real ones."""
+    return "fidelity on synthetic samples" if report.calibration["measured"] == "synthetic" else "fidelity"
+
+
 def repair_line(report: Report) -> str:
     """How many layers were repaired, and what that did to their errors; empty where none was to be."""
     if not report.repairs:

@@ -7,6 +7,7 @@ from onnxprune.report.tables import (
     barrier_lines,
     columns,
     coverage_line,
+    fidelity_head,
     repair_line,
     size_rows,
     some,
@@ -37,7 +38,7 @@ def render(report: Report, *, verbose: bool = False, width: int | None = None) -
     if report.fidelity is not None:
         shown = report.fidelity.outputs[: None if verbose else 2]
         for output in shown:
-            lines += wrap(f"fidelity of {output}", width)
+            lines += wrap(f"{fidelity_head(report)} of {output}", width)
         if len(shown) < len(report.fidelity.outputs):
             lines.append(
                 f"... and of {len(report.fidelity.outputs) - len(shown)} more outputs (-v lists all)"

@@ -15,6 +15,7 @@ from onnxprune.graph.build import AxisGraph
 from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.consumers import Consumer, consumer_of
 from onnxprune.statistics.moments import Matrix, Moments
+from onnxprune.statistics.norms import LinearMap
 from onnxprune.statistics.probes import Geometry, Probe
 
 ROWS = 48
@@ -50,14 +51,14 @@ def consumers(axis_graph: AxisGraph) -> dict[ir.Value, Consumer]:
     return found
 
 
-def geometry(axis_graph: AxisGraph, consumer: Consumer, unit: int) -> Geometry:
+def geometry(axis_graph: AxisGraph, consumer: LinearMap, unit: int) -> Geometry:
     """Where a layer's rows are, by the shapes with which the model was analysed; they hold for `unit` samples."""
     dims = axis_graph.shapes.dims
     x, y = (tuple(d or 1 for d in dims[value]) for value in (consumer.x, consumer.y))
     return Geometry(consumer, x, y, unit)
 
 
-def share_of_rows(consumer: Consumer, where: Geometry, samples: int) -> float:
+def share_of_rows(consumer: LinearMap, where: Geometry, samples: int) -> float:
     """Which share of a layer's rows is enough."""
     want = max(ROWS * consumer.columns * consumer.taps, FEWEST)
     return min(1.0, want / max(where.rows * samples, 1))

@@ -105,25 +105,23 @@ class Consumer:
         return _float(self.node, "alpha", 1.0) if self.node.op_type == "Gemm" else 1.0
 
     def matrix(self, array: Array | None = None) -> Array:
-        """The weight as (groups, outputs per group, columns x taps), float64, taps running fastest."""
+        """The weight as (groups, outputs per group, taps x columns), float64, columns running fastest."""
         w = np.asarray(self.array if array is None else array).astype(np.float64)
-        if self.node.op_type == "Conv":
-            return np.ascontiguousarray(w.reshape(self.groups, -1, math.prod(w.shape[1:])))
-        if self.node.op_type == "ConvTranspose":
-            split = w.reshape(self.groups, -1, w.shape[1], self.taps)
-            moved = split.transpose(0, 2, 1, 3)
-            return np.ascontiguousarray(moved.reshape(self.groups, w.shape[1], -1))
-        return np.ascontiguousarray((w if self._transposed else w.T)[None]) * self._factor
+        if not self.convolves:
+            return np.ascontiguousarray((w if self._transposed else w.T)[None]) * self._factor
+        split = w.reshape(self.groups, -1, w.shape[1], self.taps)
+        order = (0, 1, 3, 2) if self.node.op_type == "Conv" else (0, 2, 3, 1)
+        turned = split.transpose(order)
+        return np.ascontiguousarray(turned).reshape(self.groups, turned.shape[1], -1)
 
     def from_matrix(self, matrix: Array) -> Array:
         """The weight in the node's own layout, from what `matrix` gives."""
-        if self.node.op_type == "Conv":
-            return np.asarray(matrix.reshape(self._shape))
-        if self.node.op_type == "ConvTranspose":
-            split = matrix.reshape(self.groups, self._shape[1], -1, self.taps)
-            return np.asarray(split.transpose(0, 2, 1, 3).reshape(self._shape))
-        w = matrix[0] / self._factor
-        return np.asarray(w if self._transposed else w.T)
+        if not self.convolves:
+            w = matrix[0] / self._factor
+            return np.asarray(w if self._transposed else w.T)
+        split = matrix.reshape(self.groups, matrix.shape[1], self.taps, -1)
+        order = (0, 1, 3, 2) if self.node.op_type == "Conv" else (0, 3, 1, 2)
+        return np.asarray(split.transpose(order).reshape(self._shape))
 
     def bias_vector(self) -> Array:
         """Shape (outputs,), float64; zeros without a bias."""

@@ -8,7 +8,7 @@ from the inputs again, until what it leaves is small enough (deeper layers mostl
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
 Extend = Callable[[ir.Graph, Mapping[str, ir.Value]], None]
-"""Adds nodes to the graph of a piece, given its values by name."""
+"""Adds nodes to the graph of a piece, or other weights, given its values by name."""
 
 
 class Piecewise:
@@ -46,6 +46,17 @@ class Piecewise:
         self._done: set[ir.Node] = set()
         self._held: list[dict[str, Array]] | None = None
 
+    def fork(self) -> Piecewise:
+        """Another one at the same place; what is held is shared."""
+        other = Piecewise(self.model, self.batches, self.provider, self.budget)
+        other._done, other._held = set(self._done), self._held
+        return other
+
+    @property
+    def done(self) -> frozenset[ir.Node]:
+        """Nodes that do not have to run again."""
+        return frozenset(self._done)
+
     def ahead(self, values: Iterable[ir.Value]) -> set[ir.Node]:
         """Nodes that have to run before these values are there."""
         found: set[ir.Node] = set()
@@ -58,11 +69,24 @@ class Piecewise:
             queue += [value.producer() for value in _reads(node)]
         return found
 
+    def has_run(self, node: ir.Node) -> bool:
+        """Whether changing a node comes too late."""
+        return node in self._done
+
+    def _behind(self, nodes: Collection[ir.Node], first: Collection[ir.Node]) -> set[ir.Node]:
+        """Those of the nodes that are among the first or depend on them."""
+        found: set[ir.Node] = set()
+        for node in self.model.graph if first else ():
+            if node in nodes and (node in first or any(v.producer() in found for v in _reads(node))):
+                found.add(node)
+        return found
+
     def advance(
         self,
         wanted: Sequence[ir.Value],
         extend: Extend | None = None,
         more: Callable[[int], Feed] = lambda _: {},
+        again: Collection[ir.Node] = (),
     ) -> Iterator[Feed]:
         """Run up to `wanted` on every batch.
 
@@ -71,24 +95,26 @@ class Piecewise:
         wanted
             Values of the model.
         extend
-            Adds nodes, inputs and outputs to the piece.
+            Adds nodes, inputs and outputs to the piece, or gives its initializers other values.
         more
             What the inputs that `extend` added are for a batch, by its number.
+        again
+            Nodes that may be changed when they have run: they, and what depends on them, will run again.
 
         Yields
         ------
         dict
-            By name: the outputs that `extend` added; without it the values that were wanted.
+            By name: the outputs that `extend` added; where there are none the values that were wanted.
         """
         needed = self.ahead(wanted)
-        done = self._done | needed
+        done = self._done | (needed - self._behind(needed, again))
         piece, outputs, live = self._piece(wanted, needed, done)
         known = {str(v.name): v for v in (*piece.inputs, *piece.initializers.values())}
         known |= {str(out.name): out for node in piece for out in node.outputs}
         if extend is not None:
             extend(piece, known)
         shown = [str(v.name) for v in piece.outputs if str(v.name) not in outputs]
-        names = shown if extend is not None else [str(v.name) for v in wanted]
+        names = shown or [str(v.name) for v in wanted]
         given = {v.name for v in piece.inputs}
         session = open_session(ir.Model(piece, ir_version=max(self.model.ir_version, 8)), self.provider)
         kept: list[dict[str, Array]] = []
@@ -117,7 +143,7 @@ class Piecewise:
         reads = dict.fromkeys(value for node in nodes for value in _reads(node))
         inputs = [v for v in dict.fromkeys((*reads, *wanted)) if v not in made and v.const_value is None]
         ahead = {value for node in graph if node not in done for value in _reads(node)}
-        outputs = [v for v in made if v in ahead or v in wanted]
+        outputs = [v for v in made if (v in ahead and v.producer() in done) or v in wanted]
         outputs.sort(key=lambda value: str(value.name))
         live = [
             str(value.name)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import tape
 
-from onnxprune.statistics.consumers import Consumer
+from onnxprune.statistics.norms import LinearMap, Norm
 
 Array = np.ndarray[Any, Any]
 Feed = dict[str, Array]
@@ -29,7 +29,7 @@ class Geometry:
         For how many samples these shapes hold.
     """
 
-    consumer: Consumer
+    consumer: LinearMap
     x_dims: tuple[int, ...]
     y_dims: tuple[int, ...]
     unit: int = 1
@@ -85,37 +85,24 @@ class Drawn:
     inside: Array
 
 
-class Probe:
-    """Adds nodes to a graph that collect the rows of one layer.
+class Added:
+    """Nodes, inputs and outputs that are added to a graph under one prefix.
 
     Parameters
     ----------
     graph
-        Mutated: gets nodes, inputs and outputs.
-    consumer
-        The layer; its values may belong to another graph with the same names.
+        Mutated.
     name
         Prefix of the names of what is added.
-    count
-        Positions that are drawn per image (see `Geometry.draw`): a Reshape takes one unknown extent only.
+    half
+        Whether what is looked at has to be cast to float32 first.
     """
 
-    def __init__(self, graph: ir.Graph, consumer: Consumer, name: str, count: int) -> None:
-        self.graph, self.consumer, self.name, self.count = graph, consumer, name, count
+    def __init__(self, graph: ir.Graph, name: str, half: bool) -> None:
+        self.graph, self.name = graph, name
         self._tape = tape.Tape(graph)
         self._inputs: dict[str, ir.Value] = {}
-        dtype = consumer.weight.dtype
-        self._half = dtype is not None and dtype != ir.DataType.FLOAT
-
-    def feed(self, drawn: Drawn, rows: int = 0) -> Feed:
-        """What the inputs that were added have to be for one batch of `rows` rows."""
-        every = {
-            "places": drawn.places,
-            "index": drawn.index,
-            "inside": drawn.inside,
-            "ones": np.ones((1, 1, rows), np.float32),
-        }
-        return {f"{self.name}/{key}": every[key] for key in self._inputs if key in every}
+        self._half = half
 
     def given(self, key: str, dtype: ir.DataType, rank: int) -> ir.Value:
         """A graph input under this probe's name."""
@@ -126,48 +113,12 @@ class Probe:
             self._inputs[key] = value
         return self._inputs[key]
 
-    def input_rows(self, x: ir.Value) -> ir.Value:
-        """Rows of the layer's input: (groups, rows, columns x taps), float32."""
-        c = self.consumer
-        if not c.convolves:
-            flat = self.op("Reshape", x, self._ints(-1, c.columns))
-            picked = self.op("Gather", flat, self._places(), axis=0)
-            return self._float(self.op("Reshape", picked, self._ints(1, -1, c.columns)))
-        index = self.given("index", ir.DataType.INT64, 1)
-        inside = self.given("inside", ir.DataType.FLOAT, 1)
-        flat = self.op("Reshape", x, self._ints(0, c.columns * c.groups, -1))
-        seen = self.op("Mul", self._float(self.op("Gather", flat, index, axis=2)), inside)
-        apart = self.op("Reshape", seen, self._ints(-1, c.groups, c.columns, self.count, c.taps))
-        turned = self.op("Transpose", apart, perm=[1, 0, 3, 2, 4])
-        return self.op("Reshape", turned, self._ints(c.groups, -1, c.columns * c.taps))
-
-    def output_rows(self, y: ir.Value, channels: int) -> ir.Value:
-        """Rows of a tensor that lies like the layer's output: (rows, channels), float32."""
-        if not self.consumer.convolves:
-            flat = self.op("Reshape", y, self._ints(-1, channels))
-            return self._float(self.op("Gather", flat, self._places(), axis=0))
-        flat = self.op("Reshape", y, self._ints(0, channels, -1))
-        turned = self.op("Transpose", self.op("Gather", flat, self._places(), axis=2), perm=[0, 2, 1])
-        return self._float(self.op("Reshape", turned, self._ints(-1, channels)))
-
-    def in_groups(self, rows: ir.Value, channels: int) -> ir.Value:
-        """Rows of outputs (rows, channels) as (groups, rows, channels per group)."""
-        groups = self.consumer.groups
-        apart = self.op("Reshape", rows, self._ints(-1, groups, channels // groups))
-        return self.op("Transpose", apart, perm=[1, 0, 2])
-
     def moments(self, rows: ir.Value) -> tuple[str, str]:
         """Names of two outputs: the sum (groups, 1, columns) of rows, and their Gram matrix."""
         ones = self.given("ones", ir.DataType.FLOAT, 3)
         total = self.op("MatMul", ones, rows)
         gram = self.op("MatMul", self.op("Transpose", rows, perm=[0, 2, 1]), rows)
         return self.show(total, "total"), self.show(gram, "gram")
-
-    def positive(self, rows: ir.Value) -> str:
-        """Name of an output: how many rows (groups, 1, columns) are above zero."""
-        ones = self.given("ones", ir.DataType.FLOAT, 3)
-        above = self.op("Cast", self.op("Greater", rows, self._zero()), to=ir.DataType.FLOAT)
-        return self.show(self.op("MatMul", ones, above), "positive")
 
     def show(self, value: ir.Value, key: str) -> str:
         """Make a value an output of the graph under this probe's name."""
@@ -188,18 +139,97 @@ class Probe:
         data = ir.Tensor(np.asarray(numbers, np.int64), name=name)
         return self._register(data)
 
-    def _zero(self) -> ir.Value:
-        data = ir.Tensor(np.zeros((), np.float32), name=f"{self.name}/zero")
-        return self._register(data)
-
     def _register(self, data: ir.TensorProtocol) -> ir.Value:
         kind, shape = ir.TensorType(data.dtype), ir.Shape(data.shape.numpy())
         value = ir.Value(name=data.name, type=kind, shape=shape, const_value=data)
         self.graph.register_initializer(value)
         return value
 
-    def _places(self) -> ir.Value:
-        return self.given("places", ir.DataType.INT64, 1)
-
     def _float(self, value: ir.Value) -> ir.Value:
         return self.op("Cast", value, to=ir.DataType.FLOAT) if self._half else value
+
+
+class Probe(Added):
+    """Adds nodes to a graph that collect the rows of one layer.
+
+    Parameters
+    ----------
+    graph
+        Mutated: gets nodes, inputs and outputs.
+    consumer
+        The layer; its values may belong to another graph with the same names.
+    name
+        Prefix of the names of what is added.
+    count
+        Positions that are drawn per image (see `Geometry.draw`): a Reshape takes one unknown extent only.
+    """
+
+    def __init__(self, graph: ir.Graph, consumer: LinearMap, name: str, count: int) -> None:
+        dtypes = {consumer.weight.dtype, consumer.x.dtype} - {None}  # of a norm, they may differ
+        super().__init__(graph, name, dtypes != {ir.DataType.FLOAT})
+        self.consumer, self.count = consumer, count
+
+    def feed(self, drawn: Drawn, rows: int = 0) -> Feed:
+        """What the inputs that were added have to be for one batch of `rows` rows."""
+        every = {
+            "places": drawn.places,
+            "index": drawn.index,
+            "inside": drawn.inside[:, None],
+            "ones": np.ones((1, 1, rows), np.float32),
+        }
+        return {f"{self.name}/{key}": every[key] for key in self._inputs if key in every}
+
+    def input_rows(self, x: ir.Value) -> ir.Value:
+        """Rows of the layer's input: (groups, rows, taps x columns), float32; those of a norm are normalised."""
+        c = self.consumer
+        if not c.convolves:
+            flat = self.op("Reshape", x, self._ints(-1, c.columns))
+            picked = self.op("Gather", flat, self._places(), axis=0)
+            return self._float(self.op("Reshape", picked, self._ints(1, -1, c.columns)))
+        index = self.given("index", ir.DataType.INT64, 1)
+        inside = self.given("inside", ir.DataType.FLOAT, 2)
+        seen = self.op("Gather", self._channels_last(x, c.columns * c.groups), index, axis=1)
+        whole = self.op("Mul", self._float(seen), inside)
+        apart = self.op("Reshape", whole, self._ints(-1, c.taps, c.groups, c.columns))
+        turned = self.op("Transpose", apart, perm=[2, 0, 1, 3])
+        rows = self.op("Reshape", turned, self._ints(c.groups, -1, c.taps * c.columns))
+        if isinstance(c, Norm):
+            centred = self.op("Sub", rows, self._per_group("centre", c.centre))
+            return self.op("Mul", centred, self._per_group("factor", c.variance**-0.5))
+        return rows
+
+    def output_rows(self, y: ir.Value, channels: int) -> ir.Value:
+        """Rows of a tensor that lies like the layer's output: (rows, channels), float32."""
+        if not self.consumer.convolves:
+            flat = self.op("Reshape", y, self._ints(-1, channels))
+            return self._float(self.op("Gather", flat, self._places(), axis=0))
+        picked = self.op("Gather", self._channels_last(y, channels), self._places(), axis=1)
+        return self._float(self.op("Reshape", picked, self._ints(-1, channels)))
+
+    def _channels_last(self, value: ir.Value, channels: int) -> ir.Value:
+        """As (images, positions, channels): gathering positions then copies whole rows."""
+        flat = self.op("Reshape", value, self._ints(0, channels, -1))
+        return self.op("Transpose", flat, perm=[0, 2, 1])
+
+    def in_groups(self, rows: ir.Value, channels: int) -> ir.Value:
+        """Rows of outputs (rows, channels) as (groups, rows, channels per group)."""
+        groups = self.consumer.groups
+        apart = self.op("Reshape", rows, self._ints(-1, groups, channels // groups))
+        return self.op("Transpose", apart, perm=[1, 0, 2])
+
+    def positive(self, rows: ir.Value) -> str:
+        """Name of an output: how many rows (groups, 1, columns) are above zero."""
+        ones = self.given("ones", ir.DataType.FLOAT, 3)
+        above = self.op("Cast", self.op("Greater", rows, self._zero()), to=ir.DataType.FLOAT)
+        return self.show(self.op("MatMul", ones, above), "positive")
+
+    def _per_group(self, key: str, vector: Array) -> ir.Value:
+        array = vector.astype(np.float32).reshape(-1, 1, 1)
+        return self._register(ir.Tensor(array, name=f"{self.name}/{key}"))
+
+    def _zero(self) -> ir.Value:
+        data = ir.Tensor(np.zeros((), np.float32), name=f"{self.name}/zero")
+        return self._register(data)
+
+    def _places(self) -> ir.Value:
+        return self.given("places", ir.DataType.INT64, 1)

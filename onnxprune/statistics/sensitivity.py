@@ -1,7 +1,7 @@
 """How much the outputs change when one group is cut alone.
 
-One session on the original takes the weights of all layers as inputs that may be overridden, so that a cut group
-is tried by feeding its layers' refitted weights. The change is measured on the outputs as they are (before any
+The original runs piece by piece once, and what is there at a few places is held: a trial with other weights starts
+from the last place before its first changed layer. The change is measured on the outputs as they are (before any
 softmax), as a share of their variance: on samples that a network was trained on, probabilities hardly move.
 """
 
@@ -16,9 +16,13 @@ import onnx_ir as ir
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.statistics.consumers import Consumer
 from onnxprune.statistics.moments import Matrix, Moments
+from onnxprune.statistics.piecewise import Piecewise
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
+
+PLACES = 8
+"""From how many places a trial may start."""
 
 
 class Trial:
@@ -34,34 +38,44 @@ class Trial:
         Samples on which outputs are compared.
     provider
         onnxruntime's.
+    budget
+        Bytes that tensors may take that are held to start from.
     """
 
     def __init__(
-        self, model: ir.Model, layers: Iterable[Consumer], batches: Sequence[Feed], provider: str
+        self,
+        model: ir.Model,
+        layers: Iterable[Consumer],
+        batches: Sequence[Feed],
+        provider: str,
+        budget: float = 2.0**30,
     ) -> None:
-        copy = model.clone()
-        copy.ir_version = max(copy.ir_version, 8)
-        listed = {value.name for value in copy.graph.inputs}
-        for layer in layers:
-            for value in (layer.weight, layer.bias):
-                if value is not None and value.name not in listed:
-                    copy.graph.inputs.append(copy.graph.initializers[str(value.name)])
-                    listed.add(value.name)
-        self._batches = batches
-        self._session = open_session(copy, provider)
-        self._provider = provider
-        self._whole = self._run(self._session, {})
+        self._model, self._batches, self._provider = model, batches, provider
+        self._outputs = [value for value in model.graph.outputs if isinstance(value.type, ir.TensorType)]
+        self._places = _places(Piecewise(model, batches, provider, budget / PLACES), list(layers))
+        self._whole = _gathered(self._places[-1].fork().advance(self._outputs))
 
     def change(self, weights: Feed) -> float:
         """Mean squared change of all float outputs, as a share of their variance, with other weights.
 
         Infinite where the outputs are no numbers any more.
         """
-        return self._compare(self._run(self._session, weights))
+        values = [self._model.graph.initializers[name] for name in weights]
+        users = {node for value in values for node in value.consumers()}
+
+        def extend(piece: ir.Graph, _known: Mapping[str, ir.Value]) -> None:
+            for name, array in weights.items():
+                if name in piece.initializers:
+                    piece.initializers[name].const_value = ir.tensor(array, name=name)
+
+        place = next(place for place in reversed(self._places) if not users & place.done)
+        return self._compare(_gathered(place.fork().advance(self._outputs, extend)))
 
     def change_of(self, model: ir.Model) -> float:
         """The same for another model with the same inputs and outputs."""
-        return self._compare(self._run(open_session(model, self._provider), {}))
+        session = open_session(model, self._provider)
+        names = [str(value.name) for value in self._outputs]
+        return self._compare(_gathered(run(session, feed, names) for feed in self._batches))
 
     def _compare(self, other: Mapping[str, Matrix]) -> float:
         shares = []
@@ -73,13 +87,32 @@ class Trial:
         change = float(np.mean(shares)) if shares else 0.0
         return change if np.isfinite(change) else float("inf")
 
-    def _run(self, session: Any, weights: Feed) -> dict[str, Matrix]:
-        parts: dict[str, list[Array]] = {}
-        for feed in self._batches:
-            for name, array in run(session, {**feed, **weights}).items():
-                if array.dtype.kind == "f":
-                    parts.setdefault(name, []).append(array)
-        return {name: _joined(arrays) for name, arrays in parts.items()}
+
+def _places(start: Piecewise, layers: Sequence[Consumer]) -> list[Piecewise]:
+    """Where trials may start, the first one at the inputs; later ones have run more of the model."""
+    order = {node: number for number, node in enumerate(start.model.graph)}
+    nodes = sorted(layers, key=lambda layer: order[layer.node])
+    places = [start]
+    for number in range(1, PLACES):
+        further = places[-1].fork()
+        wanted = [layer.x for layer in nodes[number * len(nodes) // PLACES :][:1]]
+        if not further.ahead(wanted):
+            continue
+        for _ in further.advance(wanted):
+            pass
+        if further.done > places[-1].done:
+            places.append(further)
+    return places
+
+
+def _gathered(batches: Iterable[Feed]) -> dict[str, Matrix]:
+    """Outputs of all batches, by name."""
+    parts: dict[str, list[Array]] = {}
+    for found in batches:
+        for name, array in found.items():
+            if array.dtype.kind == "f":
+                parts.setdefault(name, []).append(array)
+    return {name: _joined(arrays) for name, arrays in parts.items()}
 
 
 def _joined(arrays: Sequence[Array]) -> Matrix:

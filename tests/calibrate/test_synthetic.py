@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
 
-from onnxprune.calibrate import InputSpec, synthetic_dataset
+from onnxprune.calibrate import InputSpec, read_dataset, synthetic, synthetic_dataset
+from onnxprune.calibrate.drawing import Drawing
 from onnxprune.errors import UsageError
 
 
@@ -92,3 +95,74 @@ def test_positions_out_of_range_end_an_iteration():
 def test_what_cannot_be_drawn(inputs, options, message):
     with pytest.raises(UsageError, match=message):
         synthetic_dataset(inputs, {}, **({"samples": 1, "seed": 0} | options))
+
+
+def test_drawings_replace_what_would_be_drawn_and_only_that():
+    plain, other = (
+        synthetic_dataset(INPUTS[1:], BINDINGS, samples=3, seed=1, int_ranges={"ids": 7}, drawings=drawings)
+        for drawings in (None, {"mask": Drawing("ones")})
+    )
+    for index in range(3):
+        np.testing.assert_array_equal(plain.feeds[index]["ids"], other.feeds[index]["ids"])
+        assert other.feeds[index]["mask"].all()
+
+
+def test_what_is_kept_is_what_would_be_drawn_again(monkeypatch):
+    kept, drawn = (synthetic_dataset(INPUTS, BINDINGS, samples=4, seed=1) for _ in range(2))
+    before = [kept.feeds[index] for index in (2, 0, 2, -2)]
+    monkeypatch.setattr(synthetic, "KEPT", 1)
+    for index, feed in zip((2, 0, 2, -2), before, strict=True):
+        for name, array in drawn.feeds[index].items():
+            np.testing.assert_array_equal(array, feed[name])
+    assert (sorted(kept.feeds.kept), drawn.feeds.kept) == ([0, 2], {})
+
+
+@pytest.mark.parametrize(
+    ("data", "count"),
+    [
+        ("synthetic", synthetic.COUNT),
+        ("synthetic:1", 1),
+        ("synthetic:1000", 1000),
+        ("./synthetic", None),
+        ("synthetic.npz", None),
+        ("folder.synthetic:make", None),
+        (Path("synthetic"), None),
+        (None, None),
+        ({}, None),
+    ],
+)
+def test_the_keyword(data, count):
+    assert synthetic.synthetic_count(data) == count
+
+
+@pytest.mark.parametrize("number", ["", "0", "-4", "many", "1.5", "1e3", " 8", "٣"])
+def test_numbers_that_are_none(number):
+    with pytest.raises(UsageError, match="is no number of samples to generate"):
+        synthetic.synthetic_count(f"synthetic:{number}")
+
+
+def test_generated_samples_are_no_data_to_read():
+    with pytest.raises(UsageError, match="stands for generated samples") as caught:
+        read_dataset("synthetic", INPUTS)
+    assert "./synthetic" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("drawing", "words"),
+    [
+        (Drawing(), "noise of mean 0 and deviation 1"),
+        (Drawing("picture", channel=1, low=0.0, high=255.0), "pictures from 0 to 255"),
+        (
+            Drawing("picture", channel=1, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+            "pictures of mean 0.485, 0.456, 0.406 and deviation 0.229, 0.224, 0.225",
+        ),
+        (
+            Drawing("signal", (2,), 1, (1.0,) * 40, (2.0,) * 40),
+            "signals of mean 1, 1, 1, ... and deviation 2, 2, 2, ...",
+        ),
+        (Drawing("integers", count=7), "integers below 7"),
+        (Drawing("ones"), "ones"),
+    ],
+)
+def test_drawings_in_words(drawing, words):
+    assert str(drawing) == words

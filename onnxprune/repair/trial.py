@@ -1,0 +1,59 @@
+"""What a product would be after its repair, in the original's own weights: dims that are gone are zero there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from onnxprune.criteria.elimination import DAMPING
+from onnxprune.graph.axes import Bools
+from onnxprune.repair.logits import Rows, fold, mix
+from onnxprune.repair.stored import named, read
+from onnxprune.repair.turn import turn, turned_weights
+from onnxprune.statistics.factors import Seen
+from onnxprune.statistics.paths import Route
+from onnxprune.statistics.products import Product
+
+Array = np.ndarray[Any, Any]
+
+
+def mixed(product: Product, seen: Seen, gone: Bools, feed: dict[str, Array]) -> dict[str, Array]:
+    """Weights and biases, by name, of the layers that make up for dims that are gone; empty where there are none.
+
+    Parameters
+    ----------
+    product
+        The product.
+    seen
+        Moments of its factors, with all dims.
+    gone
+        Shape (dims,).
+    feed
+        Weights and biases that the layers have for other reasons, by name.
+    """
+    route, channels = product.route, product.channels[product.mixed]
+    if not isinstance(route, Route) or channels is None or not gone.any():
+        return {}
+    layer = route.layer
+    changed: dict[str, Array] = {}
+    if product.turns:
+        changed = turned_weights(turn(product, seen, gone), feed)
+    weight, bias = read(layer, {**feed, **changed})
+    left = channels[:, ~gone]
+    if not product.turns and left.size:
+        kept, centred = np.flatnonzero(~gone), (False, product.centred)
+        x, z = (
+            Rows.of_itself(seen[slot], kept, centred[slot]) for slot in (product.mixed, 1 - product.mixed)
+        )
+        biased = layer.bias is not None and layer.bias.const_value is not None
+        shifts = biased and route.factor is not None and not x.centred
+        matrix, shift = mix(x, z, DAMPING, shift=shifts)
+        if shifts:  # as the initializer holds a bias
+            whole = np.zeros(layer.outputs)
+            whole[left] = shift / (route.factor or 1.0)
+            shift = layer.to_bias(whole).astype(np.float64).ravel()[left]
+        weight, bias = fold(layer, weight, bias, left, matrix, shift)
+    lost = channels[:, gone]
+    weight[0, lost] = bias[lost] = 0.0
+    return changed | named(layer, weight, bias)
