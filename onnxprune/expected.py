@@ -31,9 +31,10 @@ def drawings(
 ) -> dict[str, Drawing]:
     """What calibration samples for a model should look like, input by input.
 
-    Floats and 8-bit integers of rank 4 with 1 or 3 channels are pictures, floats of rank 3 signals along time,
-    other floats noise. Masks are ones, padding masks and types of tokens zeros, positions count; other integers are
-    drawn from the table that they index. Units are those that a normalisation at the head of the graph expects.
+    Floats and 8-bit integers of rank 4 with 1 or 3 channels are pictures, floats of rank 3 that are convolved
+    signals, other floats noise (spectra over time, too: on a speech transformer smooth ones were no better). Masks
+    are ones, padding masks and types of tokens zeros, positions count; other integers are drawn from the table that
+    they index. Units are those that a normalisation at the head of the graph expects.
 
     Parameters
     ----------
@@ -107,9 +108,11 @@ def _of_numbers(value: ir.Value, spec: InputSpec, shape: tuple[int, ...]) -> Dra
         plain = Drawing("picture", channel=channel)
         if kind(spec.dtype) == "int":
             return _within(plain, 255.0)
-    elif len(shape) == 3 and min(shape[1:]) > 1:
-        convolved = any(node.op_type == "Conv" for node in _through(value, ("Cast", "Identity")))
-        plain = Drawing("signal", (2 if convolved else 1,), 1 if convolved else 2)
+    elif len(shape) == 3:
+        convolved = any(
+            node.op_type == "Conv" for node in _through(value, ("Cast", "Identity", *_ARITHMETIC))
+        )
+        plain = Drawing("signal", (2,), 1) if convolved else Drawing(channel=2)
     else:
         plain = Drawing(channel=1 if len(shape) > 1 else None)
     expected = _normalisation(value, shape, plain.channel)

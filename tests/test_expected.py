@@ -135,18 +135,31 @@ def test_other_floats_are_noise(shape):
     assert values.std() == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.parametrize(("convolved", "axis"), [(True, 2), (False, 1)])
-def test_signals_are_smooth_along_time(convolved, axis):
+@pytest.mark.parametrize("normalised", [False, True])
+def test_signals_in_front_of_a_convolution_are_smooth_along_time(normalised):
     net = Net()
-    x = net.data("x", ("n", 32, 32))
-    model = net.model(
-        net.conv(x, "conv", (4, 32, 3)) if convolved else net.op("MatMul", x, net.normal((32, 8), "w"))
+    x = net.data("x", ("n", 32, 48))
+    if normalised:
+        x = net.op("Div", x, net.constant(np.full((32, 1), 4, np.float32), "deviations"))
+    drawing, values = drawn(net.model(net.conv(x, "conv", (4, 32, 3))))
+    assert (drawing.likeness, drawing.axes, set(drawing.std)) == (
+        "signal",
+        (2,),
+        {4.0 if normalised else 1.0},
     )
-    drawing, values = drawn(model)
-    assert (drawing.likeness, drawing.axes) == ("signal", (axis,))
-    near = {other: np.mean(values * np.roll(values, 1, axis=other + 1)) for other in (1, 2)}
-    assert near[axis] > 0.4
-    assert abs(near[3 - axis]) < 0.1
+    values = values / drawing.std[0]
+    near = {axis: np.mean(values * np.roll(values, 1, axis=axis + 1)) for axis in (1, 2)}
+    assert near[2] > 0.4
+    assert abs(near[1]) < 0.1
+
+
+def test_features_over_time_are_noise_in_the_units_of_each():
+    net = Net()
+    x = net.op("Sub", net.data("x", ("n", 20, 4)), net.constant(np.arange(4, dtype=np.float32), "mean"))
+    x = net.op("Div", x, net.constant(np.array([1, 2, 3, 4], np.float32), "deviation"))
+    drawing, values = drawn(net.model(net.op("MatMul", x, net.normal((4, 8), "w"), name="proj")))
+    assert (drawing.likeness, drawing.mean, drawing.std) == ("noise", (0, 1, 2, 3), (1, 2, 3, 4))
+    np.testing.assert_allclose(values.std(axis=(0, 1, 2)), [1, 2, 3, 4], rtol=0.1)
 
 
 @pytest.mark.parametrize(
