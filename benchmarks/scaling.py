@@ -65,17 +65,17 @@ def measure(path: str, run: int, collect: bool) -> dict[str, Any]:
     from onnxprune.allocate.cost import CostModel
     from onnxprune.allocate.target import Target
     from onnxprune.analysis import Analysis
-    from onnxprune.choices import Choices
+    from onnxprune.choosing.choices import Choices
+    from onnxprune.choosing.planning import allocate
+    from onnxprune.choosing.scoring import score_groups
     from onnxprune.graph.build import build_axis_graph
     from onnxprune.graph.groups import partition
     from onnxprune.model.finalize import finalize
     from onnxprune.model.io import load
     from onnxprune.model.normalize import normalize
     from onnxprune.model.shapes import infer_shapes
-    from onnxprune.planning import allocate
     from onnxprune.plans import Plan
     from onnxprune.rules import default_rules
-    from onnxprune.scoring import score_groups
     from onnxprune.surgery.keep import kept_positions
     from onnxprune.surgery.remove import remove
 

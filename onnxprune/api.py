@@ -10,7 +10,9 @@ from typing import Any
 
 from onnxprune.allocate.target import Target
 from onnxprune.analysis import Analysis, analyze
-from onnxprune.choices import Choices
+from onnxprune.choosing.choices import Choices
+from onnxprune.choosing.planning import allocate, check_reached
+from onnxprune.choosing.scoring import score_groups
 from onnxprune.criteria import CriterionTable
 from onnxprune.errors import UsageError
 from onnxprune.explanation import explain
@@ -20,11 +22,9 @@ from onnxprune.model.batchnorm import fold_batchnorm as fold
 from onnxprune.model.finalize import finalize
 from onnxprune.model.io import LoadedModel
 from onnxprune.model.normalize import normalize
-from onnxprune.planning import allocate, check_reached
 from onnxprune.plans import MadeWith, Plan, made_with, read_plan
 from onnxprune.pruning import Pruned, apply_plan, prune_model
 from onnxprune.rules import RuleTable
-from onnxprune.scoring import score_groups
 from onnxprune.validation import validate
 
 __all__ = ["analyze", "apply", "explain", "load", "plan", "prune", "validate"]

@@ -11,11 +11,11 @@ from typing import Any
 from onnxprune.analysis import Analysis, analyze
 from onnxprune.calibrate.sessions import open_session
 from onnxprune.calibrate.synthetic import synthetic_count
+from onnxprune.choosing.evidence import Evidence
 from onnxprune.criteria import CriterionTable
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.evaluate.metrics import find_metric
 from onnxprune.evaluate.soundness import Prover
-from onnxprune.evidence import Evidence
 from onnxprune.graph.ranking import ATTENTION
 from onnxprune.inputs import Inputs, choose_inputs
 from onnxprune.memory import free_memory

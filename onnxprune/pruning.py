@@ -11,29 +11,29 @@ import onnx_ir as ir
 
 from onnxprune.allocate.solve import Allocation
 from onnxprune.analysis import Analysis
-from onnxprune.automatic import choose_criterion
-from onnxprune.choices import Choices
+from onnxprune.choosing.automatic import choose_criterion
+from onnxprune.choosing.choices import Choices
+from onnxprune.choosing.evidence import Evidence
+from onnxprune.choosing.exchanging import exchanged
+from onnxprune.choosing.learned import learn
+from onnxprune.choosing.planning import allocate, check_reached
+from onnxprune.choosing.rounds import remeasured
+from onnxprune.choosing.scoring import AUTO, Scored, check_criterion, needs_data, reads_data, score_groups
 from onnxprune.clock import Clock
 from onnxprune.errors import Reason, SoundnessError, UsageError
 from onnxprune.evaluate.soundness import Soundness
-from onnxprune.evidence import Evidence
-from onnxprune.exchanging import exchanged
 from onnxprune.graph.axes import Bools
 from onnxprune.inputs import Inputs
 from onnxprune.job import Job, Opened, open_model
-from onnxprune.learned import learn
 from onnxprune.measuring import Measurements, check_metric, measure_both
 from onnxprune.model import io
 from onnxprune.model.finalize import finalize
-from onnxprune.planning import allocate, check_reached
 from onnxprune.plans import Plan
 from onnxprune.repair.sequence import Repairs, repair
 from onnxprune.repair.turn import turned_model
 from onnxprune.repair.write import write_masked
 from onnxprune.report.assemble import barrier_results, group_results, refitted_io
 from onnxprune.report.report import RefittedIO, Report, Size, TargetResult
-from onnxprune.rounds import remeasured
-from onnxprune.scoring import AUTO, Scored, check_criterion, needs_data, reads_data, score_groups
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import remove

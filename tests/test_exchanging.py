@@ -7,7 +7,7 @@ import pytest
 from small_nets import Net, save
 
 import onnxprune
-from onnxprune.evidence import Evidence
+from onnxprune.choosing.evidence import Evidence
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from onnxprune import api
 from onnxprune.allocate.solve import solve
 from onnxprune.allocate.target import Target
 from onnxprune.analysis import Analysis, analyze
-from onnxprune.choices import Choices
+from onnxprune.choosing.choices import Choices
+from onnxprune.choosing.planning import allocate
+from onnxprune.choosing.scoring import score_groups
 from onnxprune.errors import TargetError, UsageError
-from onnxprune.planning import allocate
-from onnxprune.scoring import score_groups
 
 NETS = {
     "convnet": convnet,

@@ -8,11 +8,11 @@ from small_nets import convnet, residual, save
 
 from onnxprune import prune
 from onnxprune.analysis import analyze
-from onnxprune.choices import Choices
+from onnxprune.choosing.choices import Choices
+from onnxprune.choosing.scoring import score_groups
 from onnxprune.criteria import ActivationCriterion, UnitActivations, default_criteria
 from onnxprune.criteria.activation import CRITERIA, standardized
 from onnxprune.errors import UsageError
-from onnxprune.scoring import score_groups
 
 SHAPES = [(1, 1, 1, 1), (40, 6, 1, 3), (17, 5, 4, 2), (64, 12, 9, 7)]
 """Positions, units, features, outputs."""

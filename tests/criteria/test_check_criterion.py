@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import onnxprune
+from onnxprune.choosing.scoring import find_criterion
 from onnxprune.criteria import (
     ActivationCriterion,
     CombinedCriterion,
@@ -18,7 +19,6 @@ from onnxprune.criteria import (
     default_criteria,
     magnitude,
 )
-from onnxprune.scoring import find_criterion
 from onnxprune.testing import check_criterion
 
 SUMS = ["l2+apoz", "lamp+flap", "l1+geometric-median", "bn-scale+wanda+variance", "activation-mean+random"]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from small_nets import convnet, save
 
 from onnxprune.analysis import analyze
-from onnxprune.choices import Choices
+from onnxprune.choosing.choices import Choices
+from onnxprune.choosing.scoring import find_criterion, score_groups
 from onnxprune.criteria import (
     AnyCriterion,
     CombinedCriterion,
@@ -21,7 +22,6 @@ from onnxprune.criteria import (
 )
 from onnxprune.criteria.combined import ranks
 from onnxprune.errors import UsageError
-from onnxprune.scoring import find_criterion, score_groups
 
 
 def rng():

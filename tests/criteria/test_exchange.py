@@ -66,7 +66,7 @@ def misled():
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 3]), st.integers(1, 5))
 def test_between_greedy_and_the_best_of_all_subsets(seed, taps, count):
-    """From any set: its error is exact, no swap is left that helps, and greedy is never made worse."""
+    """From any set the error is exact and never rises; behind the greedy order no swap is left that helps."""
     rng = np.random.default_rng(seed)
     units, unit = 6, np.repeat(np.arange(6), taps)
     data = [(correlated(rng, 200, 6 * taps), rng.standard_normal((3, 6 * taps))) for _ in range(2)]
@@ -76,13 +76,16 @@ def test_between_greedy_and_the_best_of_all_subsets(seed, taps, count):
         return sum(least_error(x, w, ~gone[unit]) for x, w in data)
 
     best = min(by_lstsq(gone) for gone in sets(units, count))
-    for start in (greedy(parts, units, count), rng.permutation(flags(units, range(count)))):
+    first = greedy(parts, units, count)
+    for start in (first, rng.permutation(flags(units, range(count)))):
         found = exchange(parts, start)
         assert found.gone.sum() == count
         assert found.swapped == (found.gone & ~start).sum()
         assert found.before == pytest.approx(by_lstsq(start), rel=1e-5, abs=1e-7)
         assert found.after == pytest.approx(by_lstsq(found.gone), rel=1e-5, abs=1e-7)
         assert best * (1 - 1e-5) - 1e-7 <= found.after <= found.before
+        if start is not first:  # from far away the swaps may be used up before none is left that helps
+            continue
         near = [by_lstsq(gone) for gone in sets(units, count) if (gone & ~found.gone).sum() == 1]
         assert found.after <= min(near) / (1 - LEAST) * (1 + 1e-5) + 1e-7
 

@@ -11,11 +11,11 @@ import pytest
 from small_nets import Net, attention, convnet, grouped, residual
 
 from onnxprune.analysis import Analysis, analyze
-from onnxprune.choices import Choices
+from onnxprune.choosing.choices import Choices
+from onnxprune.choosing.scoring import score_groups
 from onnxprune.criteria import Criterion, CriterionTable, UnitWeights, default_criteria
 from onnxprune.criteria.gather import unit_weights
 from onnxprune.errors import Reason, UsageError
-from onnxprune.scoring import score_groups
 
 SHAPES = [(8, 3, 3, 3), (16, 5), (4, 2, 1, 1), (7, 3, 5), (1, 4)]
 

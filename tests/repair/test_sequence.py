@@ -11,7 +11,7 @@ import onnxprune
 from onnxprune.calibrate.data import read_dataset
 from onnxprune.calibrate.dataset import input_specs
 from onnxprune.calibrate.sessions import open_session, run
-from onnxprune.evidence import Evidence
+from onnxprune.choosing.evidence import Evidence
 from onnxprune.model.io import load
 from onnxprune.report import json as as_json
 from onnxprune.report import terminal
@@ -259,7 +259,7 @@ def test_rounds_measure_again(tmp_path):
 
 def test_a_learned_ranking_changes_the_outputs_no_more_than_the_plain_one(tmp_path, monkeypatch):
     """The plain ranking is the first that is tried; the same seed learns the same."""
-    monkeypatch.setattr("onnxprune.learned.TRIALS", 12)
+    monkeypatch.setattr("onnxprune.choosing.learned.TRIALS", 12)
     path = save(residual(), tmp_path)
     options = {"macs": 0.6, "data": tokens(), "round_to": 1, "criterion": "l1"}
     plain = onnxprune.prune(path, **options).plan

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import onnxprune
 from onnxprune.calibrate.data import read_dataset
 from onnxprune.calibrate.dataset import input_specs
-from onnxprune.evidence import Evidence
+from onnxprune.choosing.evidence import Evidence
 from onnxprune.model.io import load
 from onnxprune.repair import turn as module
 from onnxprune.repair.turn import spectrum, tails, turn, turned_model

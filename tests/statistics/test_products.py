@@ -9,7 +9,7 @@ import onnxprune
 from onnxprune.calibrate.data import read_dataset
 from onnxprune.calibrate.dataset import input_specs
 from onnxprune.calibrate.sessions import open_session, run
-from onnxprune.evidence import Evidence
+from onnxprune.choosing.evidence import Evidence
 from onnxprune.model.io import load
 from onnxprune.statistics import factors
 from onnxprune.statistics.paths import Route

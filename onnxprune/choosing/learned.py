@@ -15,10 +15,10 @@ import numpy as np
 
 from onnxprune.allocate.ladder import Ladder
 from onnxprune.analysis import Analysis
-from onnxprune.choices import Choices
-from onnxprune.evidence import Evidence
-from onnxprune.planning import allocate
-from onnxprune.scoring import Scored
+from onnxprune.choosing.choices import Choices
+from onnxprune.choosing.evidence import Evidence
+from onnxprune.choosing.planning import allocate
+from onnxprune.choosing.scoring import Scored
 
 TRIALS = 120
 POPULATION = 24

@@ -10,11 +10,11 @@ import numpy as np
 from onnxprune.allocate.ladder import Ladder, build_ladder, measured_ladder
 from onnxprune.analysis import Analysis
 from onnxprune.calibrate.checks import did_you_mean
-from onnxprune.choices import RANKED, Choices
+from onnxprune.choosing.choices import RANKED, Choices
+from onnxprune.choosing.evidence import Evidence
 from onnxprune.criteria import AnyCriterion, CombinedCriterion, CriterionTable, data_missing, default_criteria
 from onnxprune.criteria.gather import unit_weights
 from onnxprune.errors import Reason, UsageError
-from onnxprune.evidence import Evidence
 from onnxprune.graph.groups import Group
 from onnxprune.job import Job
 from onnxprune.select import excluded_groups

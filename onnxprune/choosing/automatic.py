@@ -8,12 +8,12 @@ import numpy as np
 
 from onnxprune.allocate.ladder import Ladder
 from onnxprune.analysis import Analysis
-from onnxprune.choices import Choices
+from onnxprune.choosing.choices import Choices
+from onnxprune.choosing.evidence import Evidence
+from onnxprune.choosing.planning import allocate
+from onnxprune.choosing.scoring import OBS, TINY, Scored, score_groups
 from onnxprune.criteria import CriterionTable
-from onnxprune.evidence import Evidence
 from onnxprune.job import Progress
-from onnxprune.planning import allocate
-from onnxprune.scoring import OBS, TINY, Scored, score_groups
 
 OTHERS = ("wanda", "l2")
 """What `obs` is compared with: greedy elimination is no guarantee."""

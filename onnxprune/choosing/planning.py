@@ -7,11 +7,11 @@ import math
 from onnxprune.allocate.solve import Allocation, solve
 from onnxprune.allocate.target import Target
 from onnxprune.analysis import Analysis
-from onnxprune.choices import RANKED, Choices
+from onnxprune.choosing.choices import RANKED, Choices
+from onnxprune.choosing.scoring import Scored, most_of_a_group
 from onnxprune.errors import Reason, TargetError
 from onnxprune.report.assemble import barrier_results
 from onnxprune.report.tables import by_reason, plural, share, some
-from onnxprune.scoring import Scored, most_of_a_group
 
 
 def allocate(analysis: Analysis, scored: Scored, choices: Choices) -> Allocation:

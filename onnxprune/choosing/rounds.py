@@ -15,11 +15,11 @@ from onnxprune.allocate.ladder import Ladder
 from onnxprune.allocate.schedule import levels
 from onnxprune.allocate.solve import Allocation
 from onnxprune.analysis import Analysis
-from onnxprune.choices import Choices
-from onnxprune.evidence import Evidence
+from onnxprune.choosing.choices import Choices
+from onnxprune.choosing.evidence import Evidence
+from onnxprune.choosing.planning import allocate
+from onnxprune.choosing.scoring import LARGEST_CHANGE, TINY, Scored
 from onnxprune.graph.axes import Bools
-from onnxprune.planning import allocate
-from onnxprune.scoring import LARGEST_CHANGE, TINY, Scored
 
 
 def remeasured(

@@ -14,11 +14,11 @@ import numpy as np
 
 from onnxprune.allocate.solve import Allocation
 from onnxprune.analysis import Analysis
-from onnxprune.choices import Choices
-from onnxprune.evidence import Evidence
+from onnxprune.choosing.choices import Choices
+from onnxprune.choosing.evidence import Evidence
+from onnxprune.choosing.scoring import OBS, Scored
 from onnxprune.graph.axes import Bools
 from onnxprune.report.tables import plural
-from onnxprune.scoring import OBS, Scored
 
 log = logging.getLogger(__name__)
 
