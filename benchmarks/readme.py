@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from benchmarks.tables import environment_line, share, table
@@ -23,8 +24,11 @@ TOOLS = ("onnxprune", "onnxprune, global", "onnxsim", "Torch-Pruning")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rewrite the README; arguments are ignored, so that it runs like the other benchmarks."""
     del arguments
-    torchvision, real, scaling = (_read(name) for name in ("torchvision", "real", "scaling"))
+    quality, torchvision, real, scaling = (
+        _read(name) for name in ("quality", "torchvision", "real", "scaling")
+    )
     parts = [
+        _quality(quality),
         "torchvision's architectures (random weights) with `--ratio 0.5`, from PyTorch's TorchScript exporter. "
         "Each cell: parameters / MACs / latency that stay. All of onnxprune's results passed onnx's checker and "
         "the proof, from both exporters. **global** ranks the units of all groups together. "
@@ -52,6 +56,31 @@ def _read(name: str) -> Any:
     return json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def _quality(quality: Mapping[str, Any]) -> str:
+    """Top-1 of trained models by the share of MACs that was asked for, and what l1 without repair leaves."""
+    rows = [row for row in quality["rows"] if not row["failure"]]
+    points = sorted({row["asked"] for row in rows if row["tool"] == "onnxprune"}, reverse=True)
+    lines = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        mine = [row for row in rows if row["model"] == model]
+        found = {
+            tool: {p: [r["top1"] for r in mine if (r["tool"], r["asked"]) == (tool, p)] for p in points}
+            for tool in ("onnxprune", "l1")
+        }
+        before = next(row["top1"] for row in mine if row["experiment"] == "baseline")
+        curve = [f"{mean(tops):.1%}" if tops else "" for tops in found["onnxprune"].values()]
+        half = found["l1"].get(0.5)
+        lines.append([f"`{model}`", f"{before:.1%}", *curve, f"{mean(half):.1%}" if half else ""])
+    return "\n\n".join(
+        [
+            "Top-1 on test data of trained models by the share of MACs that stays (`--round-to 1`), without any "
+            f"training: at most {quality['samples'] or 'all'} calibration samples, {quality['seeds']} seed(s). "
+            "The last column is l1 without data at 50 %. [Targets, other tools, times](benchmarks/quality.md).",
+            table(["", "original", *(f"{p:.0%}" for p in points), "l1, 50 %"], lines),
+        ]
+    )
+
+
 def _torchvision(entries: Sequence[Mapping[str, Any]]) -> str:
     cells = {(e["model"], e["tool"]): e for e in entries if e["exporter"] == "ts"}
     models = list(dict.fromkeys(model for model, _ in cells))
@@ -69,15 +98,10 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
 
 def _real(real: Mapping[str, Any]) -> str:
     sound = sum(model["checked"] and not model["rejected"] for model in real["models"])
-    lines = [
+    return (
         f"Trained models as their authors published them ([details](benchmarks/real.md)): {sound} of "
-        f"{len(real['models'])} are cut with `--ratio {real['ratio']}` and proven sound. Accuracy without repair, "
-        "at half the MACs (top-1 on test data that nothing was chosen by):"
-    ]
-    for entry in real["labelled"]:
-        before, after = entry["test"]["before"], entry["test"]["after"]
-        lines.append(f"- `{entry['model']}`: {before:.2%} -> {after:.2%}")
-    return "\n".join([lines[0], "", *lines[1:]])
+        f"{len(real['models'])} are cut with `--ratio {real['ratio']}` and proven sound."
+    )
 
 
 def _scaling(scaling: Mapping[str, Any]) -> str:
