@@ -22,7 +22,7 @@ PRUNED := build/digits_vit.pruned.onnx
 
 demo: $(INSTALLED)
 	@mkdir -p build
-	$(BIN)/onnxprune prune $(DEMO) --macs 0.8 --data models/digits_calib.npz -o $(PRUNED) --force
+	$(BIN)/onnxprune prune $(DEMO) --macs 0.5 --data models/digits_calib.npz -o $(PRUNED) --force
 	$(BIN)/onnxprune validate $(PRUNED) --data models/digits_test.npz --against $(DEMO) --metric top1
 
 test: lint types doctest pytest
