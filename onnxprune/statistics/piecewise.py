@@ -37,18 +37,26 @@ class Piecewise:
         onnxruntime's.
     budget
         Bytes that may be held between two pieces.
+    last
+        Values that will be wanted in the end, so that they are held even if no node needs them any more.
     """
 
     def __init__(
-        self, model: ir.Model, batches: Sequence[Feed], provider: str = "cpu", budget: float = 2**31
+        self,
+        model: ir.Model,
+        batches: Sequence[Feed],
+        provider: str = "cpu",
+        budget: float = 2**31,
+        last: Sequence[ir.Value] = (),
     ) -> None:
         self.model, self.batches, self.provider, self.budget = model, batches, provider, budget
+        self._last = tuple(last)
         self._done: set[ir.Node] = set()
         self._held: list[dict[str, Array]] | None = None
 
     def fork(self) -> Piecewise:
         """Another one at the same place; what is held is shared."""
-        other = Piecewise(self.model, self.batches, self.provider, self.budget)
+        other = Piecewise(self.model, self.batches, self.provider, self.budget, self._last)
         other._done, other._held = set(self._done), self._held
         return other
 
@@ -142,7 +150,7 @@ class Piecewise:
         made = {value for node in nodes for value in node.outputs}
         reads = dict.fromkeys(value for node in nodes for value in _reads(node))
         inputs = [v for v in dict.fromkeys((*reads, *wanted)) if v not in made and v.const_value is None]
-        ahead = {value for node in graph if node not in done for value in _reads(node)}
+        ahead = {value for node in graph if node not in done for value in _reads(node)} | set(self._last)
         outputs = [v for v in made if (v in ahead and v.producer() in done) or v in wanted]
         outputs.sort(key=lambda value: str(value.name))
         live = [

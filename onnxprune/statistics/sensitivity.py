@@ -52,7 +52,8 @@ class Trial:
     ) -> None:
         self._model, self._batches, self._provider = model, batches, provider
         self._outputs = [value for value in model.graph.outputs if isinstance(value.type, ir.TensorType)]
-        self._places = _places(Piecewise(model, batches, provider, budget / PLACES), list(layers))
+        start = Piecewise(model, batches, provider, budget / PLACES, self._outputs)
+        self._places = _places(start, list(layers))
         self._whole = _gathered(self._places[-1].fork().advance(self._outputs))
 
     def change(self, weights: Feed) -> float:
