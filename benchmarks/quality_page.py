@@ -53,7 +53,8 @@ def _introduction(data: Mapping[str, Any]) -> str:
     repeated = f"the mean of {seeds} seeds, with the lowest and the highest in brackets" if seeds > 1 else ""
     limited = f" At most {samples} calibration samples were used." if samples else ""
     return (
-        "Trained models as their authors published them, and the small ones in `models/`, without any training afterwards. Every tool got the same "
+        "Trained models as their authors published them, and the small ones in `models/`, "
+        "without any training afterwards. Every tool got the same "
         "files. Calibration data alone led to a result; test data, which was opened afterwards, only measured it. "
         "A change is top-1 on the test data in points against the original on the same data"
         f"{', ' + repeated if repeated else ', of one seed'}.{limited} MACs are counted by onnxprune's analysis of "

@@ -58,7 +58,9 @@ def _read(name: str) -> Any:
 
 def _quality(quality: Mapping[str, Any]) -> str:
     """Top-1 of trained models by the share of MACs that was asked for, and what l1 without repair leaves."""
-    rows = [row for row in quality["rows"] if not row["failure"]]
+    rows = [
+        row for row in quality["rows"] if not row["failure"] and row["experiment"] in ("baseline", "curve")
+    ]
     points = sorted({row["asked"] for row in rows if row["tool"] == "onnxprune"}, reverse=True)
     lines = []
     for model in dict.fromkeys(row["model"] for row in rows):
