@@ -146,10 +146,9 @@ def refit_product(
     pairs = [both(*each) for each in known]
     if not all(np.isfinite(moments.gram).all() for pair in pairs for moments in pair):
         return None
-    centred = False, factor.product.centred
     rows = [
         (Rows(seen, factor.kept, flag), Rows(held, factor.kept, flag))
-        for (seen, held), flag in zip(pairs, centred, strict=True)
+        for (seen, held), flag in zip(pairs, factor.product.around, strict=True)
     ]
     mixed, layer, scale = factor.product.mixed, factor.layer, factor.route.factor
     mixing = best_mixing(rows[mixed], rows[1 - mixed], shift=scale is not None)

@@ -42,9 +42,10 @@ def mixed(product: Product, seen: Seen, gone: Bools, feed: dict[str, Array]) -> 
     weight, bias = read(layer, {**feed, **changed})
     left = channels[:, ~gone]
     if not product.turns and left.size:
-        kept, centred = np.flatnonzero(~gone), (False, product.centred)
+        kept = np.flatnonzero(~gone)
         x, z = (
-            Rows.of_itself(seen[slot], kept, centred[slot]) for slot in (product.mixed, 1 - product.mixed)
+            Rows.of_itself(seen[slot], kept, product.around[slot])
+            for slot in (product.mixed, 1 - product.mixed)
         )
         biased = layer.bias is not None and layer.bias.const_value is not None
         shifts = biased and route.factor is not None and not x.centred

@@ -74,8 +74,9 @@ def _root(second: Matrix) -> Matrix:
 
 
 def _seconds(product: Product, seen: Seen) -> list[Matrix]:
-    centred = False, product.centred
-    return [Rows.of_itself(m, np.arange(0), flag).second for m, flag in zip(seen, centred, strict=True)]
+    return [
+        Rows.of_itself(m, np.arange(0), flag).second for m, flag in zip(seen, product.around, strict=True)
+    ]
 
 
 def tails(product: Product, seen: Seen, lost: Index) -> Matrix:
@@ -105,9 +106,8 @@ def checked(product: Product, seen: Seen, held: Seen, gone: Bools) -> Turn | Non
     found, left = turn(product, seen, gone), np.flatnonzero(~gone)
     if not len(left):
         return None
-    centred = False, product.centred
     fitted, kept, moved = (
-        [Rows.of_itself(m, left, flag) for m, flag in zip(each, centred, strict=True)]
+        [Rows.of_itself(m, left, flag) for m, flag in zip(each, product.around, strict=True)]
         for each in (seen, held, _turned(held, found.matrices))
     )
     m = product.mixed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +23,9 @@ ROWS = 48
 
 FEWEST = 16384
 """Rows that are looked at in any case."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +91,7 @@ def input_statistics(
         Bytes of float64 matrices and of rows that one pass may take; more layers take more passes.
     """
     found: dict[ir.Value, InputStatistics] = {}
-    passes = _passes(layers, budget)
+    passes = divide(layers, lambda layer: 16.0 * layer.groups * (layer.columns * layer.taps) ** 2, budget)
     for number, part in enumerate(passes):
         found |= _one_pass(axis_graph, part, batches, provider, seed)
         if progress is not None:
@@ -96,16 +99,16 @@ def input_statistics(
     return found
 
 
-def _passes(layers: Iterable[Consumer], budget: float) -> list[list[Consumer]]:
-    passes: list[list[Consumer]] = []
+def divide(items: Iterable[T], need: Callable[[T], float], budget: float) -> list[list[T]]:
+    """Items in passes, in order, so that what those of one pass need together stays below the budget."""
+    passes: list[list[T]] = []
     room = 0.0
-    for layer in layers:
-        need = 16.0 * layer.groups * (layer.columns * layer.taps) ** 2
-        if not passes or room < need:
+    for item in items:
+        if not passes or room < need(item):
             passes.append([])
             room = budget
-        passes[-1].append(layer)
-        room -= need
+        passes[-1].append(item)
+        room -= need(item)
     return passes
 
 

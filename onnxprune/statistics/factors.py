@@ -12,15 +12,10 @@ from onnxprune.errors import DataError
 from onnxprune.graph.axes import Index
 from onnxprune.graph.build import AxisGraph
 from onnxprune.statistics.batches import Batches, Feed
+from onnxprune.statistics.collect import FEWEST, ROWS, divide
 from onnxprune.statistics.moments import Matrix, Moments
-from onnxprune.statistics.probes import Added, Array
+from onnxprune.statistics.probes import Added, Array, choose
 from onnxprune.statistics.products import Product
-
-ROWS = 48
-"""Rows per dim that are looked at, where the samples have as many."""
-
-FEWEST = 16384
-"""Rows that are looked at in any case."""
 
 Seen = tuple[Moments, Moments]
 """Of both factors of a product; the heads are the groups."""
@@ -76,9 +71,7 @@ def draw(rng: np.random.Generator, product: Product, samples: int, batch: int) -
     for total, heads, every in zip(product.rows(batch), product.heads, product.rows(samples), strict=True):
         share = min(1.0, want / max(every * heads.shape[1], 1))
         count = min(total, max(1, round(share * total)))
-        places.append(
-            np.arange(total) if count == total else np.sort(rng.choice(total, count, replace=False))
-        )
+        places.append(choose(rng, total, count))
     return places[0], places[1]
 
 
@@ -103,21 +96,17 @@ def product_statistics(
     budget
         Bytes of float64 matrices that one pass may take; more products take more passes.
     """
-    passes: list[list[Product]] = []
-    room = 0.0
-    for product in products:
-        need = sum(16.0 * matrices for matrices, _ in product.places) * product.dims**2
-        if not passes or room < need:
-            passes.append([])
-            room = budget
-        passes[-1].append(product)
-        room -= need
+    passes = divide(products, _bytes, budget)
     found: dict[ir.Node, Seen] = {}
     for number, part in enumerate(passes):
         found |= _one_pass(axis_graph, part, batches, provider, seed)
         if progress is not None:
             progress(number + 1, len(passes))
     return found
+
+
+def _bytes(product: Product) -> float:
+    return sum(16.0 * matrices for matrices, _ in product.places) * product.dims**2
 
 
 def _one_pass(
@@ -171,6 +160,6 @@ def sides(product: Product, seen: Seen) -> tuple[tuple[Matrix, Matrix], tuple[Ma
         second = moments.gram / max(moments.count, 1.0)
         second = (second + second.transpose(0, 2, 1)) / 2
         around = moments.covariance
-        counts = around if product.centred and slot == 1 else second
+        counts = around if product.around[slot] else second
         found.append((counts, around if slot == product.mixed else counts))
     return (found[0], found[1]) if product.mixed == 0 else (found[1], found[0])

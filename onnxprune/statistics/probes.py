@@ -62,15 +62,16 @@ class Geometry:
     def draw(self, rng: np.random.Generator, share: float, samples: int) -> Drawn:
         """Choose about `share` of the positions at random, for a batch of `samples` samples."""
         if self.consumer.convolves:
-            places = _choose(rng, self.places, self.count(share))
+            places = choose(rng, self.places, self.count(share))
             index, inside = self.consumer.windows(self.x_dims[2:], self.y_dims[2:])
             return Drawn(places, index[places].ravel(), inside[places].ravel().astype(np.float32))
         total = self.places * samples
-        places = _choose(rng, total, min(max(1, round(share * total)), total))
+        places = choose(rng, total, min(max(1, round(share * total)), total))
         return Drawn(places, places, np.zeros(0, np.float32))
 
 
-def _choose(rng: np.random.Generator, total: int, count: int) -> Array:
+def choose(rng: np.random.Generator, total: int, count: int) -> Array:
+    """So many of `total` positions at random, in order; all of them where as many are wanted."""
     if count >= total:
         return np.arange(total)
     return np.sort(rng.choice(total, count, replace=False))

@@ -74,6 +74,11 @@ class Product:
         """Name of the product for people."""
         return self.node.name or self.node.op_type
 
+    @property
+    def around(self) -> tuple[bool, bool]:
+        """Per factor: whether only what lies around its mean counts."""
+        return False, self.centred
+
     def rows(self, samples: int) -> tuple[int, int]:
         """Rows of each factor that a batch has per matrix."""
         left, right = (count * samples for _, count in self.places)
