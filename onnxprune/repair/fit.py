@@ -11,7 +11,7 @@ seen. `W_0` are the old weights of what is left; they stay where the inputs of a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -79,6 +79,20 @@ def fit(
             if error < best.error:
                 best = Fit(kind, w, b, error, before, energy)
     return best
+
+
+def again(seen: Moments, held: Moments, found: Fit) -> Fit:
+    """Weights that do better on other targets than those that were found, or the ones that were found.
+
+    Parameters
+    ----------
+    seen, held
+        As of `fit`, of targets that follow from what `found` gives.
+    """
+    better = fit(seen, held, found.weight, found.bias, ("affine",))
+    if better.kind == "none":
+        return found
+    return replace(better, before=found.before, energy=found.energy)
 
 
 def _candidates(kind: str, seen: Moments, weight: Matrix) -> list[tuple[Matrix, Matrix]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +10,18 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph.build import AxisGraph
+from onnxprune.repair.fit import Fit
+from onnxprune.repair.flat import Flat
 from onnxprune.repair.targets import Target
 from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.collect import geometry, share_of_rows
 from onnxprune.statistics.moments import Moments
 from onnxprune.statistics.piecewise import Feed, Piecewise
 from onnxprune.statistics.probes import Drawn, Geometry, Probe
+
+Array = np.ndarray[Any, Any]
+Show = Callable[[Probe, int, ir.Value, ir.Value, ir.Value | None], None]
+"""Makes outputs of a layer's rows: by its number, of the input, the target and the other addend, all in groups."""
 
 HELD_OUT = 5
 """Every fifth batch serves to choose among repairs, the others to fit them."""
@@ -48,6 +54,7 @@ class Collector:
     _where: list[Geometry] = field(init=False)
     _shares: list[float] = field(init=False)
     _drawn: list[list[Drawn]] = field(init=False)
+    _goals: list[list[Array]] = field(init=False)
 
     def __post_init__(self) -> None:
         """Draw the positions once, so that both models show the same ones."""
@@ -67,15 +74,31 @@ class Collector:
 
     def collect(self) -> list[tuple[Moments, Moments]]:
         """Per layer the moments to fit on, and those to choose on (the same where there is one batch only)."""
-        sides: list[list[Moments | None]] = [[None, None] for _ in self.targets]
-        for batch, found in enumerate(self._moments(list(self._goals()))):
-            side = 1 if batch % HELD_OUT == HELD_OUT - 1 else 0
-            for known, part in zip(sides, found, strict=True):
-                old = known[side]
-                known[side] = part if old is None else old + part
-        return [both(*known) for known in sides]
+        self._goals = list(self._find_goals())
+        return [both(*known) for known in _in_sides(self._moments(), len(self.targets))]
 
-    def _goals(self) -> Iterator[list[np.ndarray[Any, Any]]]:
+    def behind(
+        self, fits: Sequence[Fit], seen: Sequence[tuple[Moments, Moments]]
+    ) -> list[tuple[Moments, Moments]]:
+        """The moments that `collect` found, with targets that count behind the activations.
+
+        Parameters
+        ----------
+        fits
+            What the layers give now; see `onnxprune.repair.flat` for what that is needed for.
+        seen
+            What `collect` returned. Layers without a flat activation behind them keep theirs.
+        """
+        found = list(seen)
+        numbers = [n for n, target in enumerate(self.targets) if target.flat is not None]
+        if numbers:
+            parts = _in_sides(self._hidden(numbers, fits), len(numbers))
+            for n, known in zip(numbers, parts, strict=True):
+                first, second = both(*known)
+                found[n] = _completed(seen[n][0], first), _completed(seen[n][1], second)
+        return found
+
+    def _find_goals(self) -> Iterator[list[Array]]:
         """Per batch and layer: what the original has at the drawn positions, in the channels that are left."""
         probes: list[Probe] = []
 
@@ -97,37 +120,93 @@ class Collector:
                 for r, target in zip(rows, self.targets, strict=True)
             ]
 
-    def _moments(self, goals: Sequence[Sequence[np.ndarray[Any, Any]]]) -> Iterator[list[Moments]]:
+    def _moments(self) -> Iterator[list[Moments]]:
+        """Per batch and layer: of rows `(input, target)`."""
+
+        def show(probe: Probe, _n: int, x: ir.Value, goal: ir.Value, skip: ir.Value | None) -> None:
+            t = goal if skip is None else probe.op("Sub", goal, skip)
+            probe.moments(probe.op("Concat", x, t, axis=2))
+
+        return self._student_moments(range(len(self.targets)), show)
+
+    def _hidden(self, numbers: Sequence[int], fits: Sequence[Fit]) -> Iterator[list[Moments]]:
+        """Per batch and some of the layers: of rows `(input, target)` against targets, behind the activation."""
+
+        def show(probe: Probe, n: int, x: ir.Value, goal: ir.Value, skip: ir.Value | None) -> None:
+            weight, bias, flat = fits[n].weight, fits[n].bias, self.targets[n].flat
+            made = probe.op("MatMul", x, probe.constant("weight", weight.transpose(0, 2, 1)))
+            made = probe.op("Add", made, probe.constant("bias", bias[:, None]))
+            whole = made if skip is None else probe.op("Add", made, skip)
+            near = goal if flat is None else _nearest(probe, goal, whole, flat)
+            t = near if skip is None else probe.op("Sub", near, skip)
+            probe.moments(probe.op("Concat", x, t, axis=2), t)
+
+        return self._student_moments(numbers, show)
+
+    def _student_moments(self, numbers: Sequence[int], show: Show) -> Iterator[list[Moments]]:
+        """Per batch and some of the layers: what `show` makes of their rows in the cut model."""
         probes: list[Probe] = []
 
         def extend(graph: ir.Graph, known: Mapping[str, ir.Value]) -> None:
-            for n, target in enumerate(self.targets):
-                layer = target.pair.student
+            for n in numbers:
+                target, layer = self.targets[n], self.targets[n].pair.student
                 probe = Probe(graph, layer, f"probe{n}", self._where[n].count(self._shares[n]))
                 x = probe.input_rows(known[str(layer.x.name)])
-                t = probe.given("target", ir.DataType.FLOAT, 2)
+                goal = probe.in_groups(probe.given("target", ir.DataType.FLOAT, 2), layer.outputs)
+                skip = None
                 if target.skip is not None:
-                    t = probe.op("Sub", t, probe.output_rows(known[str(target.skip.name)], layer.outputs))
-                probe.moments(probe.op("Concat", x, probe.in_groups(t, layer.outputs), axis=2))
+                    rows = probe.output_rows(known[str(target.skip.name)], layer.outputs)
+                    skip = probe.in_groups(rows, layer.outputs)
+                show(probe, n, x, goal, skip)
                 probes.append(probe)
 
         def more(batch: int) -> Feed:
             feed: dict[str, Any] = {}
-            for probe, drawn, rows in zip(probes, self._drawn[batch], goals[batch], strict=True):
-                feed |= probe.feed(drawn, len(rows))
+            for n, probe in zip(numbers, probes, strict=True):
+                rows = self._goals[batch][n]
+                feed |= probe.feed(self._drawn[batch][n], len(rows))
                 feed[f"{probe.name}/target"] = rows
             return feed
 
-        wanted = list(dict.fromkeys(value for target in self.targets for value in target.needs))
-        for found, rows in zip(self.student.advance(wanted, extend, more), goals, strict=True):
+        wanted = list(dict.fromkeys(value for n in numbers for value in self.targets[n].needs))
+        for found, rows in zip(self.student.advance(wanted, extend, more), self._goals, strict=True):
             yield [
                 Moments(
-                    float(len(r)),
+                    float(len(rows[n])),
                     found[f"probe{n}/total"][:, 0].astype(np.float64),
                     found[f"probe{n}/gram"].astype(np.float64),
                 )
-                for n, r in enumerate(rows)
+                for n in numbers
             ]
+
+
+def _nearest(probe: Probe, goal: ir.Value, made: ir.Value, flat: Flat) -> ir.Value:
+    """The target closest to what is made that the activation cannot tell from the goal."""
+    for end, beyond, cut in ((flat.low, "LessOrEqual", "Min"), (flat.high, "GreaterOrEqual", "Max")):
+        if np.isfinite(end):
+            edge = probe.constant(beyond, np.array(end))
+            goal = probe.op("Where", probe.op(beyond, goal, edge), probe.op(cut, made, edge), goal)
+    return goal
+
+
+def _in_sides(batches: Iterable[Sequence[Moments]], layers: int) -> list[list[Moments | None]]:
+    """Sums over the batches to fit on, and over those to choose on, per layer."""
+    sides: list[list[Moments | None]] = [[None, None] for _ in range(layers)]
+    for batch, found in enumerate(batches):
+        side = 1 if batch % HELD_OUT == HELD_OUT - 1 else 0
+        for known, part in zip(sides, found, strict=True):
+            old = known[side]
+            known[side] = part if old is None else old + part
+    return sides
+
+
+def _completed(whole: Moments, part: Moments) -> Moments:
+    """Moments of the same rows `(x, t)` with other targets, from those of `(x, t)` against t."""
+    features = part.gram.shape[1] - part.gram.shape[2]
+    gram = whole.gram.copy()
+    gram[:, :, features:] = part.gram
+    gram[:, features:, :features] = part.gram[:, :features].transpose(0, 2, 1)
+    return Moments(whole.count, part.total, gram)
 
 
 def both(seen: Moments | None, held: Moments | None) -> tuple[Moments, Moments]:

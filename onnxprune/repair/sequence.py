@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnxprune.evaluate.smaller import cut_feed, cuts_by_name
 from onnxprune.graph.axes import Kept
 from onnxprune.graph.build import AxisGraph
-from onnxprune.repair.fit import fit
+from onnxprune.repair.fit import Fit, again, fit
 from onnxprune.repair.products import Factor, products_to_repair, refit_product
 from onnxprune.repair.rows import Collector
 from onnxprune.repair.targets import Pair, Target, layers_to_repair, target_of
@@ -45,7 +45,8 @@ class LayerRepair:
         were best or nothing could be done.
     before, after
         Error of the layer's output on held-out samples, as a share of its variance, without and with the repair.
-        Of a product, as a share of its mean square.
+        Where the repair looked behind a Relu or Clip, `after` is what is left there at most. Of a product, as a
+        share of its mean square.
     why
         Why nothing could be done.
     """
@@ -169,15 +170,13 @@ class _Mending:
 
     def layers(self, targets: Sequence[Target]) -> None:
         """Refit layers that do not depend on each other."""
-        collector = Collector(self.axis_graph, self.teacher, self.student, targets, self.batches, self.rng)
-        for target, (seen, held) in zip(targets, collector.collect(), strict=True):
+        for target in targets:
+            self.waiting.remove(target.pair.student.node)
+        for target, found in zip(targets, self._fits(targets), strict=True):
             layer = target.pair.student
-            self.waiting.remove(layer.node)
-            if not (np.isfinite(seen.gram).all() and np.isfinite(held.gram).all()):
+            if found is None:
                 self.left[layer.label] = "what it sees is not finite on the calibration samples"
                 continue
-            bias = layer.bias_vector().reshape(layer.groups, -1)
-            found = fit(seen, held, layer.matrix(), bias, self.kinds)
             if found.kind != "none":
                 weight, vector = layer.from_matrix(found.weight), found.bias.ravel()
                 write(layer, weight, vector)
@@ -185,6 +184,24 @@ class _Mending:
             scale = found.energy or 1.0
             before, after = found.before / scale, found.error / scale
             self.done.append(LayerRepair(layer.label, target.pair.lost, found.kind, before, after))
+
+    def _fits(self, targets: Sequence[Target]) -> list[Fit | None]:
+        """The best weights of some layers; None where what a layer sees is not finite."""
+        collector = Collector(self.axis_graph, self.teacher, self.student, targets, self.batches, self.rng)
+        moments = collector.collect()
+        finite = [all(np.isfinite(each.gram).all() for each in pair) for pair in moments]
+        fits = []
+        for target, (seen, held) in zip(targets, moments, strict=True):
+            layer = target.pair.student
+            bias = layer.bias_vector().reshape(layer.groups, -1)
+            fits.append(fit(seen, held, layer.matrix(), bias, self.kinds))
+        if "affine" in self.kinds:
+            behind = collector.behind(fits, moments)
+            fits = [
+                found if target.flat is None else again(*pair, found)
+                for target, pair, found in zip(targets, behind, fits, strict=True)
+            ]
+        return [found if usable else None for found, usable in zip(fits, finite, strict=True)]
 
     def product(self, factor: Factor) -> None:
         """Mix what is left of queries, so that their products with what is left of keys are what they were."""

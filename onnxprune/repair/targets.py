@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
+from onnxprune.repair.flat import Flat, flat_behind
 from onnxprune.statistics.norms import LinearMap, Norm, linear_map_of
 from onnxprune.statistics.piecewise import Piecewise
 
@@ -48,12 +49,15 @@ class Target:
         The other addend, a value of the cut model that does not depend on the layer; None: there is none.
     kept
         Channels of `value` that are left; None: all.
+    flat
+        Where the activation that alone sees `value` does not tell numbers apart; None: there is none.
     """
 
     pair: Pair
     value: ir.Value
     skip: ir.Value | None
     kept: Bools | None
+    flat: Flat | None = None
 
     @property
     def needs(self) -> list[ir.Value]:
@@ -105,7 +109,7 @@ def target_of(
     waiting
         Nodes that are still to be repaired: what depends on them is not known yet.
     """
-    value, skip = pair.teacher.y, None
+    value, skip, reached = pair.teacher.y, None, pair.student.y
     added = _addend(pair.student)
     if added is not None:
         total, other = added
@@ -120,9 +124,9 @@ def target_of(
             and str(other.name) in mine
             and dims[stream] == dims[pair.teacher.y] == dims[mine[str(other.name)]]
         ):
-            value, skip = stream, other
+            value, skip, reached = stream, other, total
     channel = 1 if pair.student.convolves else len(axis_graph.shapes.dims[value]) - 1
-    return Target(pair, value, skip, kept.get(Axis(value, channel)))
+    return Target(pair, value, skip, kept.get(Axis(value, channel)), flat_behind(reached))
 
 
 def _addend(consumer: LinearMap) -> tuple[ir.Value, ir.Value] | None:

@@ -114,11 +114,19 @@ class Added:
             self._inputs[key] = value
         return self._inputs[key]
 
-    def moments(self, rows: ir.Value) -> tuple[str, str]:
-        """Names of two outputs: the sum (groups, 1, columns) of rows, and their Gram matrix."""
+    def moments(self, rows: ir.Value, others: ir.Value | None = None) -> tuple[str, str]:
+        """Names of two outputs: the sum (groups, 1, columns) of rows, and their Gram matrix, or part of it.
+
+        Parameters
+        ----------
+        others
+            Columns against which all columns are multiplied; None: all.
+        """
         ones = self.given("ones", ir.DataType.FLOAT, 3)
         total = self.op("MatMul", ones, rows)
-        gram = self.op("MatMul", self.op("Transpose", rows, perm=[0, 2, 1]), rows)
+        gram = self.op(
+            "MatMul", self.op("Transpose", rows, perm=[0, 2, 1]), rows if others is None else others
+        )
         return self.show(total, "total"), self.show(gram, "gram")
 
     def show(self, value: ir.Value, key: str) -> str:
@@ -145,6 +153,10 @@ class Added:
         value = ir.Value(name=data.name, type=kind, shape=shape, const_value=data)
         self.graph.register_initializer(value)
         return value
+
+    def constant(self, key: str, array: Array) -> ir.Value:
+        """An initializer, float32, under this probe's name."""
+        return self._register(ir.Tensor(array.astype(np.float32), name=f"{self.name}/{key}"))
 
     def _float(self, value: ir.Value) -> ir.Value:
         return self.op("Cast", value, to=ir.DataType.FLOAT) if self._half else value
