@@ -48,16 +48,16 @@ class Part(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Layer:
-    """One consumer of a group's units, while units go.
+    """One consumer of a group's units, while units go. Features that are gone are forgotten from time to time.
 
     Attributes
     ----------
     weight
         Shape (blocks, outputs per block, features); mutated. The groups of a convolution are blocks.
     damped
-        Shape (blocks, features, features): the damped covariance.
+        Shape (blocks, features, features): the damped covariance, of all features that there were.
     unit
         Shape (blocks, features): the unit of each feature that is left, -1 for all others; mutated.
     scale
@@ -86,7 +86,8 @@ class Layer:
             for members, index in by_size(unit):
                 inner = inverse[index[:, :, None], index[:, None, :]]
                 columns = weight[:, index].transpose(1, 2, 0)  # (units, features, outputs)
-                total[members] += np.einsum("uko,uko->u", columns, np.linalg.solve(inner, columns))
+                gram = columns @ columns.transpose(0, 2, 1)
+                total[members] += np.einsum("uij,uij->u", np.linalg.inv(inner), gram)
         return total / self.scale
 
     def drop(self, member: int) -> float:
@@ -105,7 +106,19 @@ class Layer:
                 weight[:, index] = 0.0  # exactly, also in all updates to come
                 inverse[index] = inverse[:, index] = 0.0
                 unit[index] = -1
+        self._forget()
         return cost / self.scale
+
+    def _forget(self) -> None:
+        """Leave out features that are gone, once they are half of all: updates take the square of what is left."""
+        left = np.einsum("gii->gi", self.inverse) != 0
+        counts = left.sum(axis=1)
+        if counts.min() != counts.max() or 2 * counts[0] > left.shape[1]:
+            return
+        index = np.nonzero(left)[1].reshape(len(left), -1)
+        self.inverse = _picked(self.inverse, index)
+        self.weight = np.take_along_axis(self.weight, index[:, None], axis=2)
+        self.unit = np.take_along_axis(self.unit, index, axis=1)
 
     def losses(self, order: Index) -> Matrix:
         """Shape (rungs,): what each rung costs when all units go in an order, as a share of the output variance.
@@ -120,17 +133,19 @@ class Layer:
         when = turn[self.unit]
         last_first = np.argsort(-when, axis=1, kind="stable")
         try:
-            lower = np.linalg.cholesky(
-                self.damped[
-                    np.arange(len(when))[:, None, None], last_first[:, :, None], last_first[:, None, :]
-                ]
-            )
+            lower = np.linalg.cholesky(_picked(self.damped, last_first))
         except np.linalg.LinAlgError:  # rounding, where means are large
             return one_by_one(self, order)
         columns = np.take_along_axis(self.weight, last_first[:, None], axis=2) @ lower
         when = np.take_along_axis(when, last_first, axis=1)
         lost = np.bincount(when.ravel(), np.square(columns).sum(axis=1).ravel(), len(order) + 1)
         return lost[: len(order)] / self.scale
+
+
+def _picked(matrices: Matrix, index: Index) -> Matrix:
+    """Rows and columns of every block, by `index` (blocks, features)."""
+    blocks = np.arange(len(index))[:, None, None]
+    return np.asarray(matrices[blocks, index[:, :, None], index[:, None, :]], np.float64)
 
 
 def one_by_one(part: Part, order: Index) -> Matrix:
