@@ -124,6 +124,18 @@ class CostModel:
                 extent[divisor] = 1.0 / (1.0 / extent[divisor] - whole)
         return self._macs.total(extent)
 
+    def coupled(self, groups: Sequence[Group]) -> Bools:
+        """Shape (groups, groups): which of them have a say in the MACs of the same node; all with themselves."""
+        touched = np.zeros((len(groups), len(self._base)), bool)
+        for number, group in enumerate(groups):
+            touched[number, self._uses[group.id][0]] = True
+            touched[number, [divisor for divisor, _ in self._blocks_gone[group.id]]] = True
+        found: Bools = np.eye(len(groups), dtype=bool)
+        if len(groups) and len(self._macs.start):
+            terms = np.logical_or.reduceat(touched[:, self._macs.classes], self._macs.start, axis=1)
+            found |= (terms.astype(np.float32) @ terms.T) > 0
+        return found
+
     def removals(self, group: Group, rungs: Index) -> list[Removed]:
         """What is gone after the first n rungs of a group, for every n from 0 on.
 

@@ -8,7 +8,7 @@ exact problem, and its gap is at most one stretch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from onnxprune.allocate.ladder import Ladder, Scores
 
 Size = Callable[[Sequence[int]], float]
+Near = Callable[[int], Iterable[int]]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class _Stretch:
     stop: int
 
 
-def spend(ladders: Sequence[Ladder], size: Size, goal: float) -> list[int]:
+def spend(ladders: Sequence[Ladder], size: Size, goal: float, near: Near | None = None) -> list[int]:
     """Rungs to drop per ladder.
 
     Parameters
@@ -38,21 +39,26 @@ def spend(ladders: Sequence[Ladder], size: Size, goal: float) -> list[int]:
         What remains when so many rungs of each ladder are gone: MACs, parameters or units.
     goal
         At most this much is to remain; where that is out of reach, the least that is.
+    near
+        Which ladders save something else per rung when one of them moves, itself among them; by default all.
     """
     stops = [sorted({ladder.settle(n) for n in range(ladder.height + 1)}) for ladder in ladders]
     losses = [_loss(ladder) for ladder in ladders]
     drops = [each[0] for each in stops]
     now = size(drops)
+    known: dict[int, _Stretch | None] = {}
     while now > goal:
-        best: _Stretch | None = None
         for number, loss in enumerate(losses):
-            found = _cheapest(number, loss, stops[number], drops, now, size)
-            if found is not None and (best is None or found.price < best.price):
-                best = found
+            if number not in known:
+                known[number] = _cheapest(number, loss, stops[number], drops, now, size)
+        found = [known[number] for number in range(len(ladders))]
+        best = min((each for each in found if each is not None), key=lambda each: each.price, default=None)
         if best is None:
             break
         drops = _walk(best, stops[best.number], drops, size, goal)
         now = size(drops)
+        for number in range(len(ladders)) if near is None else near(best.number):
+            known.pop(number, None)
     return _give_back(losses, stops, drops, size, goal)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.allocate.cost import Cost, CostModel
-from onnxprune.allocate.curves import Size, spend
+from onnxprune.allocate.curves import Near, Size, spend
 from onnxprune.allocate.ladder import Ladder
 from onnxprune.allocate.target import Target
 from onnxprune.graph.axes import Bools
@@ -98,7 +98,7 @@ def solve(
     if not last.met:
         return last
     if scope == "global" and ladders and all(ladder.loss is not None for ladder in ladders):
-        drops = spend(ladders, *_sizes(ladders, costs, target, units))
+        drops = spend(ladders, *_sizes(ladders, costs, target, units), _near(ladders, costs, target))
         return replace(judge(drops), reachable=last.achieved)
     low, high = 0, path.length
     while low < high:
@@ -126,6 +126,16 @@ def _sizes(ladders: Sequence[Ladder], costs: CostModel, target: Target, units: i
     whole = size([0] * len(ladders)) if ladders else 0.0
     share = 1 - target.value if target.kind == "ratio" else target.value
     return size, whole * (share + 1e-12)
+
+
+def _near(ladders: Sequence[Ladder], costs: CostModel, target: Target) -> Near | None:
+    """Which ladders save something else per rung when one of them moves."""
+    if target.kind == "params":
+        return None  # vectors that are stored once may tie any two groups
+    if target.kind == "ratio":
+        return lambda number: (number,)
+    coupled = costs.coupled([ladder.group for ladder in ladders])
+    return lambda number: np.flatnonzero(coupled[number]).tolist()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from onnxprune.criteria.logits import Logits
 from onnxprune.graph.axes import Bools, Index
 from onnxprune.graph.groups import Group
 from onnxprune.repair.trial import mixed
-from onnxprune.repair.turn import Turn, checked, tails
+from onnxprune.repair.turn import Spectrum, Turn, checked, spectrum, tails
 from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.collect import InputStatistics, consumers, input_statistics
 from onnxprune.statistics.consumers import Consumer
@@ -150,6 +150,14 @@ class Evidence:
         """The same on samples that these have not seen."""
         return self._product_statistics(self.divided[1])
 
+    @cached_property
+    def _spectra(self) -> dict[ir.Node, Spectrum]:
+        """How products are turned that can be, by node."""
+        seen = self.product_statistics
+        return {
+            product.node: spectrum(product, seen[product.node]) for product in self.products if product.turns
+        }
+
     def _product_statistics(self, data: Dataset) -> dict[ir.Node, Seen]:
         return product_statistics(
             self.analysis.axis_graph,
@@ -199,7 +207,7 @@ class Evidence:
         errors: Matrix = found.errors if deciding else np.zeros(len(found.errors))
         for product, unit in turned:
             lost = np.cumsum([0, *(np.isin(unit, rung).sum() for rung in found.rungs)])
-            errors = errors + tails(product, self.product_statistics[product.node], lost)
+            errors = errors + tails(self._spectra[product.node], lost)
         return Elimination(found.rungs, errors)
 
     def _parts(self, group: Group, products: Sequence[tuple[Product, Index]]) -> list[Layer | Logits]:
@@ -221,7 +229,7 @@ class Evidence:
             dims = self._dims(product, gone)
             if product.turns and dims.any():
                 seen, held = self.product_statistics[product.node], self.held_statistics[product.node]
-                found.append(checked(product, seen, held, dims))
+                found.append(checked(product, self._spectra[product.node], seen, held, dims))
         return [turn for turn in found if turn is not None]
 
     def _dims(self, product: Product, gone: Mapping[str, Bools]) -> Bools:
@@ -285,7 +293,8 @@ class Evidence:
         for product in self.products:
             dims = self._dims(product, gone)
             if dims.any():
-                feed |= mixed(product, self.product_statistics[product.node], dims, feed)
+                known = self._spectra.get(product.node)
+                feed |= mixed(product, self.product_statistics[product.node], dims, feed, known)
         return feed
 
     def masked_change(self, group: Group, gone: Bools) -> float:

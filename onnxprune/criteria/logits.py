@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.criteria.elimination import by_size, damp
+from onnxprune.criteria.elimination import by_size, damp, one_by_one
 from onnxprune.graph.axes import Index
 from onnxprune.statistics.moments import Matrix
 
@@ -116,6 +116,10 @@ class Logits:
         self.keys.drop(index)
         self.unit[index] = -1
         return cost / self.scale
+
+    def losses(self, order: Index) -> Matrix:
+        """Shape (rungs,): what each rung costs when all units go in the order (rungs, units per rung); mutated."""
+        return one_by_one(self, order)
 
     def _cost(self, index: Index) -> Matrix:
         """Shape (units,), for dims (units, k): by how much tr(Q K) falls, summed over the heads.

@@ -8,7 +8,7 @@ writes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, MutableMapping
 
 import numpy as np
 import onnx
@@ -59,15 +59,21 @@ def to_bytes(model: ir.Model, *, external_above: int) -> tuple[bytes, dict[str, 
     """
     fixed = inner_bytes(model)
     tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
-    threshold = external_above
-    if fixed + _bytes_up_to(tensors, threshold) > INLINE_LIMIT:
-        threshold = min(threshold, _SMALL)
-    if fixed + _bytes_up_to(tensors, threshold) > INLINE_LIMIT:
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items() if tensor is not None}
+    movable = {name for name, tensor in tensors.items() if tensor is not None and _can_leave_out(tensor)}
+
+    def beyond(threshold: int) -> set[str]:
+        return {name for name in movable if sizes[name] > threshold}
+
+    outside = beyond(external_above)
+    if fixed + sum(sizes.values()) - sum(sizes[name] for name in outside) > INLINE_LIMIT:
+        outside = beyond(min(external_above, _SMALL))
+    if fixed + sum(sizes.values()) - sum(sizes[name] for name in outside) > INLINE_LIMIT:
         raise too_large()
-    proto, weights = without_weights(model)
+    proto, weights = _emptied(model)
     left_out: dict[str, ir.TensorProtocol] = {}
     for name, tensor in weights.items():
-        if _can_leave_out(tensor) and tensor.nbytes > threshold:
+        if name in outside:
             left_out[name] = tensor
             proto.graph.initializer.append(external_entry(tensor, name, LOCATION, 0))
         else:
@@ -90,6 +96,10 @@ def without_weights(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.Tens
     """
     if inner_bytes(model) > MESSAGE_LIMIT:
         raise too_large()
+    return _emptied(model)
+
+
+def _emptied(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProtocol]]:
     copy = model.clone()
     _inline_inner(copy)
     weights: dict[str, ir.TensorProtocol] = {}
@@ -131,14 +141,6 @@ def too_large() -> UnsupportedError:
     return UnsupportedError(
         "the weights inside subgraphs and constants are larger than one protobuf message",
         "Lift them to initializers of the main graph.",
-    )
-
-
-def _bytes_up_to(tensors: Mapping[str, ir.TensorProtocol | None], threshold: int) -> int:
-    return sum(
-        tensor.nbytes
-        for tensor in tensors.values()
-        if tensor is not None and not (_can_leave_out(tensor) and tensor.nbytes > threshold)
     )
 
 

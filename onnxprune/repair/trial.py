@@ -10,7 +10,7 @@ from onnxprune.criteria.elimination import DAMPING
 from onnxprune.graph.axes import Bools
 from onnxprune.repair.logits import Rows, fold, mix
 from onnxprune.repair.stored import named, read
-from onnxprune.repair.turn import turn, turned_weights
+from onnxprune.repair.turn import Spectrum, turn, turned_weights
 from onnxprune.statistics.factors import Seen
 from onnxprune.statistics.paths import Route
 from onnxprune.statistics.products import Product
@@ -18,7 +18,9 @@ from onnxprune.statistics.products import Product
 Array = np.ndarray[Any, Any]
 
 
-def mixed(product: Product, seen: Seen, gone: Bools, feed: dict[str, Array]) -> dict[str, Array]:
+def mixed(
+    product: Product, seen: Seen, gone: Bools, feed: dict[str, Array], known: Spectrum | None
+) -> dict[str, Array]:
     """Weights and biases, by name, of the layers that make up for dims that are gone; empty where there are none.
 
     Parameters
@@ -31,17 +33,19 @@ def mixed(product: Product, seen: Seen, gone: Bools, feed: dict[str, Array]) -> 
         Shape (dims,).
     feed
         Weights and biases that the layers have for other reasons, by name.
+    known
+        The `spectrum` of a product that is turned.
     """
     route, channels = product.route, product.channels[product.mixed]
     if not isinstance(route, Route) or channels is None or not gone.any():
         return {}
     layer = route.layer
     changed: dict[str, Array] = {}
-    if product.turns:
-        changed = turned_weights(turn(product, seen, gone), feed)
+    if known is not None:
+        changed = turned_weights(turn(product, known, gone), feed)
     weight, bias = read(layer, {**feed, **changed})
     left = channels[:, ~gone]
-    if not product.turns and left.size:
+    if known is None and left.size:
         kept = np.flatnonzero(~gone)
         x, z = (
             Rows.of_itself(seen[slot], kept, product.around[slot])

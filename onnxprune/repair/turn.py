@@ -33,6 +33,9 @@ from onnxprune.statistics.products import Product
 
 Array = np.ndarray[Any, Any]
 
+Spectrum = tuple[Matrix, Matrix, Matrix]
+"""D, shape (heads, dims), descending; and T and inv(T)^T, shape (heads, dims, dims)."""
+
 RIDGE = 1e-6
 """Share of the mean second moment that is added to every one: no more than float32 can tell from zero."""
 
@@ -58,7 +61,7 @@ class Turn:
     after: float = float("nan")
 
 
-def spectrum(product: Product, seen: Seen) -> tuple[Matrix, Matrix, Matrix]:
+def spectrum(product: Product, seen: Seen) -> Spectrum:
     """D, shape (heads, dims), descending; and T and inv(T)^T, shape (heads, dims, dims)."""
     a, b = (_root(each) for each in _seconds(product, seen))
     u, d, v = np.linalg.svd(a.transpose(0, 2, 1) @ b)
@@ -79,31 +82,31 @@ def _seconds(product: Product, seen: Seen) -> list[Matrix]:
     ]
 
 
-def tails(product: Product, seen: Seen, lost: Index) -> Matrix:
+def tails(known: Spectrum, lost: Index) -> Matrix:
     """The least error of the logits when so many dims of every head are gone, as a share of their mean square."""
-    squares = np.square(spectrum(product, seen)[0])[:, ::-1].sum(axis=0)
+    squares = np.square(known[0])[:, ::-1].sum(axis=0)
     errors = np.concatenate([[0.0], np.cumsum(squares)]) / (squares.sum() or 1.0)
     return np.asarray(errors[lost], np.float64)
 
 
-def turn(product: Product, seen: Seen, gone: Bools) -> Turn:
+def turn(product: Product, known: Spectrum, gone: Bools) -> Turn:
     """The turn that leaves least in the dims that go.
 
     Parameters
     ----------
-    seen
-        Moments of both factors, with all dims.
+    known
+        The `spectrum` of the product, with all dims.
     gone
         Shape (dims,).
     """
-    _, left, right = spectrum(product, seen)
+    _, left, right = known
     order = np.argsort(np.argsort(gone, kind="stable"), kind="stable")  # what stays first
     return Turn(product, (left[:, order], right[:, order]))
 
 
-def checked(product: Product, seen: Seen, held: Seen, gone: Bools) -> Turn | None:
+def checked(product: Product, known: Spectrum, seen: Seen, held: Seen, gone: Bools) -> Turn | None:
     """The same, or None where it does worse on held-out moments than the best mixture of what stays."""
-    found, left = turn(product, seen, gone), np.flatnonzero(~gone)
+    found, left = turn(product, known, gone), np.flatnonzero(~gone)
     if not len(left):
         return None
     fitted, kept, moved = (

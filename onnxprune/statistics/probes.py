@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,11 @@ class Geometry:
         """Rows of one sample."""
         return self.images * self.places
 
+    @cached_property
+    def _windows(self) -> tuple[Array, Array]:
+        """Which input positions each output position of a convolution sees."""
+        return self.consumer.windows(self.x_dims[2:], self.y_dims[2:])
+
     def drawn_rows(self, drawn: Drawn, samples: int) -> int:
         """How many rows a batch of `samples` samples gives at the drawn positions."""
         return len(drawn.places) * (self.images * samples if self.consumer.convolves else 1)
@@ -63,7 +69,7 @@ class Geometry:
         """Choose about `share` of the positions at random, for a batch of `samples` samples."""
         if self.consumer.convolves:
             places = choose(rng, self.places, self.count(share))
-            index, inside = self.consumer.windows(self.x_dims[2:], self.y_dims[2:])
+            index, inside = self._windows
             return Drawn(places, index[places].ravel(), inside[places].ravel().astype(np.float32))
         total = self.places * samples
         places = choose(rng, total, min(max(1, round(share * total)), total))

@@ -73,7 +73,7 @@ def test_what_goes_costs_what_the_best_lower_rank_does(seed, centred, count):
     q, k = factors(seed)
     seen = Moments.of(q), Moments.of(k)
     gone = np.isin(np.arange(5), np.random.default_rng(seed).permutation(5)[:count])
-    found = turn(product(centred), seen, gone)
+    found = turn(product(centred), spectrum(product(centred), seen), gone)
     if centred:
         k = k - k.mean(axis=1, keepdims=True)
     whole = logits(q, k)
@@ -81,7 +81,7 @@ def test_what_goes_costs_what_the_best_lower_rank_does(seed, centred, count):
     lost = np.square(logits(*left) - whole).sum()
     best = sum(np.square(np.linalg.svd(each, compute_uv=False)[5 - count :]).sum() for each in whole)
     assert lost == pytest.approx(best, rel=1e-4, abs=1e-7 * np.square(whole).sum())
-    share = tails(product(centred), seen, np.array([0, count]))
+    share = tails(spectrum(product(centred), seen), np.array([0, count]))
     assert share[0] == 0 and share[1] == pytest.approx(best / np.square(whole).sum(), rel=1e-4, abs=1e-7)
 
 
