@@ -37,6 +37,7 @@ from onnxprune.report.report import RefittedIO, Report, Size, TargetResult
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import remove
+from onnxprune.threads import few_threads
 
 Source = str | os.PathLike[str] | io.LoadedModel
 
@@ -169,10 +170,11 @@ def prune_model(
             "cannot run the model as it is",
             "Take a criterion that looks at weights, such as l2, and --scope global.",
         )
-    allocation, scored, soundness = choose_units(opened, choices, job, evidence)
-    plan = Plan.of(opened.analysis, allocation.keep)
-    target = TargetResult(choices.target.kind, choices.target.value, allocation.achieved, allocation.met)
-    return _finish(opened, plan, job, choices, target, scored, soundness, output, force, evidence)
+    with few_threads(evidence.largest if evidence is not None else 0):
+        allocation, scored, soundness = choose_units(opened, choices, job, evidence)
+        plan = Plan.of(opened.analysis, allocation.keep)
+        target = TargetResult(choices.target.kind, choices.target.value, allocation.achieved, allocation.met)
+        return _finish(opened, plan, job, choices, target, scored, soundness, output, force, evidence)
 
 
 def apply_plan(
@@ -205,7 +207,8 @@ def apply_plan(
     full, cost = opened.analysis.cost, opened.analysis.costs.cost(plan.keep)
     target = TargetResult("plan", 1.0, cost.macs / full.macs if full.macs else 1.0, True)
     evidence = opened.evidence(job) if learns else None
-    return _finish(opened, plan, job, None, target, None, soundness, output, force, evidence)
+    with few_threads(evidence.largest if evidence is not None else 0):
+        return _finish(opened, plan, job, None, target, None, soundness, output, force, evidence)
 
 
 def _finish(

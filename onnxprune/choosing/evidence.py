@@ -113,6 +113,11 @@ class Evidence:
         """Every layer that is a linear map of an activation, by its weight."""
         return consumers(self.analysis.axis_graph)
 
+    @property
+    def largest(self) -> int:
+        """Features of the widest layer that consumes units."""
+        return max((layer.columns * layer.taps for layer in self.used), default=0)
+
     def layers(self, group: Group) -> list[tuple[Consumer, Index]]:
         """The layers that consume a group's units, with the unit of every feature, (blocks, features)."""
         found = []
