@@ -50,7 +50,11 @@ def render(data: Mapping[str, Any]) -> str:
 
 def _introduction(data: Mapping[str, Any]) -> str:
     seeds, samples = data["seeds"], data["samples"]
-    repeated = f"the mean of {seeds} seeds, with the lowest and the highest in brackets" if seeds > 1 else ""
+    repeated = (
+        f"the mean of {seeds} seeds with the lowest and the highest in brackets, of one where there are none"
+        if seeds > 1
+        else ""
+    )
     limited = f" At most {samples} calibration samples were used." if samples else ""
     return (
         "Trained models as their authors published them, and the small ones in `models/`, "

@@ -46,6 +46,10 @@ class Subject:
         Why Torch-Pruning has nothing to work on; empty where the module can be rebuilt.
     ours
         Whether model and data lie in this project's `models/`.
+    twin
+        Whether it is another model's network from another exporter: asked for the shares of its targets only.
+    slow
+        Whether a run takes minutes: repeated with other seeds at its targets only.
     """
 
     name: str
@@ -55,6 +59,16 @@ class Subject:
     preprocess: str | None = None
     no_module: str = ""
     ours: bool = False
+    twin: bool = False
+    slow: bool = False
+
+    def grid(self, points: Sequence[float] | None) -> Sequence[float]:
+        """Shares of the MACs that the sweeps ask about."""
+        return points if points is not None else tuple(self.targets) if self.twin else GRID
+
+    def repeats(self, point: float, seeds: int) -> int:
+        """With how many seeds a share is asked for."""
+        return seeds if point in self.targets or not self.slow else 1
 
 
 def _subjects() -> tuple[Subject, ...]:
@@ -71,16 +85,16 @@ def _subjects() -> tuple[Subject, ...]:
     arm = "its authors published TensorFlow code and weights: there is no PyTorch module of theirs"
     return (
         Subject("cifar10_resnet20", *cifar, resnet20),
-        Subject("cifar10_resnet20_ts", *cifar, resnet20),
+        Subject("cifar10_resnet20_ts", *cifar, resnet20, twin=True),
         Subject("cifar10_resnet56", *cifar, resnet56),
-        Subject("cifar10_resnet56_ts", *cifar, resnet56),
-        Subject("imagenet_mobilenetv2", *images, {0.85: -5.0, 0.7: -18.0}, "x/128-1", coral),
+        Subject("cifar10_resnet56_ts", *cifar, resnet56, twin=True),
+        Subject("imagenet_mobilenetv2", *images, {0.85: -5.0, 0.7: -18.0}, "x/128-1", coral, slow=True),
         Subject("kwt1_speechcommands", *speech, kwt1, no_module=arm),
-        Subject("kwt1_speechcommands_ts", *speech, kwt1, no_module=arm),
+        Subject("kwt1_speechcommands_ts", *speech, kwt1, no_module=arm, twin=True),
         Subject("digits_resnet", *digits, no_module=left, ours=True),
-        Subject("digits_resnet_ts", *digits, no_module=left, ours=True),
+        Subject("digits_resnet_ts", *digits, no_module=left, ours=True, twin=True),
         Subject("digits_vit", *digits, no_module=left, ours=True),
-        Subject("digits_vit_ts", *digits, no_module=left, ours=True),
+        Subject("digits_vit_ts", *digits, no_module=left, ours=True, twin=True),
     )
 
 
@@ -134,13 +148,13 @@ def runs(subject: Subject, points: Sequence[float] | None, seeds: int, samples: 
     samples
         At most so many calibration samples in every run; None: all.
     """
-    name, grid = subject.name, GRID if points is None else points
+    name, grid = subject.name, subject.grid(points)
     exact = sorted({*grid, *(subject.targets if points is None else ())}, reverse=True)
     found = [Run(name, "baseline", "", 1.0, "quality_steps:baseline", {}, data=False)]
     for point in exact:
         for tool, options in OPTIONS.items():
             if tool != ROUNDED or point in subject.targets:
-                data, repeats = tool != L1, 1 if tool == L1 else seeds
+                data, repeats = tool != L1, 1 if tool == L1 else subject.repeats(point, seeds)
                 found += _prune(name, "curve", tool, point, repeats, samples, options, data)
     for tool, (function, option) in SWEEPS.items():
         if tool != TORCH_PRUNING or not subject.no_module:

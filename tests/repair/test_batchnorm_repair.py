@@ -62,6 +62,8 @@ def parameters(path, name):
 def behind_a_layer(spatial, scale=1.0, shift=0.0):
     """A layer that loses inputs, an activation, and a norm whose input it made worse; `spatial` axes.
 
+    Behind the norm nothing is flat, so that all of its output counts.
+
     Parameters
     ----------
     scale, shift
@@ -91,7 +93,7 @@ def behind_a_layer(spatial, scale=1.0, shift=0.0):
         name="norm",
         epsilon=1e-3 * scale**2,
     )[0]
-    return n.model(layer(n.op("Relu", norm), "last", 7, 4)), shape
+    return n.model(layer(n.op("LeakyRelu", norm), "last", 7, 4)), shape
 
 
 def cut(path, out, samples, **options):
