@@ -62,7 +62,7 @@ def parameters(path, name):
 def behind_a_layer(spatial, scale=1.0, shift=0.0):
     """A layer that loses inputs, an activation, and a norm whose input it made worse; `spatial` axes.
 
-    Behind the norm nothing is flat, so that all of its output counts.
+    Neither activation is flat, so that all of their inputs counts.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def behind_a_layer(spatial, scale=1.0, shift=0.0):
         return n.conv(h, name, (outer, inner, *(3,) * spatial))
 
     h = n.op("Relu", layer(x, "up", 3, 12))
-    h = n.op("Relu", layer(h, "down", 12, 7))
+    h = n.op("LeakyRelu", layer(h, "down", 12, 7))
     h = n.op("Add", n.op("Mul", h, n.constant(np.float32(scale))), n.constant(np.float32(shift)), name="seen")
     rng = n.rng
     norm = n.ops(

