@@ -1,0 +1,174 @@
+"""Reverse-mode differentiation of an ONNX graph, by the VJPs of the rule table.
+
+The forward graph and the loss are walked from the loss back to what it is differentiated with respect to. Only
+nodes on the way are visited, and only gradients that somebody needs are built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import onnx_ir as ir
+
+from onnxprune.errors import UsageError
+from onnxprune.gradients.losses import Loss
+from onnxprune.gradients.prepare import prepare
+from onnxprune.gradients.scope import Scope
+from onnxprune.gradients.wrt import Target, UnitMask, find_values, gradient_name, mask_gradient
+from onnxprune.model import edit
+from onnxprune.model.shapes import Shapes, infer_shapes
+from onnxprune.rules import Op, RuleTable, default_rules
+from onnxprune.rules.backward import Backward, no_gradient
+from onnxprune.rules.expr import Builder, Expr
+from onnxprune.rules.rule import domain_of
+
+LOSS = "loss"
+"""Name of the output that holds the loss."""
+
+
+def build_backward(
+    model: ir.Model,
+    loss: Loss,
+    wrt: Sequence[Target],
+    *,
+    rules: RuleTable | None = None,
+    bindings: Mapping[str, int] | None = None,
+) -> ir.Model:
+    """Append a loss and its gradients to a model.
+
+    Parameters
+    ----------
+    model
+        Not mutated. The result computes in float32 whatever the model's type.
+    loss
+        What is differentiated; it may add inputs.
+    wrt
+        Names of initializers and activations, and masks over units.
+    rules
+        The table that holds the VJPs; `default_rules()` by default.
+    bindings
+        Sizes of symbolic dims by name, for models that only fit some.
+
+    Returns
+    -------
+    ir.Model
+        Its outputs: those of `model`, the loss, and `gradient_name(target)` for each target, of the target's
+        shape; (batch, units) for a mask. What the loss does not depend on has a gradient of zeros.
+
+    Raises
+    ------
+    GradientError
+        An operator between a target and the loss has no VJP; the message names it.
+    UsageError
+        The model has no such target, or the loss does not fit it.
+    """
+    rules = default_rules() if rules is None else rules
+    model = prepare(model)
+    graph = model.graph
+    scope = Scope(model, infer_shapes(model, bindings, rules.infer))
+    scalar = loss.add(scope)
+    shapes = infer_shapes(model, bindings, rules.infer)
+    targets = list(wrt)
+    values = find_values(graph, targets)
+    gradients = _Walk(model, rules, shapes).back(scalar.value, set(values.values()))
+    builder = Builder(graph, "gradient/of")
+    _show(graph, scalar, LOSS)
+    for number, target in enumerate(targets):
+        value = values[number]
+        gradient = gradients.get(value)
+        if gradient is None:
+            gradient = builder.zeros(builder.op("Shape", value))
+        if isinstance(target, UnitMask):
+            if scope.batch is None:
+                raise UsageError("the model has no input, so it has no samples", "Give it one.")
+            gradient = mask_gradient(target, value, gradient, shapes, builder, scope.batch)
+        _show(graph, gradient, gradient_name(target))
+    edit.drop_unused(graph)
+    return model
+
+
+def _show(graph: ir.Graph, expr: Expr, name: str) -> None:
+    """Make an expression an output of the graph under a name."""
+    if name in edit.used_names(graph):
+        raise UsageError(
+            f"the model has a value {name!r} already, or it is asked for twice", "Rename or leave out one."
+        )
+    shown = expr.op("Identity").value
+    shown.name = name
+    shown.type = ir.TensorType(ir.DataType.FLOAT)
+    graph.outputs.append(shown)
+
+
+class _Walk:
+    """One way back through a graph."""
+
+    def __init__(self, model: ir.Model, rules: RuleTable, shapes: Shapes) -> None:
+        self._model, self._rules, self._shapes = model, rules, shapes
+        self._builder = Builder(model.graph, "gradient")
+        self._parts: dict[ir.Value, list[Expr]] = {}
+
+    def back(self, loss: ir.Value, targets: set[ir.Value]) -> dict[ir.Value, Expr]:
+        """Gradients of `loss`, a scalar, with respect to the targets it depends on."""
+        nodes = list(self._model.graph)
+        wanted = _between(nodes, targets, loss)
+        self._parts = {loss: [self._builder.op("Identity", 1.0)]}
+        for node in reversed(nodes):
+            gradients = {
+                slot: self._sum(output)
+                for slot, output in enumerate(node.outputs)
+                if output in self._parts and output in wanted
+            }
+            if gradients and any(value in wanted for value in read_by(node)):
+                self._visit(node, gradients, wanted)
+        return {value: self._sum(value) for value in targets if value in self._parts}
+
+    def _visit(self, node: ir.Node, gradients: Mapping[int, Expr], wanted: set[ir.Value]) -> None:
+        version = self._model.opset_imports.get(node.domain, 1)
+        op = Op(node, self._shapes, version)
+        rule = self._rules.of(node)
+        if rule is None or rule.vjp is None:
+            domain = domain_of(node)
+            raise no_gradient(op, f"the operator{f' of {domain}' if domain else ''} has no VJP")
+        back = Backward(op, self._builder, gradients, wanted)
+        rule.vjp(op, back)
+        for slot, gradient in back.given.items():
+            if back.wants(slot):
+                self._parts.setdefault(op.input(slot), []).append(gradient)
+
+    def _sum(self, value: ir.Value) -> Expr:
+        """All parts of a value's gradient together, once every node that reads it was visited."""
+        parts = self._parts[value]
+        if len(parts) > 1:
+            parts[:] = [self._builder.op("Add" if len(parts) == 2 else "Sum", *parts)]
+        return parts[0]
+
+
+def _between(nodes: Sequence[ir.Node], targets: set[ir.Value], loss: ir.Value) -> set[ir.Value]:
+    """Float values that depend on a target and on which the loss depends."""
+    leading = {loss}
+    for node in reversed(nodes):
+        if any(output in leading for output in node.outputs):
+            leading.update(read_by(node))
+    moving = {value for value in targets if value in leading}
+    for node in nodes:
+        if any(value in moving for value in read_by(node)):
+            moving.update(out for out in node.outputs if out in leading and _is_float(out))
+    return moving
+
+
+def read_by(node: ir.Node) -> Iterator[ir.Value]:
+    """The values that a node reads, those of its subgraphs included."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) and not attribute.is_ref():
+            graphs = (
+                [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
+            )
+            for graph in graphs:
+                for inner in graph.all_nodes():
+                    yield from (value for value in inner.inputs if value is not None)
+                yield from graph.outputs
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype == ir.DataType.FLOAT
