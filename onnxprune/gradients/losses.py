@@ -55,7 +55,7 @@ class CrossEntropy:
         logits = scope.logits(self.output, self.axis)
         rank = scope.rank(logits)
         axis = self.axis % rank
-        labels = scope.given(self.labels, ir.DataType.INT64, scope.shape_like(logits, skip=axis))
+        labels = scope.like(self.labels, ir.DataType.INT64, logits, skip=axis)
         log_p = logits.op("LogSoftmax", axis=axis)
         return scope.total(-_picked(log_p, labels, axis, self.ignore), self.mean)
 
@@ -91,7 +91,7 @@ class SoftCrossEntropy:
     def add(self, scope: Scope) -> Expr:
         """Add the loss's nodes."""
         logits = scope.logits(self.output, self.axis)
-        targets = scope.given(self.targets, ir.DataType.FLOAT, scope.shape_like(logits))
+        targets = scope.like(self.targets, ir.DataType.FLOAT, logits)
         return scope.total(-(targets * logits.op("LogSoftmax", axis=self.axis)), self.mean)
 
 
@@ -118,7 +118,7 @@ class Distillation:
     def add(self, scope: Scope) -> Expr:
         """Add the loss's nodes."""
         logits = scope.logits(self.output, self.axis)
-        teacher = scope.given(self.teacher, ir.DataType.FLOAT, scope.shape_like(logits))
+        teacher = scope.like(self.teacher, ir.DataType.FLOAT, logits)
         if self.temperature != 1.0:
             logits, teacher = logits / self.temperature, teacher / self.temperature
         log_p, log_q = (x.op("LogSoftmax", axis=self.axis) for x in (logits, teacher))
@@ -147,7 +147,7 @@ class SquaredError:
     def add(self, scope: Scope) -> Expr:
         """Add the loss's nodes."""
         output = scope.output(self.output)
-        teacher = scope.given(self.teacher, ir.DataType.FLOAT, scope.shape_like(output))
+        teacher = scope.like(self.teacher, ir.DataType.FLOAT, output)
         difference = output - teacher
         return scope.total(difference * difference, self.mean)
 
@@ -176,15 +176,14 @@ class NextToken:
     def add(self, scope: Scope) -> Expr:
         """Add the loss's nodes."""
         logits = scope.logits(self.output, -1)
-        shape = scope.shape_like(logits, skip=2)
-        ids = scope.given(self.ids, ir.DataType.INT64, shape)
+        ids = scope.like(self.ids, ir.DataType.INT64, logits, skip=2)
         follower = ids.slice(1, 1, _END)
         if ids.value.dtype != ir.DataType.INT64:
             follower = follower.op("Cast", to=ir.DataType.INT64)
         log_p = logits.slice(1, 0, -1).op("LogSoftmax", axis=-1)
         picked = _picked(log_p, follower, 2, None).squeeze(2)
         if self.mask is not None:
-            picked = picked * scope.given(self.mask, ir.DataType.FLOAT, shape).slice(1, 1, _END)
+            picked = picked * scope.like(self.mask, ir.DataType.FLOAT, logits, skip=2).slice(1, 1, _END)
         return scope.total(-picked, self.mean)
 
 

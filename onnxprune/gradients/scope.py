@@ -79,16 +79,22 @@ class Scope:
             )
         return dims
 
-    def shape_like(self, expr: Expr, skip: int | None = None) -> list[int | str | None]:
-        """The shape of a value for an input that goes with it, symbolic where it depends on the inputs."""
+    def like(self, name: str, dtype: ir.DataType, expr: Expr, skip: int | None = None) -> Expr:
+        """An input that goes with a value: of its shape, but for the axis `skip`.
+
+        Extents that depend on the model's inputs get the name of a symbolic dim of theirs. One that is none
+        of these (the sum of two, half of one) is read from the value.
+        """
         value = expr.value
         sizes: list[int | str | None] = []
         for dim, extent in enumerate(self._dims(value)):
-            if dim == skip:
-                continue
-            dynamic = (value, dim) in self._shapes.dynamic or extent is None
-            sizes.append(self._symbol(value, dim) if dynamic else extent)
-        return sizes
+            if dim != skip:
+                dynamic = (value, dim) in self._shapes.dynamic or extent is None
+                sizes.append(self._symbol(value, dim) if dynamic else extent)
+        found = self.given(name, dtype, sizes)
+        if None not in sizes or skip is not None:
+            return found
+        return found.reshape(expr.op("Shape"))
 
     def _symbol(self, value: ir.Value, dim: int) -> str | None:
         """The symbolic dim of an input that has the same extent at both bindings."""

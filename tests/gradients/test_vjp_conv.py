@@ -28,10 +28,12 @@ CASES = [
     case("Conv", (2, 4, 3, 3), (6, 2, 1, 1), group=2, note="grouped"),
     case("Conv", (1, 2, 3, 4, 3), (2, 2, 2, 2, 2), pads=[1, 0, 1, 0, 1, 0], strides=[2, 1, 1]),
     case("Conv", (1, 2, 3, 3), (2, 2, 2, 2), pads=[3, 3, 3, 3], note="wide-pads"),
-    case("Conv", (1, 2, 3, 3), (2, 2, 2, 2), pads=[3, 3, 3, 3], group=2, note="wide-pads"),
+    case("Conv", (1, 2, 3, 3), (2, 1, 2, 2), pads=[3, 3, 3, 3], group=2, note="wide-pads"),
     case("ConvTranspose", (2, 3, 4), (3, 4, 3), BIAS, pads=[1, 1]),
     case("ConvTranspose", (2, 3, 4), (3, 4, 3), strides=[2]),
-    case("ConvTranspose", (1, 3, 3, 4), (3, 2, 3, 3), strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]),
+    case(
+        "ConvTranspose", (1, 3, 3, 4), (3, 2, 3, 3), strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]
+    ),
     case("ConvTranspose", (1, 3, 3, 4), (3, 2, 3, 2), strides=[2, 3], pads=[0, 1, 1, 0], dilations=[2, 1]),
     case("ConvTranspose", (1, 4, 3, 4), (4, 2, 2, 2), strides=[2, 2], group=2),
     case("ConvTranspose", (1, 4, 3, 4), (4, 1, 2, 2), strides=[2, 2], group=4),
@@ -56,9 +58,7 @@ def convolutions(draw):
     dilations = [draw(st.integers(1, 2)) for _ in range(rank)]
     pads = [draw(st.integers(0, 3)) for _ in range(2 * rank)]
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-    image = [
-        max(draw(st.integers(1, 5)), span - pads[i] - pads[i + rank]) for i, span in enumerate(spans)
-    ]
+    image = [max(draw(st.integers(1, 5)), span - pads[i] - pads[i + rank]) for i, span in enumerate(spans)]
     strides = [draw(st.integers(1, 3)) for _ in range(rank)]
     return case(
         "Conv",
@@ -91,9 +91,24 @@ POOLS = [
     pool("MaxPool", (1, 2, 3, 4, 3), kernel_shape=[2, 2, 2]),
     pool("AveragePool", (2, 3, 6, 4), kernel_shape=[2, 2], strides=[2, 2]),
     pool("AveragePool", (2, 3, 5, 5), kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
-    pool("AveragePool", (2, 3, 5, 5), kernel_shape=[3, 3], pads=[1, 0, 1, 1], count_include_pad=1, strides=[2, 1]),
+    pool(
+        "AveragePool",
+        (2, 3, 5, 5),
+        kernel_shape=[3, 3],
+        pads=[1, 0, 1, 1],
+        count_include_pad=1,
+        strides=[2, 1],
+    ),
     pool("AveragePool", (1, 2, 6, 6), kernel_shape=[3, 3], pads=[0, 1, 1, 0], ceil_mode=1, strides=[2, 2]),
-    pool("AveragePool", (1, 2, 6, 6), kernel_shape=[3, 3], pads=[1, 1, 1, 1], ceil_mode=1, strides=[2, 2], count_include_pad=1),
+    pool(
+        "AveragePool",
+        (1, 2, 6, 6),
+        kernel_shape=[3, 3],
+        pads=[1, 1, 1, 1],
+        ceil_mode=1,
+        strides=[2, 2],
+        count_include_pad=1,
+    ),
     pool("AveragePool", (1, 2, 6, 5), kernel_shape=[2, 2], dilations=[2, 1], pads=[1, 0, 0, 1]),
     pool("AveragePool", (1, 2, 5, 5), kernel_shape=[3, 2], auto_pad="SAME_LOWER", strides=[2, 2]),
     pool("AveragePool", (1, 2, 7), kernel_shape=[3], strides=[2]),

@@ -13,7 +13,12 @@ RANGES = {
     "HardSwish": (-5.0, 5.0),
     "HardSigmoid": (-4.0, 4.0),
 }
-KINKS = {"HardSwish": (-3.0, 3.0), "HardSigmoid": (-2.5, 2.5), "Shrink": (-0.5, 0.5), "ThresholdedRelu": (1.0,)}
+KINKS = {
+    "HardSwish": (-3.0, 3.0),
+    "HardSigmoid": (-2.5, 2.5),
+    "Shrink": (-0.5, 0.5),
+    "ThresholdedRelu": (1.0,),
+}
 SINCE = {"Gelu": 20, "Swish": 24, "Mish": 18}
 PLAIN = [
     *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Celu", "Cos", "Cosh", "Elu", "Erf"),

@@ -46,7 +46,9 @@ def broadcast_shapes(draw):
 
 
 @settings(max_examples=30)
-@given(shapes=broadcast_shapes(), op_type=st.sampled_from(["Add", "Mul", "Sub", "Where"]), dynamic=st.booleans())
+@given(
+    shapes=broadcast_shapes(), op_type=st.sampled_from(["Add", "Mul", "Sub", "Where"]), dynamic=st.booleans()
+)
 def test_broadcasting_is_undone(shapes, op_type, dynamic):
     operands = [Moving(shape) for shape in shapes]
     condition = [np.array(True)] if op_type == "Where" else []

@@ -13,7 +13,7 @@ CASES = [
     case("InstanceNormalization", (2, 3, 4), C, C),
     case("InstanceNormalization", (2, 3, 4, 2), C, C, epsilon=1e-2),
     case("GroupNormalization", (2, 4, 3, 2), (4,), (4,), num_groups=2, opset=21),
-    case("GroupNormalization", (2, 4, 3), (2,), (2,), num_groups=2, opset=18),
+    case("GroupNormalization", (2, 4, 3), (2,), (2,), num_groups=2, opset=18, declared=True, dynamic=False),
     case("LayerNormalization", (2, 3, 4), (4,), (4,)),
     case("LayerNormalization", (2, 3, 4), (3, 4), axis=1),
     case("LayerNormalization", (2, 3, 4), (4,), axis=-1, epsilon=1e-2),
@@ -23,12 +23,12 @@ CASES = [
     case("LpNormalization", (2, 3, 4)),
     case("LpNormalization", Moving((2, 3, 4), from_=(0.0,)), p=1, axis=1),
     case("LRN", (2, 5, 2, 2), size=3),
-    case("LRN", (2, 5, 3), size=4, alpha=0.3, beta=0.5, bias=2.0),
+    case("LRN", (2, 7, 3, 1), size=5, alpha=0.3, beta=0.5, bias=2.0),
     case("Softmax", (2, 3, 4), axis=1),
     case("Softmax", (2, 3, 4)),
     case("Softmax", (2, 3, 2), axis=1, opset=11),
     case("LogSoftmax", (2, 3, 4), axis=1),
-    case("LogSoftmax", (2, 3, 2), opset=11),
+    case("LogSoftmax", (2, 3, 2), axis=1, opset=11),
 ]
 REDUCTIONS = [
     *("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2"),
@@ -59,7 +59,7 @@ CASES += [
     case("CumSum", (2, 4), np.array(1)),
     case("CumSum", (2, 4), np.array(0), reverse=1, exclusive=1),
     case("TopK", Moving((2, 5), apart=0.1), axes(2), makes=2),
-    case("TopK", Moving((4, 3), apart=0.1), axes(2), makes=2, axis=0, largest=0),
+    case("TopK", Moving((4, 3), apart=0.1), axes(2), makes=2, axis=0, largest=0, dynamic=False),
 ]
 
 

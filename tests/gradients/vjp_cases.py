@@ -15,8 +15,7 @@ import onnx
 import onnx_ir as ir
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
-
-from reference_ops import OPS
+from reference_ops import replacements
 
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.gradients import SquaredError, build_backward, gradient_name
@@ -44,7 +43,9 @@ class Moving:
             return np.asarray(self.values, np.float32)
         size = int(np.prod(self.shape))
         if self.apart:
-            array = self.low + (np.arange(size) + 0.3 + 0.4 * rng.random(size)) / size * (self.high - self.low)
+            array = self.low + (np.arange(size) + 0.3 + 0.4 * rng.random(size)) / size * (
+                self.high - self.low
+            )
             array = rng.permutation(array)
         else:
             array = rng.uniform(self.low, self.high, size)
@@ -65,6 +66,10 @@ class Case:
     makes: int = 1
     dynamic: bool = True
     """Whether the leading axis of the first input can be symbolic."""
+    symbolic: tuple[int, ...] = ()
+    """Slots whose leading axis is symbolic then, where it is not the first that moves alone."""
+    declared: bool = False
+    """Whether the model says the outputs' shape, which is that of the first input: onnx cannot infer it."""
     note: str = ""
     domain: str = ""
     tolerance: float = TOLERANCE
@@ -80,7 +85,7 @@ class Case:
 
 
 def case(op_type: str, *inputs: Any, **options: Any) -> Case:
-    fields = {"opset", "outputs", "makes", "dynamic", "note", "domain", "tolerance"}
+    fields = {"opset", "outputs", "makes", "dynamic", "symbolic", "declared", "note", "domain", "tolerance"}
     given = {key: options.pop(key) for key in list(options) if key in fields}
     moving = tuple(Moving(value) if isinstance(value, tuple) else value for value in inputs)
     return Case(op_type, moving, options, **given)
@@ -98,14 +103,15 @@ def build(case: Case, feed: dict[str, np.ndarray], dynamic: bool) -> onnx.ModelP
         names.append(name)
         if isinstance(value, Moving):
             shape: list[Any] = list(feed[name].shape)
-            if dynamic and shape and slot == min(case.moving):
+            if dynamic and shape and slot in (case.symbolic or (min(case.moving),)):
                 shape[0] = "n"
             inputs.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
         elif value is not None:
             constants.append(onnx.numpy_helper.from_array(np.asarray(value), name))
     made = [f"y{slot}" for slot in range(case.makes)]
     node = helper.make_node(case.op_type, names, made, domain=case.domain, **case.attributes)
-    outputs = [helper.make_tensor_value_info(made[s], onnx.TensorProto.FLOAT, None) for s in case.outputs]
+    like = feed["x0"].shape if case.declared else None
+    outputs = [helper.make_tensor_value_info(made[s], onnx.TensorProto.FLOAT, like) for s in case.outputs]
     graph = helper.make_graph([node], "g", inputs, outputs, constants)
     domains = [helper.make_opsetid("", case.opset)]
     if case.domain:
@@ -161,7 +167,7 @@ class Reference:
             if tensor.data_type == onnx.TensorProto.FLOAT:
                 wide = onnx.numpy_helper.to_array(tensor).astype(np.float64)
                 copy.graph.initializer[number].CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))
-        self.evaluator = ReferenceEvaluator(copy, new_ops=OPS)
+        self.evaluator = ReferenceEvaluator(copy, new_ops=replacements(self.model.opset_import[0].version))
 
     def outputs(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         return self.evaluator.run(None, feed)

@@ -181,10 +181,8 @@ def _output_windows(back: Backward, kernel: tuple[int, ...]) -> Windows:
             if size is None or count is None:
                 raise back.refusal("its output's extents are not fixed")
             total = strides[axis] * (count - 1) + span + more[axis] - size
-            if mode == "VALID" and asked is None:
-                total = 0
-            begin = total - total // 2 if mode == "SAME_LOWER" else total // 2
-            begin, end = begin, total - begin - more[axis]
+            begin = total // 2 if mode == "SAME_UPPER" else total - total // 2
+            end = total - begin - more[axis]
         begins.append(begin)
         ends.append(end)
     return Windows(kernel, strides, dilations, tuple(begins), tuple(ends), image, mapped)
