@@ -1,4 +1,4 @@
-"""Operators that onnx's reference evaluator lacks, gets wrong or rounds to float32: the specification in float64."""
+"""Operators that onnx's reference evaluator lacks, gets wrong or rounds to float32: all in float64."""
 
 from __future__ import annotations
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from onnxprune.rules.backward import Vjp
 from onnxprune.rules.rule import Key
 from onnxprune.rules.vjp import (
+    attention,
     conv,
+    einsum,
     elementwise,
     indexing,
     layout,
@@ -18,8 +20,22 @@ from onnxprune.rules.vjp import (
     normalization,
     pooling,
     reduction,
+    resize,
 )
 
-_FAMILIES = (conv, elementwise, indexing, layout, linear, movement, normalization, pooling, reduction)
+_FAMILIES = (
+    attention,
+    conv,
+    einsum,
+    elementwise,
+    indexing,
+    layout,
+    linear,
+    movement,
+    normalization,
+    pooling,
+    reduction,
+    resize,
+)
 
 VJPS: dict[Key, Vjp] = {key: vjp for family in _FAMILIES for key, vjp in family.VJPS.items()}
