@@ -89,7 +89,7 @@ def build_backward(
 
 def _show(graph: ir.Graph, expr: Expr, name: str) -> None:
     """Make an expression an output of the graph under a name."""
-    if name in edit.used_names(graph):
+    if edit.fresh(graph, name) != name:
         raise UsageError(
             f"the model has a value {name!r} already, or it is asked for twice", "Rename or leave out one."
         )

@@ -115,7 +115,7 @@ class Scope:
         for value in self.graph.inputs:
             if value.name == name:
                 return self.builder.of(value)
-        if name in edit.used_names(self.graph):
+        if edit.fresh(self.graph, name) != name:
             raise UsageError(
                 f"the model has a value {name!r} already, so it cannot be the name of an input of the loss",
                 "Give the loss's input another name.",
