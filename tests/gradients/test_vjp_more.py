@@ -82,3 +82,38 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_vjp(case, dynamic):
     check(case, dynamic=dynamic and case.dynamic)
+
+
+def recurrent(op_type, gates, direction="forward", *, bias=True, states=False, **attributes):
+    """T = 3, B = 2, I = 3, H = 2; Y and the last states take part in the loss."""
+    d = 2 if direction == "bidirectional" else 1
+    lstm = op_type == "LSTM"
+    inputs = [(3, 2, 3), (d, gates * 2, 3), (d, gates * 2, 2)]
+    inputs += [(d, gates * 4)] if bias else []
+    if states:
+        inputs += [None, (d, 2, 2), *([(d, 2, 2)] if lstm else [])]
+    note = ",".join([direction, *map(str, attributes)])
+    return case(
+        *(op_type, *inputs),
+        **{"opset": 14, "makes": 3 if lstm else 2, "outputs": (0, 1), "hidden_size": 2},
+        **{"direction": direction, "note": note, "dynamic": False, **attributes},
+    )
+
+
+RECURRENT = [
+    *(recurrent("LSTM", 4, direction) for direction in ("forward", "reverse", "bidirectional")),
+    recurrent("LSTM", 4, bias=False),
+    recurrent("LSTM", 4, states=True),
+    *(
+        recurrent("GRU", 3, direction, linear_before_reset=late, states=not late)
+        for direction in ("forward", "reverse", "bidirectional")
+        for late in (0, 1)
+    ),
+    recurrent("RNN", 1),
+    recurrent("RNN", 1, "bidirectional", states=True),
+]
+
+
+@pytest.mark.parametrize("case", RECURRENT, ids=lambda case: case.id)
+def test_vjp_of_recurrent_layers(case):
+    check(case, dynamic=False)

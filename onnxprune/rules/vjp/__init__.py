@@ -19,6 +19,7 @@ from onnxprune.rules.vjp import (
     movement,
     normalization,
     pooling,
+    recurrent,
     reduction,
     resize,
 )
@@ -34,6 +35,7 @@ _FAMILIES = (
     movement,
     normalization,
     pooling,
+    recurrent,
     reduction,
     resize,
 )
