@@ -75,6 +75,10 @@ def build_backward(
     _show(graph, scalar, LOSS)
     for number, target in enumerate(targets):
         value = values[number]
+        if not is_float(value):
+            raise UsageError(
+                f"{value.name!r} is no float tensor, so it has no gradient", "Name another value."
+            )
         gradient = gradients.get(value)
         if gradient is None:
             gradient = builder.zeros(builder.op("Shape", value))
@@ -131,8 +135,11 @@ class _Walk:
             raise no_gradient(op, f"the operator{f' of {domain}' if domain else ''} has no VJP")
         back = Backward(op, self._builder, gradients, wanted)
         rule.vjp(op, back)
-        for slot, gradient in back.given.items():
-            if back.wants(slot):
+        for slot in filter(back.wants, range(len(node.inputs))):
+            if slot not in back.given:
+                raise no_gradient(op, f"its VJP does not cover input {slot}")
+            gradient = back.given[slot]
+            if gradient is not None:
                 self._parts.setdefault(op.input(slot), []).append(gradient)
 
     def _sum(self, value: ir.Value) -> Expr:
@@ -152,7 +159,7 @@ def _between(nodes: Sequence[ir.Node], targets: set[ir.Value], loss: ir.Value) -
     moving = {value for value in targets if value in leading}
     for node in nodes:
         if any(value in moving for value in read_by(node)):
-            moving.update(out for out in node.outputs if out in leading and _is_float(out))
+            moving.update(out for out in node.outputs if out in leading and is_float(out))
     return moving
 
 
@@ -170,5 +177,5 @@ def read_by(node: ir.Node) -> Iterator[ir.Value]:
                 yield from graph.outputs
 
 
-def _is_float(value: ir.Value) -> bool:
+def is_float(value: ir.Value) -> bool:
     return value.dtype is None or value.dtype == ir.DataType.FLOAT

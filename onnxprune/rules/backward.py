@@ -41,7 +41,7 @@ class Backward:
     ) -> None:
         self.op = op
         self.builder = builder
-        self.given: dict[int, Expr] = {}
+        self.given: dict[int, Expr | None] = {}
         self._gradients = gradients
         self._wanted = wanted
 
@@ -74,8 +74,8 @@ class Backward:
 
     # --- what goes out -----------------------------------------------------------------------------------
 
-    def give(self, slot: int, gradient: Expr) -> None:
-        """Say the gradient of input `slot`, of the input's shape."""
+    def give(self, slot: int, gradient: Expr | None) -> None:
+        """Say the gradient of input `slot`, of the input's shape; None where it is zero."""
         self.given[slot] = gradient
 
     def give_fitted(self, slot: int, gradient: Expr) -> None:
@@ -201,4 +201,7 @@ def no_gradient(op: Op, why: str) -> GradientError:
 
 
 Vjp: TypeAlias = Callable[[Op, Backward], None]
-"""Says the gradients of a node's inputs: for each slot that `back.wants`, one `back.give`."""
+"""Says the gradients of a node's inputs: for each slot that `back.wants`, one `back.give`.
+
+A slot that is wanted and that it says nothing about is an error, not a gradient of zeros.
+"""

@@ -62,6 +62,12 @@ class MeanVarianceNormalization(OpRun):
         return ((x - mean) / np.sqrt(((x - mean) ** 2).mean(axis=tuple(axes), keepdims=True)),)
 
 
+class SimplifiedLayerNormalization(OpRun):
+    def _run(self, x, scale, axis=-1, epsilon=1e-5, stash_type=1):
+        axes = tuple(range(axis % x.ndim, x.ndim))
+        return (x / np.sqrt((x * x).mean(axis=axes, keepdims=True) + epsilon) * scale,)
+
+
 def _channels(vector, x):
     return vector.reshape(-1, *[1] * (x.ndim - 2))
 
@@ -148,7 +154,7 @@ class ConvTranspose(OpRun):
 
 _SINCE = [
     *(Erf, Gelu, Mean, Cast, GlobalLpPool, LpNormalization, LRN, MeanVarianceNormalization),
-    *(BatchNormalization, GroupNormalization, ConvTranspose),
+    *(BatchNormalization, GroupNormalization, ConvTranspose, SimplifiedLayerNormalization),
 ]
 
 

@@ -204,6 +204,15 @@ def test_an_operator_without_a_vjp_is_named():
     assert isinstance(caught.value, UnsupportedError)
 
 
+def test_an_input_that_a_vjp_says_nothing_about_is_named():
+    b = ModelBuilder(18)
+    x, low = b.input("x", ("n", 3)), b.input("low", ())
+    model = b.model(b.ops("Clip", x, low, outputs=["y"], name="clip")[0])
+    build_backward(model, SquaredError(), ["x"])
+    with pytest.raises(GradientError, match="Clip 'clip': its VJP does not cover input 1"):
+        build_backward(model, SquaredError(), ["low"])
+
+
 def test_what_is_not_on_the_way_needs_no_vjp():
     built = build_backward(custom(), SquaredError(), ["y"])
     assert "gradient/y" in outputs(built)
@@ -248,5 +257,9 @@ def test_wrong_targets_are_said():
     name = next(node.outputs[0].name for node in model.graph if node.name == "relu1")
     with pytest.raises(UsageError, match="does not hold 3 positions"):
         build_backward(model, CrossEntropy(), [UnitMask(name, 1, np.arange(3), 3)])
+    b = ModelBuilder(18)
+    y = b.op("Gather", b.weight((4, 3)), b.input("ids", ("n",), ir.DataType.INT64))
+    with pytest.raises(UsageError, match="'ids' is no float"):
+        build_backward(b.model(y), SquaredError(), ["ids"])
     with pytest.raises(UsageError, match="asked for twice"):
         build_backward(model, CrossEntropy(), ["conv0.weight", "conv0.weight"])

@@ -16,6 +16,11 @@ def floats(*numbers):
 IMAGE = (1, 2, 3, 4)
 DOUBLE = floats(1, 1, 2, 2)
 ODD = floats(1, 1, 1.7, 0.6)
+COS, SIN = (
+    np.cos(np.arange(6, dtype=np.float32)).reshape(3, 2),
+    np.sin(np.arange(6, dtype=np.float32)).reshape(3, 2),
+)
+PLACES = ints(0, 1, 2, 2, 1, 0).reshape(2, 3)
 TRIANGLE = np.tril(np.ones((3, 3), bool))
 CASES = [
     case("Einsum", (2, 3), (3, 4), equation="ij,jk->ik"),
@@ -41,6 +46,8 @@ CASES = [
         for place_of in [{"coordinate_transformation_mode": place}]
     ),
     case("Resize", IMAGE, None, None, ints(5, 8), mode="linear", axes=[2, 3]),
+    case("RotaryEmbedding", (2, 2, 3, 4), COS, SIN, PLACES, opset=23, dynamic=False),
+    case("RotaryEmbedding", (2, 2, 3, 4), COS, SIN, PLACES, opset=23, interleaved=1, dynamic=False),
     case("Attention", (2, 2, 3, 4), (2, 2, 3, 4), (2, 2, 3, 5), opset=23, symbolic=(0, 1, 2)),
     case("Attention", (2, 2, 3, 4), (2, 2, 3, 4), (2, 2, 3, 4), opset=23, is_causal=1, symbolic=(0, 1, 2)),
     case(

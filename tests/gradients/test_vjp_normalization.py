@@ -18,6 +18,7 @@ CASES = [
     case("LayerNormalization", (2, 3, 4), (3, 4), axis=1),
     case("LayerNormalization", (2, 3, 4), (4,), axis=-1, epsilon=1e-2),
     case("RMSNormalization", (2, 3, 4), (4,), opset=23),
+    case("SimplifiedLayerNormalization", (2, 3, 4), (4,), axis=-1, declared=True, dynamic=False),
     case("MeanVarianceNormalization", (2, 3, 2, 2)),
     case("MeanVarianceNormalization", (2, 3, 4), axes=[1]),
     case("LpNormalization", (2, 3, 4)),

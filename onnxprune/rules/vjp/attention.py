@@ -1,4 +1,4 @@
-"""VJP of Attention, by its parts: S = scale Q K' + bias, P = softmax(S), Y = P V.
+"""VJPs of RotaryEmbedding, and of Attention by its parts: S = scale Q K' + bias, P = softmax(S), Y = P V.
 
 dV = P' dY, dP = dY V', dS = P (dP - sum(dP P)), dQ = scale dS K, dK = scale dS' Q. Heads that
 share keys and values add their gradients. P is computed again: the operator does not give it.
@@ -127,4 +127,11 @@ def _mask_gradient(back: Backward, ds: Expr) -> Expr:
     return lead.op("ReduceSum", differs.op("NonZero").reshape([-1]), keepdims=1, noop_with_empty_axes=1)
 
 
-VJPS: dict[Key, Vjp] = {("", "Attention"): _attention}
+def _rotary(op: Op, back: Backward) -> None:
+    """A rotation by the opposite angles."""
+    given = {name: attribute.value for name, attribute in op.node.attributes.items()}
+    positions = back.x(3) if op.has(3) else None
+    back.give(0, back.g.op("RotaryEmbedding", back.x(1), -back.x(2), positions, **given))
+
+
+VJPS: dict[Key, Vjp] = {("", "Attention"): _attention, ("", "RotaryEmbedding"): _rotary}

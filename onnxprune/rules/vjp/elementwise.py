@@ -53,6 +53,12 @@ def identity(op: Op, back: Backward) -> None:
 
 def nothing(op: Op, back: Backward) -> None:
     """VJP of operators that are constant almost everywhere."""
+    back.give(0, None)
+
+
+def _cast_like(op: Op, back: Backward) -> None:
+    back.give(0, back.g)
+    back.give(1, None)  # only its type is looked at
 
 
 def _positive(x: Expr) -> Expr:
@@ -136,7 +142,7 @@ _UNARY: dict[str, Vjp] = {
     "Atan": unary(lambda op, x, y: 1.0 / (x * x + 1.0)),
     "Atanh": unary(lambda op, x, y: 1.0 / (1.0 - x * x)),
     "Cast": identity,
-    "CastLike": identity,
+    "CastLike": _cast_like,
     "Ceil": nothing,
     "Celu": unary(_celu),
     "Clip": gate(_between),

@@ -171,6 +171,7 @@ VJPS: dict[Key, Vjp] = {
     ("", "GroupNormalization"): _group,
     ("", "LayerNormalization"): _layer,
     ("", "RMSNormalization"): _layer,
+    ("", "SimplifiedLayerNormalization"): _layer,
     ("", "MeanVarianceNormalization"): _mean_variance,
     ("", "LpNormalization"): _lp,
     ("", "LRN"): _local_response,
