@@ -70,12 +70,17 @@ def build_backward(
     shapes = infer_shapes(model, bindings, rules.infer)
     targets = list(wrt)
     values = find_values(graph, targets)
+    for value in values.values():
+        if not _is_float(value):
+            raise UsageError(
+                f"{value.name!r} is no float tensor, so it has no gradient", "Name another value."
+            )
     gradients = _Walk(model, rules, shapes).back(scalar.value, set(values.values()))
     builder = Builder(graph, "gradient/of")
     _show(graph, scalar, LOSS)
     for number, target in enumerate(targets):
         value = values[number]
-        if not is_float(value):
+        if not _is_float(value):
             raise UsageError(
                 f"{value.name!r} is no float tensor, so it has no gradient", "Name another value."
             )
@@ -159,7 +164,7 @@ def _between(nodes: Sequence[ir.Node], targets: set[ir.Value], loss: ir.Value) -
     moving = {value for value in targets if value in leading}
     for node in nodes:
         if any(value in moving for value in read_by(node)):
-            moving.update(out for out in node.outputs if out in leading and is_float(out))
+            moving.update(out for out in node.outputs if out in leading and _is_float(out))
     return moving
 
 
@@ -177,5 +182,5 @@ def read_by(node: ir.Node) -> Iterator[ir.Value]:
                 yield from graph.outputs
 
 
-def is_float(value: ir.Value) -> bool:
+def _is_float(value: ir.Value) -> bool:
     return value.dtype is None or value.dtype == ir.DataType.FLOAT
