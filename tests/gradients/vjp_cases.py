@@ -95,8 +95,11 @@ def _rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def build(case: Case, feed: dict[str, np.ndarray], dynamic: bool) -> onnx.ModelProto:
-    """One node; what moves is an input, everything else an initializer."""
+def build(case: Case, feed: dict[str, np.ndarray], dynamic: bool, every: bool = False) -> onnx.ModelProto:
+    """One node; what moves is an input, everything else an initializer.
+
+    `dynamic`: leading axes are symbolic; with `every`, all axes of the first input but channels of images.
+    """
     names, inputs, constants = [], [], []
     for slot, value in enumerate(case.inputs):
         name = "" if value is None else f"x{slot}"
@@ -105,6 +108,8 @@ def build(case: Case, feed: dict[str, np.ndarray], dynamic: bool) -> onnx.ModelP
             shape: list[Any] = list(feed[name].shape)
             if dynamic and shape and slot in (case.symbolic or (min(case.moving),)):
                 shape[0] = "n"
+                for axis in range(1 if len(shape) < 3 else 2, len(shape)) if every else ():
+                    shape[axis] = f"d{axis}"
             inputs.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
         elif value is not None:
             constants.append(onnx.numpy_helper.from_array(np.asarray(value), name))
@@ -119,10 +124,10 @@ def build(case: Case, feed: dict[str, np.ndarray], dynamic: bool) -> onnx.ModelP
     return helper.make_model(graph, opset_imports=domains, ir_version=10)
 
 
-def check(case: Case, *, dynamic: bool, seed: int = 0) -> None:
+def check(case: Case, *, dynamic: bool, every: bool = False, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     feed = {f"x{slot}": value.draw(rng) for slot, value in case.moving.items()}
-    model = build(case, feed, dynamic)
+    model = build(case, feed, dynamic, every)
     wide = {name: array.astype(np.float64) for name, array in feed.items()}
     evaluator = Reference(model)
     teachers = {

@@ -177,7 +177,7 @@ def _output_windows(back: Backward, kernel: tuple[int, ...]) -> Windows:
             pads = op.ints("pads") or [0] * 2 * rank
             begin, end = pads[axis], pads[axis + rank] - more[axis]
         else:
-            size, count = image[axis], mapped[axis]
+            size, count = (image[axis], mapped[axis]) if len(image) == len(mapped) else (None, None)
             if size is None or count is None:
                 raise back.refusal("its output's extents are not fixed")
             total = strides[axis] * (count - 1) + span + more[axis] - size

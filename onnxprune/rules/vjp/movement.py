@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
 from onnxprune.rules.backward import Backward, Vjp
@@ -127,8 +125,6 @@ def _range(back: Backward, extent: Expr | int) -> Expr:
 
 # --- Pad, Expand, Tile -------------------------------------------------------------------------------------
 
-_MODES: dict[str, Literal["reflect", "edge", "wrap"]] = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
-
 
 def _pad(op: Op, back: Backward) -> None:
     x = op.input(0)
@@ -151,17 +147,18 @@ def _pad(op: Op, back: Backward) -> None:
 
 
 def _padded_axis(back: Backward, g: Expr, axis: int, before: int, after: int, mode: str) -> Expr:
-    """Add what was copied into the pads of one axis."""
-    x = back.op.input(0)
-    extent = back.dims(x)[axis]
-    if extent is None:
-        raise back.refusal("it copies positions of an axis without a fixed extent")
-    positions = np.arange(extent, dtype=np.int64)
-    wide = np.pad(positions, (max(before, 0), max(after, 0)), mode=_MODES[mode])
-    taken = wide[max(-before, 0) : len(wide) - max(-after, 0)]
-    moved = np.zeros((len(taken), extent), np.float32)
-    moved[np.arange(len(taken)), taken] = 1
-    return along(g, axis, back.rank(x), back.builder.constant(moved))
+    """Add what was copied into the pads of one axis: multiply with what Pad makes of an identity matrix."""
+    value = back.op.input(0)
+    matrix = identity_matrix(back, back.extent(value, axis))
+    moved = matrix.op("Pad", back.builder.ints(before, 0, after, 0), mode=mode)
+    return along(g, axis, back.rank(value), moved)
+
+
+def identity_matrix(back: Backward, extent: Expr | int) -> Expr:
+    """As many rows and columns as an axis has positions."""
+    if isinstance(extent, int):
+        return back.builder.constant(np.eye(extent, dtype=np.float32))
+    return back.builder.zeros(vector(back.builder, [extent, extent])).op("EyeLike")
 
 
 def along(g: Expr, axis: int, rank: int, matrix: Expr) -> Expr:

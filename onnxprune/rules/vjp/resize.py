@@ -12,7 +12,7 @@ from onnxprune.rules.backward import Backward, Vjp
 from onnxprune.rules.expr import Expr, vector
 from onnxprune.rules.op import Op, normalized
 from onnxprune.rules.rule import Key
-from onnxprune.rules.vjp.movement import along
+from onnxprune.rules.vjp.movement import along, identity_matrix
 
 _BLOCKS = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil")}
 """Coordinates and rounding at which a whole scale copies each position to a block."""
@@ -83,17 +83,12 @@ def _matrix(back: Backward, dim: int) -> Expr:
     """(positions of the output, positions of the input): what Resize makes of one axis."""
     op, builder = back.op, back.builder
     extent = back.extent(op.input(0), dim)
-    square = vector(builder, [extent, extent])
-    if isinstance(extent, int):
-        eye = builder.constant(np.eye(extent, dtype=np.float32))
-    else:
-        eye = builder.op("EyeLike", builder.zeros(square))
     given = {
         name: attribute.value
         for name, attribute in op.node.attributes.items()
         if name not in ("axes", "keep_aspect_ratio_policy")
     }
-    image = eye.unsqueeze(0, 1)
+    image = identity_matrix(back, extent).unsqueeze(0, 1)
     scales = op.data(2)
     axes = normalized(op.ints("axes") or range(back.rank(op.input(0))), back.rank(op.input(0)))
     if scales is not None and scales.size:
