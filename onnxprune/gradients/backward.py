@@ -77,7 +77,10 @@ def build_backward(
             )
     gradients = _Walk(model, rules, shapes).back(scalar.value, set(values.values()))
     builder = Builder(graph, "gradient/of")
-    _show(graph, scalar, LOSS)
+    for value in graph.outputs:
+        if value.shape is None:
+            value.shape = _shape(value, shapes)
+    _show(graph, scalar, LOSS, ir.Shape(()))
     for number, target in enumerate(targets):
         value = values[number]
         if not _is_float(value):
@@ -87,16 +90,26 @@ def build_backward(
         gradient = gradients.get(value)
         if gradient is None:
             gradient = builder.zeros(builder.op("Shape", value))
+        shape = _shape(value, shapes)
         if isinstance(target, UnitMask):
+            shape = ir.Shape([None, target.units])
             if scope.batch is None:
                 raise UsageError("the model has no input, so it has no samples", "Give it one.")
             gradient = mask_gradient(target, value, gradient, shapes, builder, scope.batch)
-        _show(graph, gradient, gradient_name(target))
+        _show(graph, gradient, gradient_name(target), shape)
     edit.drop_unused(graph)
     return model
 
 
-def _show(graph: ir.Graph, expr: Expr, name: str) -> None:
+def _shape(value: ir.Value, shapes: Shapes) -> ir.Shape | None:
+    """The shape of a value, with unknown extents where they depend on the input."""
+    dims = shapes.dims.get(value)
+    if dims is None:
+        return value.shape
+    return ir.Shape([None if (value, n) in shapes.dynamic else extent for n, extent in enumerate(dims)])
+
+
+def _show(graph: ir.Graph, expr: Expr, name: str, shape: ir.Shape | None) -> None:
     """Make an expression an output of the graph under a name."""
     if edit.fresh(graph, name) != name:
         raise UsageError(
@@ -104,7 +117,7 @@ def _show(graph: ir.Graph, expr: Expr, name: str) -> None:
         )
     shown = expr.op("Identity").value
     shown.name = name
-    shown.type = ir.TensorType(ir.DataType.FLOAT)
+    shown.type, shown.shape = ir.TensorType(ir.DataType.FLOAT), shape
     graph.outputs.append(shown)
 
 

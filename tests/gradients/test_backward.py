@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from small_nets import convnet, grouped, residual
+from vjp_cases import central_differences
 
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.errors import GradientError, UnsupportedError, UsageError
@@ -155,6 +156,30 @@ def test_weights_biases_and_activations():
             sides.append(float(run(open_session(built, threads=1), given)[LOSS]))
         slope = (sides[0] - sides[1]) / (2 * step)
         assert (gradient * direction).sum() == pytest.approx(slope, rel=0.02, abs=2e-3), name
+
+
+@pytest.mark.parametrize("op_type", ["Mul", "Add", "Sub", "Max", "MatMul", "Concat"])
+def test_a_value_that_a_node_reads_twice(op_type):
+    b = ModelBuilder(18)
+    x = b.input("x", ("n", 3, 3))
+    h = b.op("Tanh", x)
+    y = b.op(op_type, h, h, **({"axis": 1} if op_type == "Concat" else {}))
+    model = b.model(b.ops("Identity", y, outputs=["y"])[0])
+    given = RNG.standard_normal((2, 3, 3)).astype(np.float32)
+
+    def forward(x):
+        t = np.tanh(x)
+        if op_type == "Concat":
+            return np.concatenate([t, t], 1)
+        return {"Mul": t * t, "Add": t + t, "Sub": t - t, "Max": t, "MatMul": t @ t}[op_type]
+
+    teacher = RNG.standard_normal(forward(given).shape).astype(np.float32)
+    slope = central_differences(
+        lambda feed: float(((forward(feed["x"]) - teacher) ** 2).sum()), {"x": given.astype(np.float64)}
+    )["x"]
+    built = build_backward(model, SquaredError(), ["x"])
+    found = run(open_session(built, threads=1), {"x": given, "teacher": teacher})["gradient/x"]
+    np.testing.assert_allclose(found, slope, atol=1e-4 * max(np.abs(slope).max(), 1e-2))
 
 
 def test_what_the_loss_does_not_depend_on_has_a_gradient_of_zeros():
