@@ -74,8 +74,12 @@ def _channels(vector, x):
 
 class BatchNormalization(OpRun):
     def _run(self, x, scale, bias, mean, variance, epsilon=1e-5, momentum=0.9, training_mode=0, spatial=1):
+        if training_mode:
+            axes = tuple(axis for axis in range(x.ndim) if axis != 1)
+            mean, variance = x.mean(axis=axes), x.var(axis=axes)
         inverse = 1 / np.sqrt(_channels(variance, x) + epsilon)
-        return ((x - _channels(mean, x)) * inverse * _channels(scale, x) + _channels(bias, x),)
+        y = (x - _channels(mean, x)) * inverse * _channels(scale, x) + _channels(bias, x)
+        return (y, mean, variance) if training_mode else (y,)
 
 
 class GroupNormalization(OpRun):

@@ -45,6 +45,7 @@ CASES = [
         for place in ("align_corners", "pytorch_half_pixel")
         for place_of in [{"coordinate_transformation_mode": place}]
     ),
+    case("Upsample", IMAGE, DOUBLE, opset=9, mode="nearest"),
     case("Resize", IMAGE, None, None, ints(5, 8), mode="linear", axes=[2, 3]),
     case("RotaryEmbedding", (2, 2, 3, 4), COS, SIN, PLACES, opset=23, dynamic=False),
     case("RotaryEmbedding", (2, 2, 3, 4), COS, SIN, PLACES, opset=23, interleaved=1, dynamic=False),

@@ -40,7 +40,8 @@ def _per_channel(back: Backward, slot: int, rank: int) -> Expr:
 
 def _batch(op: Op, back: Backward) -> None:
     if op.int("training_mode", 0):
-        raise back.refusal("it is in training mode")
+        _batch_statistics(op, back)
+        return
     rank, g = back.rank(op.input(0)), back.g
     scale, mean, variance = (_per_channel(back, slot, rank) for slot in (1, 3, 4))
     inverse = 1.0 / (variance + number(op, "epsilon", 1e-5)).op("Sqrt")
@@ -58,6 +59,18 @@ def _batch(op: Op, back: Backward) -> None:
             back.give(4, -0.5 * centred * back.x(1) * flat * flat * flat)
     if back.wants(3):
         back.give(3, -(g.sum(*rest, keep=False) * back.x(1) * _flat(inverse, rank)))
+
+
+def _batch_statistics(op: Op, back: Backward) -> None:
+    """In training mode, mean and variance are those of the input (what weight standardisation is exported as)."""
+    rank = back.rank(op.input(0))
+    axes = [dim for dim in range(rank) if dim != 1]
+    n, inverse = _normalised(back.x(), axes, number(op, "epsilon", 1e-5))
+    _channels(back, n, rank)
+    for slot in (3, 4):  # the running statistics have no part in the output
+        back.give(slot, None)
+    if back.wants(0):
+        back.give(0, _input(back.g * _per_channel(back, 1, rank), n, inverse, axes))
 
 
 def _flat(per_channel: Expr, rank: int) -> Expr:
