@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import UsageError
 from onnxprune.gradients.losses import Loss
-from onnxprune.gradients.prepare import prepare
+from onnxprune.gradients.prepare import prepare, settle_types
 from onnxprune.gradients.scope import Scope
 from onnxprune.gradients.wrt import Target, UnitMask, find_values, gradient_name, mask_gradient
 from onnxprune.model import edit
@@ -66,6 +66,7 @@ def build_backward(
     model = prepare(model)
     graph = model.graph
     scope = Scope(model, infer_shapes(model, bindings, rules.infer))
+    settle_types(graph)
     scalar = loss.add(scope)
     shapes = infer_shapes(model, bindings, rules.infer)
     targets = list(wrt)

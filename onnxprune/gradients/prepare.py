@@ -30,3 +30,20 @@ def prepare(model: ir.Model) -> ir.Model:
     for value in [value for value in model.graph.inputs if value.is_initializer()]:
         model.graph.inputs.remove(value)
     return model
+
+
+def settle_types(graph: ir.Graph) -> None:
+    """Turn each CastLike into a Cast: it does not depend on the value whose type it takes. Mutates `graph`.
+
+    Parameters
+    ----------
+    graph
+        One whose values have element types.
+    """
+    for node in graph:
+        like = node.inputs[1] if node.op_type == "CastLike" and not node.domain else None
+        if like is not None and like.dtype is not None:
+            node.op_type = "Cast"
+            node.resize_inputs(1)
+            node.attributes["to"] = ir.AttrInt64("to", like.dtype.value)
+            node.attributes.pop("saturate", None)

@@ -231,11 +231,22 @@ def test_an_operator_without_a_vjp_is_named():
 
 def test_an_input_that_a_vjp_says_nothing_about_is_named():
     b = ModelBuilder(18)
-    x, low = b.input("x", ("n", 3)), b.input("low", ())
-    model = b.model(b.ops("Clip", x, low, outputs=["y"], name="clip")[0])
+    x, fill = b.input("x", ("n", 3)), b.input("fill", ())
+    widths = b.constant(np.array([0, 1, 0, 1]))
+    model = b.model(b.ops("Pad", x, widths, fill, outputs=["y"], name="frame")[0])
     build_backward(model, SquaredError(), ["x"])
-    with pytest.raises(GradientError, match="Clip 'clip': its VJP does not cover input 1"):
-        build_backward(model, SquaredError(), ["low"])
+    with pytest.raises(GradientError, match="Pad 'frame': its VJP does not cover input 2"):
+        build_backward(model, SquaredError(), ["fill"])
+
+
+def test_a_type_is_not_depended_on():
+    """Exporters give Clip its bounds by CastLike, and Resize its scales."""
+    b = ModelBuilder(18)
+    x = b.input("x", ("n", 3))
+    low = b.op("CastLike", b.constant(np.float32(0)), x)
+    model = b.model(b.ops("Clip", x, low, outputs=["y"])[0])
+    built = build_backward(model, SquaredError(), ["x"])
+    assert "ReduceSum" not in operators(built)[operators(built).index("Where") :]
 
 
 def test_what_is_not_on_the_way_needs_no_vjp():

@@ -36,7 +36,7 @@ CASES = list(cases())
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
-@pytest.mark.parametrize("case", filter(at_run_time, CASES), ids=lambda case: case.id)
+@pytest.mark.parametrize("case", list(filter(at_run_time, CASES)), ids=lambda case: case.id)
 def test_vjp(case):
     check(case, dynamic=True, every=True)
 

@@ -69,6 +69,13 @@ CASES = [
     case("Clip", Moving(SHAPE, from_=(0.0,)), scalar(0)),
     case("Clip", Moving(SHAPE, from_=(1.0,)), None, scalar(1)),
     case("Clip", SHAPE),
+    case(
+        "Clip",
+        Moving(SHAPE, from_=(-1.0, 1.0)),
+        Moving((), values=-1.0),
+        Moving((), values=1.0),
+        note="bounds",
+    ),
     case("Clip", Moving(SHAPE, from_=(-1.0, 1.0)), min=-1.0, max=1.0, opset=10),
     *binary("Add"),
     *binary("Sub"),

@@ -124,6 +124,16 @@ def _between(op: Op, x: Expr, y: Expr) -> Expr:
     return bounds[0] if len(bounds) == 1 else bounds[0].op("And", bounds[1])
 
 
+def _clip(op: Op, back: Backward) -> None:
+    y = back.y()
+    if back.wants(0):
+        back.give(0, back.g.where(_between(op, back.x(), y)))
+    for slot, kind in ((1, "Greater"), (2, "Less")):
+        if back.wants(slot):
+            clipped = y.op(kind, back.x(slot)).op("Not")
+            back.give(slot, back.reshape_like(back.g.where(clipped).op("ReduceSum"), op.input(slot)))
+
+
 def _unbounded(op: Op, slot: int) -> bool:
     data = op.data(slot)
     return data is not None and abs(float(data)) >= float(np.finfo(np.float32).max)
@@ -145,7 +155,7 @@ _UNARY: dict[str, Vjp] = {
     "CastLike": _cast_like,
     "Ceil": nothing,
     "Celu": unary(_celu),
-    "Clip": gate(_between),
+    "Clip": _clip,
     "Cos": unary(lambda op, x, y: -x.op("Sin")),
     "Cosh": unary(lambda op, x, y: x.op("Sinh")),
     "Dropout": identity,
