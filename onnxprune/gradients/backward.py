@@ -14,7 +14,7 @@ from onnxprune.errors import UsageError
 from onnxprune.gradients.losses import Loss
 from onnxprune.gradients.prepare import prepare, settle_types
 from onnxprune.gradients.scope import Scope
-from onnxprune.gradients.wrt import Target, UnitMask, find_values, gradient_name, mask_gradient
+from onnxprune.gradients.wrt import Target, UnitMask, find_values, gradient_name, is_float, mask_gradient
 from onnxprune.model import edit
 from onnxprune.model.shapes import Shapes, infer_shapes
 from onnxprune.rules import Op, RuleTable, default_rules
@@ -61,6 +61,19 @@ def build_backward(
         An operator between a target and the loss has no VJP; the message names it.
     UsageError
         The model has no such target, or the loss does not fit it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from onnxprune.gradients import CrossEntropy, UnitMask
+    >>> from onnxprune.testing import ModelBuilder
+    >>> b = ModelBuilder(18)
+    >>> (hidden,) = b.ops("Relu", b.op("MatMul", b.input("x", ("n", 8)), b.weight((8, 4))), outputs=["hidden"])
+    >>> model = b.model(b.op("MatMul", hidden, b.weight((4, 3), "head")))
+    >>> pairs = UnitMask("hidden", axis=1, index=np.array([0, 0, 1, 1]), units=2, name="pairs")
+    >>> built = build_backward(model, CrossEntropy(), ["head", pairs])
+    >>> [value.name for value in built.graph.inputs], [value.name for value in built.graph.outputs][1:]
+    (['x', 'labels'], ['loss', 'gradient/head', 'gradient/pairs'])
     """
     rules = default_rules() if rules is None else rules
     model = prepare(model)
@@ -71,32 +84,17 @@ def build_backward(
     shapes = infer_shapes(model, bindings, rules.infer)
     targets = list(wrt)
     values = find_values(graph, targets)
-    for value in values.values():
-        if not _is_float(value):
-            raise UsageError(
-                f"{value.name!r} is no float tensor, so it has no gradient", "Name another value."
-            )
-    gradients = _Walk(model, rules, shapes).back(scalar.value, set(values.values()))
-    builder = Builder(graph, "gradient/of")
+    gradients = _Walk(model, rules, shapes).back(scalar.value, set(values))
     for value in graph.outputs:
-        if value.shape is None:
-            value.shape = _shape(value, shapes)
+        value.shape = value.shape or _shape(value, shapes)
     _show(graph, scalar, LOSS, ir.Shape(()))
-    for number, target in enumerate(targets):
-        value = values[number]
-        if not _is_float(value):
-            raise UsageError(
-                f"{value.name!r} is no float tensor, so it has no gradient", "Name another value."
-            )
-        gradient = gradients.get(value)
-        if gradient is None:
-            gradient = builder.zeros(builder.op("Shape", value))
+    builder = Builder(graph, "gradient/of")
+    for target, value in zip(targets, values, strict=True):
+        gradient = gradients.get(value) or builder.zeros(builder.op("Shape", value))
         shape = _shape(value, shapes)
         if isinstance(target, UnitMask):
-            shape = ir.Shape([None, target.units])
-            if scope.batch is None:
-                raise UsageError("the model has no input, so it has no samples", "Give it one.")
             gradient = mask_gradient(target, value, gradient, shapes, builder, scope.batch)
+            shape = ir.Shape([None, target.units])
         _show(graph, gradient, gradient_name(target), shape)
     edit.drop_unused(graph)
     return model
@@ -178,7 +176,7 @@ def _between(nodes: Sequence[ir.Node], targets: set[ir.Value], loss: ir.Value) -
     moving = {value for value in targets if value in leading}
     for node in nodes:
         if any(value in moving for value in read_by(node)):
-            moving.update(out for out in node.outputs if out in leading and _is_float(out))
+            moving.update(out for out in node.outputs if out in leading and is_float(out))
     return moving
 
 
@@ -194,7 +192,3 @@ def read_by(node: ir.Node) -> Iterator[ir.Value]:
                 for inner in graph.all_nodes():
                     yield from (value for value in inner.inputs if value is not None)
                 yield from graph.outputs
-
-
-def _is_float(value: ir.Value) -> bool:
-    return value.dtype is None or value.dtype == ir.DataType.FLOAT

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from onnxprune.errors import UsageError
+from onnxprune.gradients.prepare import prepare
 from onnxprune.model import edit
 from onnxprune.model.binding import symbol
 from onnxprune.model.shapes import Shapes
@@ -24,8 +25,6 @@ class Scope:
         Mutated: gets inputs and nodes.
     shapes
         Of the model without the loss.
-    prepare
-        Brings another model into the form of this one.
     """
 
     def __init__(self, model: ir.Model, shapes: Shapes) -> None:
@@ -134,8 +133,6 @@ class Scope:
 
     def merge(self, model: ir.Model, output: str | None) -> Expr:
         """Append another model's nodes; its inputs are this model's outputs and inputs of the same names."""
-        from onnxprune.gradients.prepare import prepare
-
         other = prepare(model).graph
         names = [value.name for value in other.outputs]
         if output is not None and output not in names:

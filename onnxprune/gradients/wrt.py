@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,7 +15,7 @@ from onnxprune.model.shapes import Shapes
 from onnxprune.rules.expr import Builder, Expr, vector
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class UnitMask:
     """One factor per sample and unit, all 1, by which positions of an axis are multiplied.
 
@@ -57,30 +57,35 @@ def gradient_name(target: Target) -> str:
     return f"gradient/{target.name or f'{target.value}[{target.axis}]'}"
 
 
-def find_values(graph: ir.Graph, targets: list[Target]) -> Mapping[Target | int, ir.Value]:
-    """The value of each target by its position.
+def find_values(graph: ir.Graph, targets: Sequence[Target]) -> list[ir.Value]:
+    """The value of each target.
 
     Raises
     ------
     UsageError
-        The graph has no such value.
+        The graph has no such value, or it is no float tensor.
     """
-    names = {target if isinstance(target, str) else target.value for target in targets}
-    found: dict[str, ir.Value] = {}
-    for value in (*graph.inputs, *graph.initializers.values(), *(o for n in graph for o in n.outputs)):
-        if value.name in names:
-            found[value.name or ""] = value
-    missing = sorted(names - set(found))
-    if missing:
-        raise UsageError(
-            f"the model has no value {missing[0]!r} to differentiate with respect to",
-            "Name an initializer, an input or the output of a node.",
-        )
-    return {n: found[t if isinstance(t, str) else t.value] for n, t in enumerate(targets)}
+    names = [target if isinstance(target, str) else target.value for target in targets]
+    made = (output for node in graph for output in node.outputs)
+    known = {value.name: value for value in (*graph.inputs, *graph.initializers.values(), *made)}
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"the model has no value {name!r} to differentiate with respect to",
+                "Name an initializer, an input or the output of a node.",
+            )
+        if not is_float(known[name]):
+            raise UsageError(f"{name!r} is no float tensor, so it has no gradient", "Name another value.")
+    return [known[name] for name in names]
+
+
+def is_float(value: ir.Value) -> bool:
+    """Whether gradients pass a value, as far as its type is known."""
+    return value.dtype is None or value.dtype == ir.DataType.FLOAT
 
 
 def mask_gradient(
-    mask: UnitMask, value: ir.Value, gradient: Expr, shapes: Shapes, builder: Builder, batch: ir.Value
+    mask: UnitMask, value: ir.Value, gradient: Expr, shapes: Shapes, builder: Builder, batch: ir.Value | None
 ) -> Expr:
     """Sum gradient times value over all but samples and units.
 
@@ -102,6 +107,8 @@ def mask_gradient(
     Expr
         (batch, units).
     """
+    if batch is None:
+        raise UsageError("the model has no input, so it has no samples to mask", "Mask another model.")
     dims = shapes.dims.get(value)
     if dims is None:
         raise UsageError(
