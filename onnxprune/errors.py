@@ -7,6 +7,7 @@
     │   └── DataError                 2   calibration or test data that does not fit the model
     ├── ModelError                    3   the file is no usable ONNX model
     │   └── UnsupportedError          3   a valid model that needs something onnxprune cannot do
+    │       └── GradientError         3   an operator between the loss and what is scored has no gradient
     ├── TargetError                   4   the target is out of reach; says what is reachable and what blocks
     └── SoundnessError                5   masked != removed and no guilty group could be isolated
 
@@ -58,6 +59,10 @@ class ModelError(OnnxPruneError):
 
 class UnsupportedError(ModelError):
     """A valid model that needs something onnxprune cannot do yet."""
+
+
+class GradientError(UnsupportedError):
+    """The loss cannot be differentiated: an operator on the way has no gradient rule."""
 
 
 class TargetError(OnnxPruneError):

@@ -18,6 +18,7 @@ from onnx import helper
 
 import onnxprune
 from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.gradients import SquaredError, build_backward
 from onnxprune.rules import builtin_rules
 from onnxprune.testing import ModelBuilder
 
@@ -186,8 +187,37 @@ def test_code_of_the_page_runs(number, tmp_path, monkeypatch):
     model, code = build(tmp_path / "model.onnx"), blocks("python")[number]
     if "rules=" not in code:
         onnx.save(runnable(model), model)
-    exec(compile(code, f"{PAGE.name}, block {number}", "exec"), {})
-    assert (tmp_path / "small.onnx").stat().st_size < model.stat().st_size
+    made: dict = {}
+    exec(compile(code, f"{PAGE.name}, block {number}", "exec"), made)
+    if "vjp=" in code:
+        assert made["rules"][DOMAIN, "ScaleShift"].vjp is not None
+    else:
+        assert (tmp_path / "small.onnx").stat().st_size < model.stat().st_size
+
+
+def test_the_gradient_of_the_page_is_right():
+    """What its VJP adds, run in onnxruntime, against the sums that it should be."""
+    (code,) = (block for block in blocks("python") if "vjp=" in block)
+    made: dict = {}
+    exec(compile(code, PAGE.name, "exec"), made)
+    b = ModelBuilder(18, {DOMAIN: 1})
+    x, gamma, beta = b.input("x", ("n", 3, 4)), b.weight((3,), "gamma"), b.weight((3,), "beta")
+    y = b.op("ScaleShift", x, gamma, beta, domain=DOMAIN, name="scale")
+    y.type, y.shape, y.name = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["n", 3, 4]), "y"
+    built = build_backward(b.model(y), SquaredError(), ["x", "gamma", "beta"], rules=made["rules"])
+    graph, (node,) = built.graph, [node for node in built.graph if node.op_type == "ScaleShift"]
+    given = ir.Value(name="made", type=y.type, shape=ir.Shape(["n", 3, 4]))
+    node.outputs[0].replace_all_uses_with(given, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    graph.inputs.append(given)
+    rng = np.random.default_rng(0)
+    x, t = (rng.standard_normal((2, 3, 4)).astype(np.float32) for _ in range(2))
+    scale, shift = (graph.initializers[name].const_value.numpy()[:, None] for name in ("gamma", "beta"))
+    y = x * scale + shift
+    found = run(open_session(built, threads=1), {"x": x, "teacher": t, "made": y})
+    np.testing.assert_allclose(found["gradient/x"], 2 * (y - t) * scale, rtol=1e-5)
+    np.testing.assert_allclose(found["gradient/gamma"], (2 * (y - t) * x).sum((0, 2)), rtol=1e-4)
+    np.testing.assert_allclose(found["gradient/beta"], (2 * (y - t)).sum((0, 2)), rtol=1e-4)
 
 
 def test_the_page_shows_the_entry_point_of_the_example():

@@ -123,7 +123,7 @@ def test_errors_are_one_tree():
     from onnxprune import errors
 
     found = [e for e in vars(errors).values() if inspect.isclass(e) and issubclass(e, Exception)]
-    assert len(found) == 7
+    assert len(found) == 8
     assert all(issubclass(error, onnxprune.OnnxPruneError) for error in found)
     codes = {error.__name__: error.exit_code for error in found}
     assert codes == {
@@ -132,6 +132,7 @@ def test_errors_are_one_tree():
         "DataError": 2,
         "ModelError": 3,
         "UnsupportedError": 3,
+        "GradientError": 3,
         "TargetError": 4,
         "SoundnessError": 5,
     }

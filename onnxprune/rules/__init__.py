@@ -6,6 +6,7 @@ the right side wins. Third parties publish tables through the entry point group 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
 
@@ -34,6 +35,7 @@ from onnxprune.rules import (
 )
 from onnxprune.rules.op import Op
 from onnxprune.rules.rule import Rule, RuleTable, Term
+from onnxprune.rules.vjp import VJPS
 
 __all__ = ["Op", "Rule", "RuleTable", "Term", "builtin_rules", "default_rules"]
 
@@ -68,7 +70,7 @@ def builtin_rules() -> RuleTable:
     rules = RuleTable()
     for family in _FAMILIES:
         rules = rules | family.RULES
-    return rules
+    return rules | {key: replace(rules[key], vjp=vjp) for key, vjp in VJPS.items()}
 
 
 @cache

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from onnxprune.graph.axes import Axis
     from onnxprune.graph.relations import Relations
+    from onnxprune.rules.backward import Vjp
     from onnxprune.rules.refit import Refit
 
 Key = tuple[str, str]
@@ -59,6 +60,9 @@ class Rule:
     extents
         For operators that onnx has no schema for, or no inference: extents and element type of every output, from
         those of the inputs. Without it, outputs have the shapes that the file declares.
+    vjp
+        VJP: gradients of the inputs from those of the outputs (see `onnxprune.rules.backward`). Without it,
+        criteria that need gradients refuse a model with this operator between the loss and what they score.
     """
 
     relate: Callable[[Op, Relations], None]
@@ -67,6 +71,7 @@ class Rule:
     weights: tuple[int, ...] = ()
     kinds: Mapping[int, str] = field(default_factory=dict)
     extents: Callable[[Op], Sequence[Inferred]] | None = None
+    vjp: Vjp | None = None
 
 
 class RuleTable(Mapping[Key, Rule]):

@@ -1,0 +1,43 @@
+"""VJP, the fourth table of rules: for each operator, the nodes that take a gradient through it.
+
+One file per operator family; `VJPS` of each is a plain table. See `onnxprune.rules.backward` for what such a
+function sees and says.
+"""
+
+from __future__ import annotations
+
+from onnxprune.rules.backward import Vjp
+from onnxprune.rules.rule import Key
+from onnxprune.rules.vjp import (
+    attention,
+    conv,
+    einsum,
+    elementwise,
+    indexing,
+    layout,
+    linear,
+    movement,
+    normalization,
+    pooling,
+    recurrent,
+    reduction,
+    resize,
+)
+
+_FAMILIES = (
+    attention,
+    conv,
+    einsum,
+    elementwise,
+    indexing,
+    layout,
+    linear,
+    movement,
+    normalization,
+    pooling,
+    recurrent,
+    reduction,
+    resize,
+)
+
+VJPS: dict[Key, Vjp] = {key: vjp for family in _FAMILIES for key, vjp in family.VJPS.items()}
