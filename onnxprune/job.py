@@ -183,7 +183,9 @@ class Opened:
             open_session(model, job.provider)
         except ModelError:  # no kernels for its float type, say
             return None
-        return Evidence(self.analysis, self.inputs.fit, job.provider, job.budget, job.seed, job.tick)
+        return Evidence(
+            self.analysis, self.inputs.fit, job.provider, job.budget, job.seed, job.repairs, job.tick
+        )
 
     def prover(self, job: Job) -> Prover:
         """What compares masked and removed models on these inputs."""

@@ -20,6 +20,7 @@ from onnxprune.criteria.criterion import UnitActivations
 from onnxprune.criteria.elimination import Elimination, Layer, eliminate, refit
 from onnxprune.criteria.exchange import Exchanged, exchange
 from onnxprune.criteria.logits import Logits
+from onnxprune.criteria.plain import Plain
 from onnxprune.graph.axes import Bools, Index
 from onnxprune.graph.groups import Group
 from onnxprune.repair.trial import mixed
@@ -28,7 +29,7 @@ from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.collect import InputStatistics, consumers, input_statistics
 from onnxprune.statistics.consumers import Consumer
 from onnxprune.statistics.factors import Seen, product_statistics, sides
-from onnxprune.statistics.moments import Matrix
+from onnxprune.statistics.moments import Matrix, Moments
 from onnxprune.statistics.paths import Route
 from onnxprune.statistics.products import Product, find_products
 from onnxprune.statistics.sensitivity import Trial, refitted
@@ -69,6 +70,8 @@ class Evidence:
         Bytes that statistics and tensors between layers may take.
     seed
         For the positions that are drawn.
+    kinds
+        How layers will be repaired ("affine", "rescale", "bias"): what a unit costs depends on it.
     tick
         Makes a function that reports the progress of a stage.
     """
@@ -78,6 +81,7 @@ class Evidence:
     provider: str = "cpu"
     budget: float = 2.0**31
     seed: int = 0
+    kinds: tuple[str, ...] = ("affine",)
     tick: Callable[[str], Tick] = field(default=lambda _: _silent)
 
     @cached_property
@@ -142,8 +146,8 @@ class Evidence:
 
     def shows(self, group: Group) -> bool:
         """Whether `change` sees it when units of a group go."""
-        mendable = any(isinstance(product.route, Route) for product, _ in self.products_of(group))
-        return mendable or bool(self.layers(group))
+        products = self.products_of(group) if "affine" in self.kinds else []
+        return any(isinstance(product.route, Route) for product, _ in products) or bool(self.layers(group))
 
     @cached_property
     def product_statistics(self) -> dict[ir.Node, Seen]:
@@ -200,8 +204,9 @@ class Evidence:
         None where no linear map consumes them, and no product of two activations sums over them.
         """
         products = self.products_of(group)
-        turned = [pair for pair in products if pair[0].turns]
-        deciding = self._parts(group, [pair for pair in products if not pair[0].turns])
+        turns = "affine" in self.kinds
+        turned = [pair for pair in products if pair[0].turns and turns]
+        deciding = self._parts(group, [pair for pair in products if not (pair[0].turns and turns)])
         parts = deciding or self._parts(group, turned)
         if not parts:
             return None
@@ -215,10 +220,10 @@ class Evidence:
             errors = errors + tails(self._spectra[product.node], lost)
         return Elimination(found.rungs, errors)
 
-    def _parts(self, group: Group, products: Sequence[tuple[Product, Index]]) -> list[Layer | Logits]:
+    def _parts(self, group: Group, products: Sequence[tuple[Product, Index]]) -> list[Layer | Plain | Logits]:
         """The layers that consume a group's units, and some products."""
         layers = [
-            Layer.of(layer.matrix(), self.statistics[layer.weight].moments.covariance, unit)
+            self._part(layer, self.statistics[layer.weight].moments, unit, group.units)
             for layer, unit in self.layers(group)
         ]
         logits = [
@@ -226,6 +231,11 @@ class Evidence:
             for product, unit in products
         ]
         return [*layers, *logits]
+
+    def _part(self, layer: Consumer, seen: Moments, unit: Index, units: int) -> Layer | Plain:
+        if "affine" in self.kinds:
+            return Layer.of(layer.matrix(), seen.covariance, unit)
+        return Plain.of(layer.matrix(), seen, unit, units, shifted=bool(self.kinds))
 
     def turns(self, gone: Mapping[str, Bools]) -> list[Turn]:
         """How products are turned before units go, so that these are the ones that matter least."""
@@ -249,9 +259,10 @@ class Evidence:
     def exchange(self, group: Group, gone: Bools) -> Exchanged | None:
         """As many units of a group as are flagged, at less error where swaps find it.
 
-        None where no linear map consumes them, or a product of two activations sums over them, too.
+        None where no linear map consumes them, where a product of two activations sums over them, too, or where
+        layers are not refitted.
         """
-        if self.products_of(group):
+        if self.products_of(group) or "affine" not in self.kinds:
             return None
         parts = [
             (layer.matrix(), self.statistics[layer.weight].moments.covariance, unit)
@@ -270,7 +281,7 @@ class Evidence:
         return Trial(self.analysis.axis_graph.model, [*self.used, *mended], batches, self.provider)
 
     def change(self, gone: Mapping[str, Bools]) -> float:
-        """How much the outputs change when units go and the layers behind them are refitted, each for itself.
+        """How much the outputs change when units go and the layers behind them are repaired, each for itself.
 
         As a share of their variance, on a few samples.
 
@@ -293,9 +304,14 @@ class Evidence:
             if flags.any():
                 layers.append(self.consumers[weight])
                 seen.append(self.statistics[weight].moments)
-                weights.append(refit(layers[-1].matrix(), seen[-1].covariance, flags))
-        feed = refitted(layers, weights, seen)
-        for product in self.products:
+                matrix = layers[-1].matrix()
+                weights.append(
+                    refit(matrix, seen[-1].covariance, flags)
+                    if "affine" in self.kinds
+                    else np.where(flags[:, None], 0.0, matrix)
+                )
+        feed = refitted(layers, weights, seen, shifted=bool(self.kinds))
+        for product in self.products if "affine" in self.kinds else ():
             dims = self._dims(product, gone)
             if dims.any():
                 known = self._spectra.get(product.node)

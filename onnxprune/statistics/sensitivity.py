@@ -124,7 +124,7 @@ def _joined(arrays: Sequence[Array]) -> Matrix:
 
 
 def refitted(
-    layers: Sequence[Consumer], weights: Sequence[Matrix], seen: Sequence[Moments]
+    layers: Sequence[Consumer], weights: Sequence[Matrix], seen: Sequence[Moments], *, shifted: bool = True
 ) -> dict[str, Array]:
     """What to feed so that layers have other weights, and biases that keep their mean outputs.
 
@@ -134,11 +134,13 @@ def refitted(
         Layers, and their new weights in the form of `Consumer.matrix`.
     seen
         Moments of their inputs.
+    shifted
+        Whether biases change.
     """
     feed: dict[str, Array] = {}
     for layer, weight, moments in zip(layers, weights, seen, strict=True):
         feed[str(layer.weight.name)] = layer.from_matrix(weight).astype(layer.array.dtype)
-        if layer.bias is None or layer.bias.const_value is None:
+        if not shifted or layer.bias is None or layer.bias.const_value is None:
             continue
         lost = np.einsum("gof,gf->go", layer.matrix() - weight, moments.mean[:, : weight.shape[2]])
         feed[str(layer.bias.name)] = layer.to_bias(layer.bias_vector() + lost.ravel())

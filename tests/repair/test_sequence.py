@@ -12,6 +12,7 @@ from onnxprune.calibrate.data import read_dataset
 from onnxprune.calibrate.dataset import input_specs
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.choosing.evidence import Evidence
+from onnxprune.criteria.elimination import Layer
 from onnxprune.model.io import load
 from onnxprune.report import json as as_json
 from onnxprune.report import terminal
@@ -336,3 +337,20 @@ def test_auto_takes_the_order_that_changes_the_outputs_least(tmp_path, monkeypat
     assert report.criterion == best
     note = next(line for line in report.warnings if line.startswith("criterion auto took"))
     assert f"took {best}:" in note and "held-out samples" in note
+
+
+@pytest.mark.parametrize("compensate", ["none", "bias"])
+def test_units_are_chosen_for_the_repair_that_follows(tmp_path, monkeypatch, compensate):
+    """Where nothing is refitted, units that others could replace are not cheap."""
+    path, here = save(redundant(), tmp_path), tmp_path / "here.onnx"
+    options = {"ratio": 0.5, "round_to": 1, "criterion": "obs", "test": images(count=3)}
+    onnxprune.prune(path, here, data=images(), compensate=compensate, **options)
+    monkeypatch.setattr(
+        Evidence,
+        "_part",
+        lambda _self, layer, seen, unit, _units: Layer.of(layer.matrix(), seen.covariance, unit),
+    )
+    there = tmp_path / "there.onnx"
+    onnxprune.prune(path, there, data=images(), compensate=compensate, **options)
+    fresh = images(seed=1)
+    assert error(path, here, fresh) < error(path, there, fresh)
