@@ -10,7 +10,7 @@ from typing import Any
 
 from onnxprune.allocate.target import Target
 from onnxprune.analysis import Analysis, analyze
-from onnxprune.choosing.choices import Choices
+from onnxprune.choosing.choices import RANKED, ROUND_TO, Choices
 from onnxprune.choosing.planning import allocate, check_reached
 from onnxprune.choosing.scoring import score_groups
 from onnxprune.criteria import CriterionTable
@@ -82,7 +82,7 @@ def plan(
     ratio: float | None = None,
     criterion: str = "auto",
     scope: str | None = None,
-    round_to: int = 8,
+    round_to: int | None = None,
     ignore: Sequence[str] = (),
     only: Sequence[str] = (),
     preset: str | None = None,
@@ -106,7 +106,8 @@ def plan(
         (one ranking over all groups; the default without), "uniform" (NNCF's rule: one level for every group,
         widths rounded up) or, in `prune` with data, "learned" (a ranking that is searched for).
     round_to
-        Channels that stay are a multiple of this.
+        Channels that stay are a multiple of this. By default of 8, and of 4 in groups of fewer than 64 channels
+        where the scope ranks groups.
     ignore, only
         Globs on node or initializer names, or `re:` and a regular expression.
     preset
@@ -139,7 +140,7 @@ def make_choices(
     target: Target,
     criterion: str,
     scope: str | None,
-    round_to: int,
+    round_to: int | None,
     ignore: tuple[str, ...],
     only: tuple[str, ...],
     preset: str | None,
@@ -152,6 +153,8 @@ def make_choices(
     """`Choices` in which a preset decides what was left open."""
     if scope is None:
         scope = "uniform" if preset == "nncf" else "local" if target.kind == "ratio" else "global"
+    if round_to is None and scope not in RANKED:
+        round_to = ROUND_TO
     return Choices(
         target=target,
         criterion=criterion,
@@ -177,7 +180,7 @@ def prune(
     ratio: float | None = None,
     criterion: str = "auto",
     scope: str | None = None,
-    round_to: int = 8,
+    round_to: int | None = None,
     ignore: Sequence[str] = (),
     only: Sequence[str] = (),
     preset: str | None = None,

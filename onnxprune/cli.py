@@ -65,7 +65,11 @@ def cli() -> None:
     "--preset", type=click.Choice(["nncf"]), help="nncf: first and strided convolutions stay whole."
 )
 @rounds_options
-@click.option("--round-to", type=int, default=8, show_default=True, help="Widths are multiples of this.")
+@click.option(
+    "--round-to",
+    type=int,
+    help="Widths are multiples of this. Default: 8; 4 where groups are ranked and one is narrower than 64.",
+)
 @click.option(
     "--ignore", multiple=True, metavar="PATTERN", help="Leave matching layers whole (glob or re:...)."
 )

@@ -14,6 +14,12 @@ SCOPES = ("global", "learned", "local", "uniform")
 RANKED = ("global", "learned")
 """Scopes that rank the units of all groups together."""
 
+ROUND_TO = 8
+"""Channels that kernels like to have a multiple of."""
+
+NARROW, ROUND_NARROW_TO = 64, 4
+"""Where groups are ranked, those of fewer channels than this lose steps of so many: 8 of 16 are half of a group."""
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -30,7 +36,7 @@ class Choices:
         reached. "learned": as global, after an affine map of each group's scores that is learned on data.
         "uniform": as local, but a ratio is NNCF's level, which rounding may leave unreached.
     round_to
-        Channels that stay are a multiple of this.
+        Channels that stay are a multiple of this. None, for ranked scopes: see `rounding`.
     min_channels
         At least this many channels of a group stay, and never fewer than `round_to`.
     max_ratio, min_ratio
@@ -49,7 +55,7 @@ class Choices:
     target: Target = Target("macs", 0.7)
     criterion: str = "l2"
     scope: str = "global"
-    round_to: int = 8
+    round_to: int | None = None
     min_channels: int = 1
     max_ratio: float | None = None
     min_ratio: float = 0.0
@@ -64,7 +70,7 @@ class Choices:
         """Reject values that mean nothing."""
         if self.scope not in SCOPES:
             raise UsageError(f"there is no scope {self.scope!r}", f"Known: {', '.join(SCOPES)}.")
-        if self.round_to < 1:
+        if self.round_to is not None and self.round_to < 1:
             raise UsageError(f"--round-to {self.round_to} is not positive", "Use 1 for no rounding.")
         if self.rounds < 1:
             raise UsageError(f"--rounds {self.rounds} is not positive", "Use 1 for everything at once.")
@@ -92,3 +98,17 @@ class Choices:
             )
         if self.preset is not None and self.preset not in PRESETS:
             raise UsageError(f"there is no preset {self.preset!r}", f"Known: {', '.join(PRESETS)}.")
+
+    def rounding(self, channels: int) -> int:
+        """Of what the channels that stay are a multiple, in a group that has so many."""
+        if self.round_to is not None:
+            return self.round_to
+        return ROUND_NARROW_TO if self.scope in RANKED and channels < NARROW else ROUND_TO
+
+    @property
+    def rounded(self) -> str:
+        """The same in words, such as "multiples of 8"; empty where nothing is rounded."""
+        if self.round_to is not None or self.scope not in RANKED:
+            step = self.rounding(NARROW)
+            return f"multiples of {step}" if step > 1 else ""
+        return f"multiples of {ROUND_TO}, in groups of fewer than {NARROW} channels of {ROUND_NARROW_TO}"

@@ -7,7 +7,7 @@ import math
 from onnxprune.allocate.solve import Allocation, solve
 from onnxprune.allocate.target import Target
 from onnxprune.analysis import Analysis
-from onnxprune.choosing.choices import RANKED, Choices
+from onnxprune.choosing.choices import NARROW, RANKED, Choices
 from onnxprune.choosing.scoring import Scored, most_of_a_group
 from onnxprune.errors import Reason, TargetError
 from onnxprune.report.assemble import barrier_results
@@ -38,14 +38,14 @@ def check_reached(analysis: Analysis, scored: Scored, allocation: Allocation, ch
     if allocation.by_rule:
         raise TargetError(
             f"nothing is cut at a level of {target.value:g}: it is less than one step of --round-to "
-            f"{choices.round_to} in every group",
+            f"{choices.rounding(NARROW)} in every group",
             "Use a higher --ratio or a smaller --round-to.",
         )
     raise TargetError(f"{wanted}: {_reachable(allocation, target, choices)}", "\n".join(lines))
 
 
 def _reachable(allocation: Allocation, target: Target, choices: Choices) -> str:
-    limits = f"widths are multiples of {choices.round_to}" if choices.round_to > 1 else ""
+    limits = f"widths are {choices.rounded}" if choices.rounded else ""
     if choices.scope in RANKED:
         limits += (
             f"{', and ' if limits else ''}a group loses at most {most_of_a_group(choices):.0%} of its units"

@@ -201,7 +201,7 @@ class _Scorer:
         return build_ladder(
             group,
             np.asarray(scores, np.float64),
-            round_to=self.choices.round_to,
+            round_to=self.choices.rounding(group.units * group.width),
             min_channels=self.choices.min_channels,
             max_ratio=most_of_a_group(self.choices),
             min_ratio=self.choices.min_ratio,
@@ -235,7 +235,7 @@ class _Scorer:
             group,
             rungs,
             errors * factor,
-            round_to=self.choices.round_to,
+            round_to=self.choices.rounding(group.units * group.width),
             min_channels=self.choices.min_channels,
             max_ratio=most_of_a_group(self.choices),
             min_ratio=self.choices.min_ratio,

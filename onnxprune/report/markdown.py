@@ -19,10 +19,11 @@ from onnxprune.report.tables import (
 
 def render(report: Report) -> str:
     """The whole report as one Markdown page."""
+    step = report.round_to or "8 (4 in narrow groups)"
     parts = [
         f"# onnxprune: `{report.path}`",
         f"{target_line(report)}. Mode `{report.mode}`, criterion `{report.criterion}`, "
-        f"scope `{report.scope}`, widths rounded to {report.round_to}, seed {report.seed}.",
+        f"scope `{report.scope}`, widths rounded to {step}, seed {report.seed}.",
         _table(["", "before", "after", "kept"], size_rows(report)),
         f"**Soundness.** {soundness_line(report)}.",
     ]

@@ -126,6 +126,8 @@ class Report:
 
     Attributes
     ----------
+    round_to
+        Channels that stay are a multiple of this; None: of 8, of 4 in narrow groups.
     refitted
         Inputs and outputs that `--refit-io` allowed to get smaller.
     repairs
@@ -141,7 +143,7 @@ class Report:
     target: TargetResult
     criterion: str
     scope: str
-    round_to: int
+    round_to: int | None
     seed: int
     before: Size
     after: Size

@@ -275,3 +275,30 @@ def test_a_local_ratio_is_reached_with_about_the_same_share_of_every_group(tmp_p
     assert report.scope == "local" and report.target.met and ratio <= report.target.achieved < ratio + 0.1
     for group in report.groups:
         assert abs((group.units - group.kept) - ratio * group.units) <= 16
+
+
+@pytest.mark.parametrize(
+    "scope, round_to, channels, step",
+    [
+        ("global", None, 64, 8),
+        ("global", None, 63, 4),
+        ("learned", None, 16, 4),
+        ("local", None, 16, 8),
+        ("uniform", None, 16, 8),
+        ("global", 8, 16, 8),
+        ("global", 1, 512, 1),
+    ],
+)
+def test_narrow_groups_are_rounded_to_less(scope, round_to, channels, step):
+    assert Choices(scope=scope, round_to=round_to).rounding(channels) == step
+
+
+def test_the_default_rounds_each_group_by_its_width(tmp_path):
+    widths = (32, 64)
+    path = tmp_path / "net.onnx"
+    ir.save(convnet(widths), path)
+    done = api.prune(path, macs=0.5, seed=1)
+    kept = {group.units: group.kept for group in done.report.groups}
+    assert kept[64] % 8 == 0 and kept[32] % 4 == 0
+    assert min(kept.values()) < 64
+    assert done.report.round_to is None
