@@ -9,13 +9,13 @@ from typing import Any
 import matplotlib as mpl
 
 from benchmarks.quality_facts import Results
-from benchmarks.quality_runs import L1, ONNXSIM, OURS, ROUNDED, TORCH_PRUNING
+from benchmarks.quality_runs import DEFAULT, L1, ONNXSIM, OURS, TORCH_PRUNING
 
 mpl.use("Agg")
 
 STYLES: dict[str, tuple[str, dict[str, Any]]] = {
     OURS: ("onnxprune", {"color": "#1f5fa8", "marker": "o", "linestyle": "-"}),
-    ROUNDED: ("onnxprune, multiples of 8", {"color": "#5b9bd5", "marker": "s", "linestyle": "none"}),
+    DEFAULT: ("onnxprune, default widths", {"color": "#5b9bd5", "marker": "s", "linestyle": "none"}),
     L1: ("l1 without repair", {"color": "#777777", "marker": ".", "linestyle": "--"}),
     ONNXSIM: ("onnxsim", {"color": "#d1701f", "marker": "^", "linestyle": "-."}),
     TORCH_PRUNING: ("Torch-Pruning", {"color": "#3f8f4f", "marker": "v", "linestyle": ":"}),

@@ -13,11 +13,11 @@ SIZES = (16, 64, 256, 1024, 2048)
 ABOUT_SIZE = ("cifar10_resnet20", 0.5)
 ABOUT_TIERS = ("cifar10_resnet20", 0.7)
 
-OURS, ROUNDED, L1 = "onnxprune", "onnxprune-8", "l1"
+OURS, DEFAULT, L1 = "onnxprune", "onnxprune-default", "l1"
 ONNXSIM, TORCH_PRUNING = "onnxsim", "torch_pruning"
 OPTIONS: dict[str, dict[str, Any]] = {
     OURS: {"round_to": 1},
-    ROUNDED: {},
+    DEFAULT: {},
     L1: {"criterion": "l1", "compensate": "none", "round_to": 1},
 }
 """Options of `onnxprune.prune`; everything else as it is by default."""
@@ -153,8 +153,8 @@ def runs(subject: Subject, points: Sequence[float] | None, seeds: int, samples: 
     found = [Run(name, "baseline", "", 1.0, "quality_steps:baseline", {}, data=False)]
     for point in exact:
         for tool, options in OPTIONS.items():
-            if tool != ROUNDED or point in subject.targets:
-                data, repeats = tool != L1, 1 if tool == L1 else subject.repeats(point, seeds)
+            if tool != DEFAULT or point in subject.targets:
+                data, repeats = tool != L1, subject.repeats(point, seeds) if tool == OURS else 1
                 found += _prune(name, "curve", tool, point, repeats, samples, options, data)
     for tool, (function, option) in SWEEPS.items():
         if tool != TORCH_PRUNING or not subject.no_module:
