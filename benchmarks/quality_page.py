@@ -83,7 +83,8 @@ def _targets(found: Results, data: Mapping[str, Any]) -> list[str]:
     worth = [_one_sample(found, model) for model in data["targets"]]
     return [
         f"Met: {met[OURS]} of {len(rows)} with `--round-to 1`, {met[DEFAULT]} of {len(rows)} with the default of "
-        "multiples of 8 channels, of 4 in narrow groups (one seed). A target is met if the mean over the seeds is within it and no seed failed.",
+        "multiples of 8 channels, of 4 in narrow groups (one seed). A target is met if the mean over the seeds is "
+        "within it and no seed failed.",
         table(header, rows),
         f"What one test sample is worth, in points: {', '.join(dict.fromkeys(filter(None, worth)))}.",
     ]

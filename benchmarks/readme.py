@@ -19,6 +19,8 @@ HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
 MARKS = ("<!-- figures: python -m benchmarks.readme -->", "<!-- /figures -->")
 TOOLS = ("onnxprune", "onnxprune, global", "onnxsim", "Torch-Pruning")
+FEW = 4
+"""Shares of the MACs that a twin of another model is asked for at most."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,13 +59,23 @@ def _read(name: str) -> Any:
 
 
 def _quality(quality: Mapping[str, Any]) -> str:
-    """Top-1 of trained models by the share of MACs that was asked for, and what l1 without repair leaves."""
+    """Top-1 of trained models by the share of MACs that was asked for, and what l1 without repair leaves.
+
+    Models that were asked for a few shares only are those of others from another exporter.
+    """
     rows = [
         row for row in quality["rows"] if not row["failure"] and row["experiment"] in ("baseline", "curve")
     ]
-    points = sorted({row["asked"] for row in rows if row["tool"] == "onnxprune"}, reverse=True)
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    asked = {
+        model: {r["asked"] for r in rows if (r["model"], r["tool"]) == (model, "onnxprune")}
+        for model in models
+    }
+    points = sorted(
+        set.intersection(*(shares for shares in asked.values() if len(shares) > FEW)), reverse=True
+    )
     lines = []
-    for model in dict.fromkeys(row["model"] for row in rows):
+    for model in (model for model in models if len(asked[model]) > FEW):
         mine = [row for row in rows if row["model"] == model]
         found = {
             tool: {p: [r["top1"] for r in mine if (r["tool"], r["asked"]) == (tool, p)] for p in points}
