@@ -196,6 +196,7 @@ def prune(
     test: Any = None,
     memory: float | None = None,
     seed: int = 0,
+    loss: str = "auto",
     force: bool = False,
     best_effort: bool = False,
     allow_inexact: bool = False,
@@ -242,7 +243,11 @@ def prune(
     memory
         GiB that statistics and tensors between layers may take; by default 40 % of what is free, at most 8.
     seed
-        For the random criterion and for generated inputs.
+        For the random criterion, for generated inputs, and for labels and signs that are drawn.
+    loss
+        What criteria with gradients differentiate: "labels" (the loss that goes with the data's labels), "sampled"
+        (cross-entropy with classes drawn from the model's own predictions), "outputs" (random combinations of
+        them), or "auto": labels where there are some that fit, else sampled for a classifier, else outputs.
     force
         Replace an existing output.
     allow_inexact
@@ -299,6 +304,7 @@ def prune(
         refit_io=tuple(refit_io),
         attention=attention,
         seed=seed,
+        loss=loss,
         rules=rules,
         criteria=criteria,
         progress=progress,

@@ -22,6 +22,7 @@ from onnxprune.options import (
     data_options,
     fold_option,
     inexact_option,
+    loss_option,
     parse_bindings,
     provider_option,
     refit_io_option,
@@ -53,8 +54,9 @@ def cli() -> None:
     "--criterion",
     default="auto",
     show_default=True,
-    help="auto (obs with data, else l2), obs, l1, l2, apoz, wanda, ... or sums of ranks: l2+apoz.",
+    help="auto (obs with data, else l2), obs, l1, l2, wanda, fisher, ... or sums of ranks: l2+apoz.",
 )
+@loss_option
 @click.option(
     "--scope",
     type=click.Choice(["global", "learned", "local", "uniform"]),

@@ -1,0 +1,248 @@
+"""Gradients on calibration samples: of masks over units, per sample, and of the weights that make units, per batch.
+
+Forward and backward are one graph (`onnxprune.gradients`), which onnxruntime runs batch by batch. Rows of samples
+that ran together are compared once with rows of samples that ran alone. Where they differ (a graph in which samples
+lie somewhere in the middle of an axis, or are normalised together), all run alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.calibrate.dataset import Dataset, Feed
+from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.criteria.gather import scored_weights, unit_rows
+from onnxprune.criteria.unit_gradients import MaskGradients, WeightGradients
+from onnxprune.errors import DataError
+from onnxprune.gradients.backward import build_backward
+from onnxprune.gradients.masks import Masked, unit_masks
+from onnxprune.gradients.objective import Draws, Objective, choose_objective
+from onnxprune.gradients.wrt import Target, gradient_name
+from onnxprune.graph.axes import Index
+from onnxprune.graph.build import AxisGraph
+from onnxprune.graph.groups import Group
+
+log = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, Any]
+Progress = Callable[[int, int], None]
+
+CHECKED = 2
+"""Samples that run together and alone."""
+
+_CLOSE = 1e-3
+"""Share of the largest gradient by which rows of the same sample may differ."""
+
+_TINY = 1e-30
+
+
+@dataclass(frozen=True, eq=False)
+class Differentiation:
+    """A loss on samples, and how it is run.
+
+    Parameters
+    ----------
+    axis_graph
+        Of the model.
+    data
+        The samples.
+    loss
+        One of `onnxprune.gradients.objective.LOSSES`.
+    size
+        Samples per run.
+    provider
+        onnxruntime's.
+    seed
+        For labels and signs that are drawn.
+    progress
+        Called with (samples done, samples in all).
+    """
+
+    axis_graph: AxisGraph
+    data: Dataset
+    loss: str = "auto"
+    size: int = 32
+    provider: str = "cpu"
+    seed: int = 0
+    progress: Progress = lambda _done, _total: None
+
+    def objective(self) -> Objective:
+        """The loss that goes with model and data; see `choose_objective`."""
+        model, shapes = self.axis_graph.model, self.axis_graph.shapes
+        return choose_objective(model, shapes, self.loss, self.data.labels, next(self.data.batches(1), None))
+
+    def masks(self, groups: Iterable[Group]) -> dict[str, MaskGradients]:
+        """Gradients of masks over units, by group id; groups that nothing sums over have none.
+
+        Raises
+        ------
+        GradientError
+            An operator between a mask and the loss has no gradient.
+        DataError
+            Gradients are not finite.
+        """
+        groups = list(groups)
+        masked = unit_masks(self.axis_graph, groups)
+        if not masked.targets:
+            return {}
+        running = self._running(masked.model, masked.targets)
+        size = self.size
+        if not self._separable(masked, running):
+            log.info("samples that run together do not have gradients of their own: each runs alone")
+            masked = unit_masks(self.axis_graph, groups, by_sample=False)
+            running, size = self._running(masked.model, masked.targets), 1
+        rows: dict[str, list[Array]] = {name: [] for name, masks in masked.masks.items() if masks}
+        runs: list[int] = []
+        for found in running.over(self.data, size, self.progress):
+            parts = _by_group(masked, found)
+            runs.append(len(next(iter(parts.values()))))
+            for name, part in parts.items():
+                rows[name].append(part)
+        together = max(1, self.size // size) if self.data.batchable else 1
+        batch = np.repeat(np.arange(len(runs)) // together, runs)
+        return {name: _mask_gradients(name, np.concatenate(parts), batch) for name, parts in rows.items()}
+
+    def weights(self, groups: Iterable[Group]) -> dict[str, list[WeightGradients]]:
+        """Gradients of the weights that make units, by group id.
+
+        Raises
+        ------
+        GradientError, DataError
+            As of `masks`.
+        """
+        graph = self.axis_graph
+        members = [(group, use) for group in groups for use in scored_weights(graph, group)]
+        names = list(dict.fromkeys(str(use.axis.value.name) for _, use in members))
+        if not names:
+            return {}
+        values, totals = [], []
+        saliency: list[list[Array]] = [[] for _ in members]
+        for group, use in members:
+            data = use.axis.value.const_value
+            array = np.asarray(data.numpy()).astype(np.float64)  # type: ignore[union-attr]
+            values.append(
+                (unit_rows(array, use, graph.blocked.get(use.axis), group.units), np.linalg.norm(array))
+            )
+            totals.append(np.zeros(values[-1][0].shape))
+        for found in self._running(graph.model, names).over(self.data, self.size, self.progress):
+            for n, (group, use) in enumerate(members):
+                array = found[gradient_name(str(use.axis.value.name))].astype(np.float64)
+                rows = unit_rows(array, use, graph.blocked.get(use.axis), group.units)
+                _check_finite(rows, str(use.axis.value.name))
+                totals[n] += rows
+                saliency[n].append(np.abs(values[n][0] * rows).sum(axis=1))
+        collected: dict[str, list[WeightGradients]] = {}
+        for (group, _), (rows, norm), total, each in zip(members, values, totals, saliency, strict=True):
+            one = WeightGradients(rows, total, np.stack(each, axis=1), float(norm))
+            collected.setdefault(group.id, []).append(one)
+        return collected
+
+    def _running(self, model: ir.Model, targets: Sequence[Target]) -> _Running:
+        graph, objective = self.axis_graph, self.objective()
+        built = build_backward(
+            model, objective.loss, targets, rules=graph.rules, bindings=graph.shapes.bindings
+        )
+        built.ir_version = max(built.ir_version, 8)
+        dense = open_session(graph.model, self.provider) if objective.needs_outputs else None
+        names = [gradient_name(target) for target in targets]
+        return _Running(open_session(built, self.provider), dense, objective, names, self.seed)
+
+    def _separable(self, masked: Masked, running: _Running) -> bool:
+        """Whether the first samples have the same gradients together and alone, as far as they can run alone."""
+        if any(mask.sample_axis is None for mask in masked.targets):
+            return False
+        if not self.data.batchable or self.size == 1 or len(self.data) == 1:
+            return True
+        first = self.data.take(range(min(CHECKED, len(self.data))))
+        together, alone = (
+            [_by_group(masked, found) for found in running.over(first, size)] for size in (CHECKED, 1)
+        )
+        if any(len(part) != len(first) // len(together) for parts in together for part in parts.values()):
+            return False
+        for name in together[0]:
+            one, other = (np.concatenate([parts[name] for parts in side]) for side in (together, alone))
+            limit = _CLOSE * max(float(np.abs(one).max()), _TINY)
+            if one.shape != other.shape or not np.allclose(one, other, rtol=0, atol=limit):
+                return False
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class _Running:
+    """A graph of gradients that is open.
+
+    Attributes
+    ----------
+    session
+        Of the graph.
+    dense
+        Of the model alone, where the loss follows from its outputs.
+    objective
+        Makes what the loss is fed with.
+    names
+        Outputs that are wanted.
+    seed
+        Of what is drawn; the same samples get the same labels and signs, however many run at once.
+    """
+
+    session: Any
+    dense: Any
+    objective: Objective
+    names: Sequence[str]
+    seed: int
+
+    def over(self, data: Dataset, size: int, progress: Progress | None = None) -> Iterator[Feed]:
+        """Gradients of every batch."""
+        types = {each.name: each.type for each in self.session.get_inputs()}
+        draws = Draws(self.seed)
+        done = 0
+        for feed, labels in data.labelled_batches(size):
+            outputs = run(self.dense, feed) if self.dense is not None else {}
+            given = {**feed, **self.objective.feed(outputs, labels, draws)}
+            yield run(self.session, _as_taken(given, types), self.names)
+            done += data.size_of(feed)
+            if progress is not None:
+                progress(done, len(data))
+
+
+def _by_group(masked: Masked, found: Mapping[str, Array]) -> dict[str, Array]:
+    """(rows, units) by group: the sum over a group's masks; one row where one of them has only one."""
+    sums: dict[str, Array] = {}
+    for name, masks in masked.masks.items():
+        parts = [found[gradient_name(mask)].astype(np.float64) for mask in masks]
+        if len({len(part) for part in parts}) > 1:
+            parts = [part.sum(axis=0, keepdims=True) for part in parts]
+        if parts:
+            sums[name] = np.sum(parts, axis=0)
+    return sums
+
+
+def _mask_gradients(name: str, rows: Array, batch: Index) -> MaskGradients:
+    _check_finite(rows, f"a mask over the units of {name}")
+    sums = np.zeros((int(batch.max()) + 1, rows.shape[1]))
+    np.add.at(sums, batch, rows)
+    return MaskGradients(rows.T, sums.T)
+
+
+def _check_finite(array: Array, what: str) -> None:
+    if not np.isfinite(array).all():
+        raise DataError(
+            f"the gradient of {what} is not finite on the calibration samples",
+            "Leave out samples with NaN or infinities, and check the preprocessing; or take a criterion without "
+            "gradients.",
+        )
+
+
+def _as_taken(feed: Mapping[str, Array], types: Mapping[str, str]) -> dict[str, Array]:
+    """Only what the graph takes; floats of other types as float32, in which gradients are computed."""
+    return {
+        name: array.astype(np.float32) if types[name] == "tensor(float)" else array
+        for name, array in feed.items()
+        if name in types
+    }
