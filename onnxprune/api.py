@@ -14,6 +14,7 @@ from onnxprune.choosing.choices import Choices
 from onnxprune.choosing.planning import allocate, check_reached
 from onnxprune.choosing.scoring import score_groups
 from onnxprune.criteria import CriterionTable
+from onnxprune.differentiation import differentiate
 from onnxprune.errors import UsageError
 from onnxprune.explanation import explain
 from onnxprune.job import Job, Progress
@@ -27,7 +28,7 @@ from onnxprune.pruning import Pruned, apply_plan, prune_model
 from onnxprune.rules import RuleTable
 from onnxprune.validation import validate
 
-__all__ = ["analyze", "apply", "explain", "load", "plan", "prune", "validate"]
+__all__ = ["analyze", "apply", "differentiate", "explain", "load", "plan", "prune", "validate"]
 
 Source = str | os.PathLike[str] | LoadedModel
 

@@ -279,6 +279,34 @@ def validate(
         click.echo(str(result))
 
 
+@cli.command()
+@click.argument("model", type=FILE)
+@click.option("-o", "--output", type=FILE, help="Where to write; MODEL.gradients.onnx by default.")
+@data_options(required=False)
+@loss_option
+@click.option("--wrt", multiple=True, metavar="PATTERN", help="Of which weights or activations; all weights.")
+@click.option("--units", is_flag=True, help="Of masks over the units of all groups, per sample.")
+@attention_option("heads", "dims")
+@bind_option
+@provider_option
+@click.option("--seed", type=int, default=0, show_default=True, help="For labels and signs that are drawn.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@verbosity
+def gradients(
+    model: Path, output: Path | None, bind: tuple[str, ...], quiet: bool, verbose: bool, **options: Any
+) -> None:
+    """Write MODEL with a loss and its gradients behind it, in plain ONNX operators."""
+    from onnxprune import api
+
+    _log(quiet, verbose)
+    bindings = parse_bindings(bind)
+    output = output or model.with_name(f"{model.stem}.gradients.onnx")
+    with Bar(quiet) as bar:
+        made = api.differentiate(model, output, bindings=bindings, progress=bar.update, **options)
+    if not quiet:
+        click.echo(f"{made}\n\nmodel written to {output}")
+
+
 def _show(pruned: Any, quiet: bool, verbose: bool, plan: Path | None, reports: tuple[Path, ...]) -> None:
     if quiet:
         return

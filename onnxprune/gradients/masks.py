@@ -70,13 +70,13 @@ def unit_masks(axis_graph: AxisGraph, groups: Iterable[Group], *, by_sample: boo
     masks: dict[str, tuple[UnitMask, ...]] = {}
     for group in groups:
         found: list[UnitMask] = []
-        for use in group.axes:
-            for value in places.get(use.axis, ()):
-                samples = sample_axis(axis_graph, use.axis) if by_sample else None
-                name = f"{group.id}/{len(found)}"
-                found.append(
-                    UnitMask(str(value.name), use.axis.dim, use.unit, group.units, name, sample_axis=samples)
-                )
+        lies = [(use, value) for use in group.axes for value in places.get(use.axis, ())]
+        for use, value in lies:
+            samples = sample_axis(axis_graph, use.axis) if by_sample else None
+            name = group.id if len(lies) == 1 else f"{group.id}/{len(found)}"
+            found.append(
+                UnitMask(str(value.name), use.axis.dim, use.unit, group.units, name, sample_axis=samples)
+            )
         masks[group.id] = tuple(found)
     return Masked(clone.model, masks)
 

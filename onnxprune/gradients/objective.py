@@ -15,7 +15,7 @@ outputs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from zlib import crc32
 
@@ -31,6 +31,7 @@ from onnxprune.gradients.losses import (
     Projection,
     SquaredError,
 )
+from onnxprune.model import edit
 from onnxprune.model.shapes import Dims, Shapes
 
 Array = np.ndarray[Any, Any]
@@ -39,10 +40,7 @@ LOSSES = ("auto", "labels", "sampled", "outputs")
 """auto: labels where the data has some that fit the first output, else sampled for a classifier, else outputs."""
 
 LABELS = "labels"
-"""Name of the input that holds labels."""
-
-WEIGHTS = "labels/weight"
-"""Name of the input that says which tokens count."""
+"""Name of the input that holds labels, where the model has no value of that name."""
 
 SIGNS = "signs"
 """Prefix of the inputs that hold random signs."""
@@ -89,6 +87,8 @@ class Objective:
         "Softmax", "LogSoftmax" or "Sigmoid" where the output ends in one, else "".
     trailing
         Extents of the labels behind the samples'.
+    labels
+        Name of the input that holds labels.
     """
 
     kind: str
@@ -97,6 +97,7 @@ class Objective:
     axis: int = -1
     ending: str = ""
     trailing: tuple[int, ...] = ()
+    labels: str = LABELS
     _scales: dict[str, float] = field(default_factory=dict, repr=False)
 
     @property
@@ -135,7 +136,9 @@ class Objective:
         if self.kind == "labels" and labels is not None:
             return self._given(labels)
         if self.kind == "sampled":
-            return {LABELS: self._sampled(np.asarray(outputs[self.output], np.float64), draws.of(LABELS))}
+            return {
+                self.labels: self._sampled(np.asarray(outputs[self.output], np.float64), draws.of(LABELS))
+            }
         found = {}
         for name, array in outputs.items():
             if array.dtype.kind == "f":
@@ -147,10 +150,13 @@ class Objective:
         labels = labels.reshape(len(labels), *self.trailing)
         if isinstance(self.loss, NextToken):
             counts = labels != _IGNORED
-            return {LABELS: np.where(counts, labels, 0).astype(np.int64), WEIGHTS: counts.astype(np.float32)}
+            return {
+                self.labels: np.where(counts, labels, 0).astype(np.int64),
+                f"{self.labels}/weight": counts.astype(np.float32),
+            }
         if isinstance(self.loss, CrossEntropy):
-            return {LABELS: labels.astype(np.int64)}
-        return {LABELS: labels.astype(np.float32)}
+            return {self.labels: labels.astype(np.int64)}
+        return {self.labels: labels.astype(np.float32)}
 
     def _sampled(self, z: Array, rng: np.random.Generator) -> Array:
         if isinstance(self.loss, BinaryCrossEntropy):
@@ -203,16 +209,16 @@ def choose_objective(
     if not outputs:
         raise UsageError("the model has no float output, so it has no gradients", "Take another criterion.")
     first, dims = outputs[0], shapes.dims.get(outputs[0])
-    name = str(first.name)
+    name, label = str(first.name), edit.fresh(model.graph, LABELS)
     if wanted == "labels" and labels is None:
         raise UsageError(
             "--loss labels needs labels, and the data has none",
             "Give some, or take --loss sampled or outputs.",
         )
     if wanted in ("auto", "labels") and labels is not None and dims is not None:
-        found = _labelled(name, first, dims, labels, feed or {})
+        found = _labelled(name, label, dims, labels, feed or {})
         if found is not None:
-            return found
+            return replace(found, labels=label)
     if wanted == "labels":
         raise UsageError(
             f"labels of shape {() if labels is None else labels.shape} do not go with the output {name!r} of "
@@ -220,9 +226,9 @@ def choose_objective(
             "Give classes, per sample, pixel or token, or numbers of the output's shape; or take --loss outputs.",
         )
     if wanted in ("auto", "sampled") and dims is not None:
-        found = _classifier(name, first, dims, forced=wanted == "sampled", alone=len(outputs) == 1)
+        found = _classifier(name, label, first, dims, forced=wanted == "sampled", alone=len(outputs) == 1)
         if found is not None:
-            return found
+            return replace(found, labels=label)
     if wanted == "sampled":
         raise UsageError(
             f"the output {name!r} of extents {dims} has no classes to draw labels from",
@@ -236,7 +242,7 @@ def _floats(value: ir.Value) -> bool:
 
 
 def _labelled(
-    name: str, output: ir.Value, dims: Dims, labels: Array, feed: Mapping[str, Array]
+    name: str, label: str, dims: Dims, labels: Array, feed: Mapping[str, Array]
 ) -> Objective | None:
     """The loss with labels, None where they do not fit."""
     if labels.dtype.kind == "f":
@@ -244,31 +250,31 @@ def _labelled(
             d is None or d == n for d, n in zip(dims[1:], labels.shape[1:], strict=True)
         )
         return (
-            Objective("labels", SquaredError(name, LABELS), name, trailing=labels.shape[1:]) if same else None
+            Objective("labels", SquaredError(name, label), name, trailing=labels.shape[1:]) if same else None
         )
     if labels.dtype.kind not in "iub":
         return None
     per_sample = all(extent == 1 for extent in labels.shape[1:])
     if per_sample and all(extent == 1 for extent in dims[1:]):
         _check(labels, 2, ())
-        return Objective("labels", BinaryCrossEntropy(name, LABELS), name, trailing=(1,) * len(dims[1:]))
+        return Objective("labels", BinaryCrossEntropy(name, label), name, trailing=(1,) * len(dims[1:]))
     if len(dims) < 2:
         return None
     if per_sample and dims[1] is not None and dims[1] > 1 and all(extent == 1 for extent in dims[2:]):
         _check(labels, dims[1], ())
-        return Objective("labels", CrossEntropy(name, LABELS, axis=1), name, 1, trailing=(1,) * len(dims[2:]))
+        return Objective("labels", CrossEntropy(name, label, axis=1), name, 1, trailing=(1,) * len(dims[2:]))
     if labels.ndim != len(dims) - 1:
         return None
     trailing = labels.shape[1:]
     if len(dims) == 3 and labels.shape[1] == dims[1] and dims[2] is not None:
         _check(labels, dims[2], (_IGNORED,))
         if any(np.array_equal(array, labels[: len(array)]) for array in feed.values()):
-            return Objective("labels", NextToken(LABELS, name, WEIGHTS), name, trailing=trailing)
-        loss = CrossEntropy(name, LABELS, axis=-1, ignore=_IGNORED)
+            return Objective("labels", NextToken(label, name, f"{label}/weight"), name, trailing=trailing)
+        loss = CrossEntropy(name, label, axis=-1, ignore=_IGNORED)
         return Objective("labels", loss, name, trailing=trailing)
     if labels.shape[1:] == dims[2:] and dims[1] is not None and dims[1] > 1:
         _check(labels, dims[1], (_VOID,))
-        loss = CrossEntropy(name, LABELS, axis=1, ignore=_VOID)
+        loss = CrossEntropy(name, label, axis=1, ignore=_VOID)
         return Objective("labels", loss, name, 1, trailing=trailing)
     return None
 
@@ -283,14 +289,16 @@ def _check(labels: Array, classes: int, ignored: tuple[int, ...]) -> None:
         )
 
 
-def _classifier(name: str, output: ir.Value, dims: Dims, *, forced: bool, alone: bool) -> Objective | None:
+def _classifier(
+    name: str, label: str, output: ir.Value, dims: Dims, *, forced: bool, alone: bool
+) -> Objective | None:
     """The loss with labels that the model draws; None for a model that does not look like a classifier."""
     ending, over = _ending(output, len(dims))
     rank = len(dims)
     if ending == "Sigmoid" or (forced and all(extent == 1 for extent in dims[1:])):
         if any(extent != 1 for extent in dims[1:]):
             return None
-        return Objective("sampled", BinaryCrossEntropy(name, LABELS), name, ending=ending)
+        return Objective("sampled", BinaryCrossEntropy(name, label), name, ending=ending)
     if ending:
         axis = over
     elif rank >= 2 and all(extent == 1 for extent in dims[2:]) and (alone or forced):
@@ -301,7 +309,7 @@ def _classifier(name: str, output: ir.Value, dims: Dims, *, forced: bool, alone:
         return None
     if (dims[axis] or 0) < 2:
         return None
-    return Objective("sampled", CrossEntropy(name, LABELS, axis=axis), name, axis, ending)
+    return Objective("sampled", CrossEntropy(name, label, axis=axis), name, axis, ending)
 
 
 def _ending(output: ir.Value, rank: int) -> tuple[str, int]:

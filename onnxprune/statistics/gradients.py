@@ -23,6 +23,7 @@ from onnxprune.errors import DataError
 from onnxprune.gradients.backward import build_backward
 from onnxprune.gradients.masks import Masked, unit_masks
 from onnxprune.gradients.objective import Draws, Objective, choose_objective
+from onnxprune.gradients.prepare import prepare
 from onnxprune.gradients.wrt import Target, gradient_name
 from onnxprune.graph.axes import Index
 from onnxprune.graph.build import AxisGraph
@@ -40,6 +41,9 @@ _CLOSE = 1e-3
 """Share of the largest gradient by which rows of the same sample may differ."""
 
 _TINY = 1e-30
+
+LEAST_IR = 8
+"""The least IR version of a graph with gradients."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,17 +147,15 @@ class Differentiation:
             collected.setdefault(group.id, []).append(one)
         return collected
 
-    def _running(self, model: ir.Model, targets: Sequence[Target]) -> _Running:
+    def _running(self, model: ir.Model, targets: Sequence[Target]) -> Running:
         graph, objective = self.axis_graph, self.objective()
         built = build_backward(
             model, objective.loss, targets, rules=graph.rules, bindings=graph.shapes.bindings
         )
-        built.ir_version = max(built.ir_version, 8)
-        dense = open_session(graph.model, self.provider) if objective.needs_outputs else None
         names = [gradient_name(target) for target in targets]
-        return _Running(open_session(built, self.provider), dense, objective, names, self.seed)
+        return Running.open(built, graph.model, objective, names, self.provider, self.seed)
 
-    def _separable(self, masked: Masked, running: _Running) -> bool:
+    def _separable(self, masked: Masked, running: Running) -> bool:
         """Whether the first samples have the same gradients together and alone, as far as they can run alone."""
         if any(mask.sample_axis is None for mask in masked.targets):
             return False
@@ -167,6 +169,8 @@ class Differentiation:
             return False
         for name in together[0]:
             one, other = (np.concatenate([parts[name] for parts in side]) for side in (together, alone))
+            if not np.isfinite(one).all():
+                return True  # nobody's gradients are any good
             limit = _CLOSE * max(float(np.abs(one).max()), _TINY)
             if one.shape != other.shape or not np.allclose(one, other, rtol=0, atol=limit):
                 return False
@@ -174,7 +178,7 @@ class Differentiation:
 
 
 @dataclass(frozen=True, eq=False)
-class _Running:
+class Running:
     """A graph of gradients that is open.
 
     Attributes
@@ -197,15 +201,29 @@ class _Running:
     names: Sequence[str]
     seed: int
 
+    @classmethod
+    def open(
+        cls,
+        built: ir.Model,
+        model: ir.Model,
+        objective: Objective,
+        names: Sequence[str],
+        provider: str,
+        seed: int,
+    ) -> Running:
+        """Open what `build_backward` made of a model."""
+        built.ir_version = max(built.ir_version, LEAST_IR)
+        dense = open_session(prepare(model), provider) if objective.needs_outputs else None
+        return cls(open_session(built, provider), dense, objective, names, seed)
+
     def over(self, data: Dataset, size: int, progress: Progress | None = None) -> Iterator[Feed]:
         """Gradients of every batch."""
-        types = {each.name: each.type for each in self.session.get_inputs()}
         draws = Draws(self.seed)
         done = 0
         for feed, labels in data.labelled_batches(size):
-            outputs = run(self.dense, feed) if self.dense is not None else {}
+            outputs = run(self.dense, _as_taken(feed, self.dense)) if self.dense is not None else {}
             given = {**feed, **self.objective.feed(outputs, labels, draws)}
-            yield run(self.session, _as_taken(given, types), self.names)
+            yield run(self.session, _as_taken(given, self.session), self.names)
             done += data.size_of(feed)
             if progress is not None:
                 progress(done, len(data))
@@ -239,8 +257,9 @@ def _check_finite(array: Array, what: str) -> None:
         )
 
 
-def _as_taken(feed: Mapping[str, Array], types: Mapping[str, str]) -> dict[str, Array]:
+def _as_taken(feed: Mapping[str, Array], session: Any) -> dict[str, Array]:
     """Only what the graph takes; floats of other types as float32, in which gradients are computed."""
+    types = {each.name: each.type for each in session.get_inputs()}
     return {
         name: array.astype(np.float32) if types[name] == "tensor(float)" else array
         for name, array in feed.items()
