@@ -92,15 +92,17 @@ class Differentiation:
             Gradients are not finite.
         """
         groups = list(groups)
-        masked = unit_masks(self.axis_graph, groups)
+        several = self.data.batchable or self.data.rows > 1
+        masked = unit_masks(self.axis_graph, groups, by_sample=several)
         if not masked.targets:
             return {}
         running = self._running(masked.model, masked.targets)
-        size = self.size
-        if not self._separable(masked, running):
+        size = self.size if self.data.batchable else self.data.rows
+        if several and not self._separable(masked, running):
             log.info("samples that run together do not have gradients of their own: each runs alone")
             masked = unit_masks(self.axis_graph, groups, by_sample=False)
-            running, size = self._running(masked.model, masked.targets), 1
+            running = self._running(masked.model, masked.targets)
+            size = 1 if self.data.batchable else self.data.rows
         rows: dict[str, list[Array]] = {name: [] for name, masks in masked.masks.items() if masks}
         runs: list[int] = []
         for found in running.over(self.data, size, self.progress):
@@ -108,8 +110,7 @@ class Differentiation:
             runs.append(len(next(iter(parts.values()))))
             for name, part in parts.items():
                 rows[name].append(part)
-        together = max(1, self.size // size) if self.data.batchable else 1
-        batch = np.repeat(np.arange(len(runs)) // together, runs)
+        batch = np.repeat(np.arange(len(runs)) // max(1, self.size // size), runs)
         return {name: _mask_gradients(name, np.concatenate(parts), batch) for name, parts in rows.items()}
 
     def weights(self, groups: Iterable[Group]) -> dict[str, list[WeightGradients]]:

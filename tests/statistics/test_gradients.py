@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import nets
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -143,6 +144,36 @@ def test_a_value_that_sinks_and_others_read_is_masked_at_the_sinks(tmp_path):
     assert len(identities) == 1  # convolutions `a` and `c` share it
     assert {use.node.name for use in identities[0].outputs[0].uses()} == {"a", "c"}
     assert all(node.op_type != "Identity" for node in analysis.axis_graph.model.graph)
+
+
+STRUCTURES = [
+    *("residual_padded", "dense_block", "depthwise_separable", "channel_shuffle", "squeeze_excitation"),
+    *("flatten_gemm", "unet", "group_norm"),
+]
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_masks_in_structures(tmp_path, name):
+    """Units that lie on several axes, in several positions, behind gates: of the squared error of one sample."""
+    model = getattr(nets, name)()
+    shapes = [[int(d) for d in value.shape] for value in (model.graph.inputs[0], model.graph.outputs[0])]
+    x, labels = (RNG.standard_normal(shape) for shape in shapes)
+    data = {str(model.graph.inputs[0].name): x.astype(np.float32), "labels": labels}
+    analysis, differentiation = opened(model, tmp_path, data, loss="labels")
+    scaled = Scaled(analysis.source.ir, {str(model.graph.inputs[0].name): x})
+    found = differentiation.masks(analysis.groups.values())
+    for group in analysis.groups.values():
+        assert {sink.axis for sink in analysis.axis_graph.sinks if sink.parameter is None}.isdisjoint(
+            use.axis for use in group.axes
+        )
+
+        def losses(unit, factor, group=group):
+            weights = scaled_sinks(analysis.axis_graph, group, unit, factor)
+            return np.square(scaled.outputs(weights) - labels).sum()
+
+        expected = slopes(losses, 1, group.units)
+        largest = np.abs(expected).max()
+        np.testing.assert_allclose(found[group.id].samples, expected, atol=5e-4 * largest)
 
 
 @pytest.mark.parametrize("mode", ["heads", "dims"])
