@@ -5,7 +5,8 @@ labels
     for numbers. Labels that are the model's own input tokens are predicted from the position before.
 sampled
     Cross-entropy with classes drawn from the model's own predictions. Its squared gradients average to the Fisher
-    information (the labels' give the empirical one), and its gradients to zero.
+    information (the labels' give the empirical one), and its gradients to zero. Of a model's first output, as with
+    labels.
 outputs
     The outputs times random signs, drawn per sample (Hutchinson): squared gradients average to the Gauss-Newton
     curvature of the squared distance to the dense outputs, whose own gradient is zero. Of several outputs each is
@@ -295,13 +296,15 @@ def _classifier(
     """The loss with labels that the model draws; None for a model that does not look like a classifier."""
     ending, over = _ending(output, len(dims))
     rank = len(dims)
+    if not (alone or forced):  # what other outputs see would not count
+        return None
     if ending == "Sigmoid" or (forced and all(extent == 1 for extent in dims[1:])):
         if any(extent != 1 for extent in dims[1:]):
             return None
         return Objective("sampled", BinaryCrossEntropy(name, label), name, ending=ending)
     if ending:
         axis = over
-    elif rank >= 2 and all(extent == 1 for extent in dims[2:]) and (alone or forced):
+    elif rank >= 2 and all(extent == 1 for extent in dims[2:]):
         axis = 1
     elif forced and rank >= 3:
         axis = 2 if rank == 3 else 1
