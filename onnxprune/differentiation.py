@@ -14,7 +14,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.calibrate.dataset import Dataset
 from onnxprune.errors import Reason, UsageError
 from onnxprune.gradients.backward import LOSS, build_backward
-from onnxprune.gradients.masks import Masked, unit_masks
+from onnxprune.gradients.masks import Masked
 from onnxprune.gradients.objective import Objective, choose_objective
 from onnxprune.gradients.wrt import Target, gradient_name
 from onnxprune.graph.axes import Axis
@@ -23,7 +23,7 @@ from onnxprune.model import edit, io
 from onnxprune.model.io import LoadedModel
 from onnxprune.rules import RuleTable
 from onnxprune.select import matcher
-from onnxprune.statistics.gradients import LEAST_IR, Running
+from onnxprune.statistics.gradients import LEAST_IR, Differentiation, Running
 
 FIRST = 2
 """Samples on which the graph is tried before it is written."""
@@ -151,7 +151,7 @@ def differentiate(
     )
     job.say("differentiating")
     chosen = _values(analysis, wrt) if wrt or not units else {}
-    masked = _masks(analysis, inputs.fit) if units else None
+    masked = _masks(analysis, inputs.fit, job) if units else None
     targets: list[Target] = [*chosen, *(masked.targets if masked is not None else ())]
     built = build_backward(
         analysis.source.ir if masked is None else masked.model,
@@ -174,8 +174,12 @@ def differentiate(
         sources = (source.path, *source.data_files)
         io.save(built, output, external=bool(source.data_files), force=force, sources=sources)
     notes = inputs.notes
-    if masked is not None and any(mask.sample_axis is None for mask in masked.targets):
-        notes = (*notes, "gradients of masks are sums over all samples: these lie on no axis of their own")
+    several = inputs.fit.batchable or inputs.fit.rows > 1
+    if several and masked is not None and not masked.by_sample:
+        notes = (
+            *notes,
+            "gradients of masks are sums over the samples that run together: feed them one by one",
+        )
     path = None if output is None else Path(output)
     return Differentiated(built, objective.sentence, added, gradients, value, count, path, notes)
 
@@ -215,13 +219,15 @@ def _auxiliary(analysis: Analysis, value: ir.Value) -> bool:
     )
 
 
-def _masks(analysis: Analysis, data: Dataset) -> Masked:
-    groups = analysis.groups.values()
-    if not groups:
-        raise UsageError("the model has no groups of units", "`onnxprune analyze` says what blocks them.")
-    masked = unit_masks(analysis.axis_graph, groups)
-    if any(mask.sample_axis is None for mask in masked.targets):
-        return unit_masks(analysis.axis_graph, groups, by_sample=False)
+def _masks(analysis: Analysis, data: Dataset, job: Job) -> Masked:
+    first = data.take(range(min(FIRST, len(data))))
+    trial = Differentiation(analysis.axis_graph, first, job.loss, FIRST, job.provider, job.seed)
+    masked, _ = trial.masked(analysis.groups.values())
+    if not masked.targets:
+        raise UsageError(
+            "the model has no groups of units that anything sums over",
+            "`onnxprune analyze` says what blocks them.",
+        )
     return masked
 
 

@@ -45,6 +45,11 @@ class Masked:
     masks: Mapping[str, tuple[UnitMask, ...]]
 
     @property
+    def by_sample(self) -> bool:
+        """Whether all masks have an axis of samples."""
+        return all(mask.sample_axis is not None for mask in self.targets)
+
+    @property
     def targets(self) -> list[UnitMask]:
         """All masks."""
         return [mask for masks in self.masks.values() for mask in masks]

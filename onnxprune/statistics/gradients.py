@@ -91,18 +91,12 @@ class Differentiation:
         DataError
             Gradients are not finite.
         """
-        groups = list(groups)
-        several = self.data.batchable or self.data.rows > 1
-        masked = unit_masks(self.axis_graph, groups, by_sample=several)
-        if not masked.targets:
+        masked, running = self.masked(groups)
+        if running is None:
             return {}
-        running = self._running(masked.model, masked.targets)
         size = self.size if self.data.batchable else self.data.rows
-        if several and not self._separable(masked, running):
-            log.info("samples that run together do not have gradients of their own: each runs alone")
-            masked = unit_masks(self.axis_graph, groups, by_sample=False)
-            running = self._running(masked.model, masked.targets)
-            size = 1 if self.data.batchable else self.data.rows
+        if self.data.batchable and not masked.by_sample:
+            size = 1
         rows: dict[str, list[Array]] = {name: [] for name, masks in masked.masks.items() if masks}
         runs: list[int] = []
         for found in running.over(self.data, size, self.progress):
@@ -112,6 +106,20 @@ class Differentiation:
                 rows[name].append(part)
         batch = np.repeat(np.arange(len(runs)) // max(1, self.size // size), runs)
         return {name: _mask_gradients(name, np.concatenate(parts), batch) for name, parts in rows.items()}
+
+    def masked(self, groups: Iterable[Group]) -> tuple[Masked, Running | None]:
+        """Masks whose rows are samples where these can be told apart, and their graph; None without any mask."""
+        groups = list(groups)
+        several = self.data.batchable or self.data.rows > 1
+        masked = unit_masks(self.axis_graph, groups, by_sample=several)
+        if not masked.targets:
+            return masked, None
+        running = self._running(masked.model, masked.targets)
+        if several and not self._separable(masked, running):
+            log.info("samples that run together do not have gradients of their own: each runs alone")
+            masked = unit_masks(self.axis_graph, groups, by_sample=False)
+            running = self._running(masked.model, masked.targets)
+        return masked, running
 
     def weights(self, groups: Iterable[Group]) -> dict[str, list[WeightGradients]]:
         """Gradients of the weights that make units, by group id.
