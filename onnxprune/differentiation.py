@@ -221,7 +221,7 @@ def _auxiliary(analysis: Analysis, value: ir.Value) -> bool:
 
 def _masks(analysis: Analysis, data: Dataset, job: Job) -> Masked:
     first = data.take(range(min(FIRST, len(data))))
-    trial = Differentiation(analysis.axis_graph, first, job.loss, FIRST, job.provider, job.seed)
+    trial = Differentiation(analysis.axis_graph, first, job.loss, FIRST, FIRST, job.provider, job.seed)
     masked, _ = trial.masked(analysis.groups.values())
     if not masked.targets:
         raise UsageError(

@@ -29,7 +29,7 @@ from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.collect import InputStatistics, consumers, input_statistics
 from onnxprune.statistics.consumers import Consumer
 from onnxprune.statistics.factors import Seen, product_statistics, sides
-from onnxprune.statistics.gradients import Differentiation
+from onnxprune.statistics.gradients import Differentiation, bytes_at_once
 from onnxprune.statistics.moments import Matrix
 from onnxprune.statistics.paths import Route
 from onnxprune.statistics.products import Product, find_products
@@ -225,7 +225,8 @@ class Evidence:
         size = min(BATCH, max(1, len(data) // FEWEST_BATCHES))
         progress = self.tick("differentiating")
         graph = self.analysis.axis_graph
-        return Differentiation(graph, data, self.loss, size, self.provider, self.seed, progress)
+        most = int(self.budget // max(bytes_at_once(graph) / self._unit, 1.0))
+        return Differentiation(graph, data, self.loss, size, most, self.provider, self.seed, progress)
 
     def elimination(self, group: Group, order: Index | None = None) -> Elimination | None:
         """The order in which a group's units go at the least cost, or the errors of another order.

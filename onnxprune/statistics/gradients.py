@@ -8,6 +8,7 @@ lie somewhere in the middle of an axis, or are normalised together), all run alo
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,9 @@ class Differentiation:
     loss
         One of `onnxprune.gradients.objective.LOSSES`.
     size
-        Samples per run.
+        Samples per batch.
+    at_once
+        At most this many run at once; a batch is then the sum over several runs.
     provider
         onnxruntime's.
     seed
@@ -72,6 +75,7 @@ class Differentiation:
     data: Dataset
     loss: str = "auto"
     size: int = 32
+    at_once: int = 32
     provider: str = "cpu"
     seed: int = 0
     progress: Progress = lambda _done, _total: None
@@ -94,9 +98,7 @@ class Differentiation:
         masked, running = self.masked(groups)
         if running is None:
             return {}
-        size = self.size if self.data.batchable else self.data.rows
-        if self.data.batchable and not masked.by_sample:
-            size = 1
+        size = self._together if masked.by_sample else self._alone
         rows: dict[str, list[Array]] = {name: [] for name, masks in masked.masks.items() if masks}
         runs: list[int] = []
         for found in running.over(self.data, size, self.progress):
@@ -106,6 +108,18 @@ class Differentiation:
                 rows[name].append(part)
         batch = np.repeat(np.arange(len(runs)) // max(1, self.size // size), runs)
         return {name: _mask_gradients(name, np.concatenate(parts), batch) for name, parts in rows.items()}
+
+    @property
+    def _together(self) -> int:
+        """Samples of a run: a divisor of those of a batch."""
+        if not self.data.batchable:
+            return self._alone
+        return max(n for n in range(1, self.size + 1) if self.size % n == 0 and n <= max(1, self.at_once))
+
+    @property
+    def _alone(self) -> int:
+        """The fewest samples of a run."""
+        return 1 if self.data.batchable else self.data.rows
 
     def masked(self, groups: Iterable[Group]) -> tuple[Masked, Running | None]:
         """Masks whose rows are samples where these can be told apart, and their graph; None without any mask."""
@@ -134,27 +148,42 @@ class Differentiation:
         names = list(dict.fromkeys(str(use.axis.value.name) for _, use in members))
         if not names:
             return {}
-        values, totals = [], []
+        values: list[Array] = []
+        totals: list[Array] = []
+        norms: list[float] = []
         saliency: list[list[Array]] = [[] for _ in members]
         for group, use in members:
             data = use.axis.value.const_value
             array = np.asarray(data.numpy()).astype(np.float64)  # type: ignore[union-attr]
-            values.append(
-                (unit_rows(array, use, graph.blocked.get(use.axis), group.units), np.linalg.norm(array))
-            )
-            totals.append(np.zeros(values[-1][0].shape))
-        for found in self._running(graph.model, names).over(self.data, self.size, self.progress):
+            values.append(unit_rows(array, use, graph.blocked.get(use.axis), group.units))
+            norms.append(float(np.linalg.norm(array)))
+            totals.append(np.zeros(values[-1].shape))
+        for found in self._weights_by_batch(names):
             for n, (group, use) in enumerate(members):
-                array = found[gradient_name(str(use.axis.value.name))].astype(np.float64)
+                array = found[str(use.axis.value.name)]
                 rows = unit_rows(array, use, graph.blocked.get(use.axis), group.units)
-                _check_finite(rows, str(use.axis.value.name))
                 totals[n] += rows
-                saliency[n].append(np.abs(values[n][0] * rows).sum(axis=1))
+                saliency[n].append(np.abs(values[n] * rows).sum(axis=1))
         collected: dict[str, list[WeightGradients]] = {}
-        for (group, _), (rows, norm), total, each in zip(members, values, totals, saliency, strict=True):
-            one = WeightGradients(rows, total, np.stack(each, axis=1), float(norm))
+        for n, (group, _) in enumerate(members):
+            one = WeightGradients(values[n], totals[n], np.stack(saliency[n], axis=1), norms[n])
             collected.setdefault(group.id, []).append(one)
         return collected
+
+    def _weights_by_batch(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+        """Gradients of weights, by name, summed over the runs of each batch."""
+        running = self._running(self.axis_graph.model, names)
+        runs, sums = max(1, self.size // self._together), dict[str, Array]()
+        for number, found in enumerate(running.over(self.data, self._together, self.progress)):
+            if number % runs == 0 and sums:
+                yield sums
+                sums = {}
+            for name in names:
+                array = found[gradient_name(name)].astype(np.float64)
+                _check_finite(array, name)
+                sums[name] = sums[name] + array if name in sums else array
+        if sums:
+            yield sums
 
     def _running(self, model: ir.Model, targets: Sequence[Target]) -> Running:
         graph, objective = self.axis_graph, self.objective()
@@ -168,7 +197,7 @@ class Differentiation:
         """Whether the first samples have the same gradients together and alone, as far as they can run alone."""
         if any(mask.sample_axis is None for mask in masked.targets):
             return False
-        if not self.data.batchable or self.size == 1 or len(self.data) == 1:
+        if not self.data.batchable or self._together == 1 or len(self.data) == 1:
             return True
         first = self.data.take(range(min(CHECKED, len(self.data))))
         together, alone = (
@@ -184,6 +213,13 @@ class Differentiation:
             if one.shape != other.shape or not np.allclose(one, other, rtol=0, atol=limit):
                 return False
         return True
+
+
+def bytes_at_once(axis_graph: AxisGraph) -> float:
+    """What activations and their gradients take together, at the batch size that the model was analysed with."""
+    dims = axis_graph.shapes.dims
+    made = (dims.get(output, ()) for node in axis_graph.model.graph for output in node.outputs)
+    return 2.0 * np.dtype(np.float32).itemsize * sum(math.prod(d or 1 for d in extents) for extents in made)
 
 
 @dataclass(frozen=True, eq=False)

@@ -236,6 +236,14 @@ def test_batches_do_not_change_what_is_drawn(tmp_path):
     found = by_four.masks(analysis.groups.values())
     again = by_four.masks(analysis.groups.values())
     other_size = replace(by_four, size=3).masks(analysis.groups.values())
+    by_two = replace(by_four, at_once=3)
+    for name, seen in by_two.masks(analysis.groups.values()).items():
+        np.testing.assert_allclose(seen.samples, found[name].samples, atol=1e-5)
+        np.testing.assert_allclose(seen.batches, found[name].batches, atol=1e-5)
+    weights = by_four.weights(analysis.groups.values())
+    for name, (seen,) in by_two.weights(analysis.groups.values()).items():
+        assert seen.saliency.shape[1] == 3
+        np.testing.assert_allclose(seen.saliency, weights[name][0].saliency, atol=1e-5)
     other_seed = replace(by_four, seed=1).masks(analysis.groups.values())
     for name, seen in found.items():
         np.testing.assert_array_equal(seen.samples, again[name].samples)
