@@ -5,7 +5,7 @@
 '0.1.0'
 
 The functions carry the names of the command line: `load`, `analyze`, `plan`, `apply`, `prune`, `validate`,
-`explain`. Everything is imported on first use.
+`explain`; `onnxprune gradients` is `differentiate`. Everything is imported on first use.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _HOMES = {
     "prune": "onnxprune.api",
     "validate": "onnxprune.api",
     "explain": "onnxprune.api",
+    "differentiate": "onnxprune.api",
     "Analysis": "onnxprune.analysis",
     "Explanation": "onnxprune.explanation",
     "LoadedModel": "onnxprune.model.io",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from onnxprune.analysis import Analysis as Analysis
     from onnxprune.api import analyze as analyze
     from onnxprune.api import apply as apply
+    from onnxprune.api import differentiate as differentiate
     from onnxprune.api import explain as explain
     from onnxprune.api import load as load
     from onnxprune.api import plan as plan

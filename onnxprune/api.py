@@ -14,6 +14,7 @@ from onnxprune.choosing.choices import RANKED, ROUND_TO, Choices
 from onnxprune.choosing.planning import allocate, check_reached
 from onnxprune.choosing.scoring import score_groups
 from onnxprune.criteria import CriterionTable
+from onnxprune.differentiation import differentiate
 from onnxprune.errors import UsageError
 from onnxprune.explanation import explain
 from onnxprune.job import Job, Progress
@@ -27,7 +28,7 @@ from onnxprune.pruning import Pruned, apply_plan, prune_model
 from onnxprune.rules import RuleTable
 from onnxprune.validation import validate
 
-__all__ = ["analyze", "apply", "explain", "load", "plan", "prune", "validate"]
+__all__ = ["analyze", "apply", "differentiate", "explain", "load", "plan", "prune", "validate"]
 
 Source = str | os.PathLike[str] | LoadedModel
 
@@ -199,6 +200,7 @@ def prune(
     test: Any = None,
     memory: float | None = None,
     seed: int = 0,
+    loss: str = "auto",
     force: bool = False,
     best_effort: bool = False,
     allow_inexact: bool = False,
@@ -245,7 +247,11 @@ def prune(
     memory
         GiB that statistics and tensors between layers may take; by default 40 % of what is free, at most 8.
     seed
-        For the random criterion and for generated inputs.
+        For the random criterion, for generated inputs, and for labels and signs that are drawn.
+    loss
+        What criteria with gradients differentiate: "labels" (the loss that goes with the data's labels), "sampled"
+        (cross-entropy with classes drawn from the model's own predictions), "outputs" (random combinations of
+        them), or "auto": labels where there are some that fit, else sampled for a classifier, else outputs.
     force
         Replace an existing output.
     allow_inexact
@@ -302,6 +308,7 @@ def prune(
         refit_io=tuple(refit_io),
         attention=attention,
         seed=seed,
+        loss=loss,
         rules=rules,
         criteria=criteria,
         progress=progress,

@@ -22,6 +22,7 @@ from onnxprune.options import (
     data_options,
     fold_option,
     inexact_option,
+    loss_option,
     parse_bindings,
     provider_option,
     refit_io_option,
@@ -53,8 +54,9 @@ def cli() -> None:
     "--criterion",
     default="auto",
     show_default=True,
-    help="auto (obs with data, else l2), obs, l1, l2, apoz, wanda, ... or sums of ranks: l2+apoz.",
+    help="auto (obs with data, else l2), obs, l1, l2, wanda, fisher, ... or sums of ranks: l2+apoz.",
 )
+@loss_option
 @click.option(
     "--scope",
     type=click.Choice(["global", "learned", "local", "uniform"]),
@@ -279,6 +281,34 @@ def validate(
         )
     if not quiet:
         click.echo(str(result))
+
+
+@cli.command()
+@click.argument("model", type=FILE)
+@click.option("-o", "--output", type=FILE, help="Where to write; MODEL.gradients.onnx by default.")
+@data_options(required=False)
+@loss_option
+@click.option("--wrt", multiple=True, metavar="PATTERN", help="Of which weights or activations; all weights.")
+@click.option("--units", is_flag=True, help="Of masks over the units of all groups, per sample.")
+@attention_option("heads", "dims")
+@bind_option
+@provider_option
+@click.option("--seed", type=int, default=0, show_default=True, help="For labels and signs that are drawn.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@verbosity
+def gradients(
+    model: Path, output: Path | None, bind: tuple[str, ...], quiet: bool, verbose: bool, **options: Any
+) -> None:
+    """Write MODEL with a loss and its gradients behind it, in plain ONNX operators."""
+    from onnxprune import api
+
+    _log(quiet, verbose)
+    bindings = parse_bindings(bind)
+    output = output or model.with_name(f"{model.stem}.gradients.onnx")
+    with Bar(quiet) as bar:
+        made = api.differentiate(model, output, bindings=bindings, progress=bar.update, **options)
+    if not quiet:
+        click.echo(f"{made}\n\nmodel written to {output}")
 
 
 def _show(pruned: Any, quiet: bool, verbose: bool, plan: Path | None, reports: tuple[Path, ...]) -> None:

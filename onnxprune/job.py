@@ -16,6 +16,7 @@ from onnxprune.criteria import CriterionTable
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.evaluate.metrics import find_metric
 from onnxprune.evaluate.soundness import Prover
+from onnxprune.gradients.objective import LOSSES
 from onnxprune.graph.ranking import ATTENTION
 from onnxprune.inputs import Inputs, choose_inputs
 from onnxprune.memory import free_memory
@@ -54,6 +55,8 @@ class Job:
         GiB that statistics and tensors between layers may take; None: 40 % of what is free, at most 8.
     metric
         What `onnxprune.evaluate.metrics.find_metric` takes; None: top1 where the data has labels.
+    loss
+        What criteria with gradients differentiate: one of `onnxprune.gradients.objective.LOSSES`.
     best_effort
         Accept what is reachable where the target is not.
     allow_inexact
@@ -86,6 +89,7 @@ class Job:
     compensate: str = "auto"
     memory: float | None = None
     metric: str | None = None
+    loss: str = "auto"
     best_effort: bool = False
     allow_inexact: bool = False
     refit_io: tuple[str, ...] = ()
@@ -105,6 +109,8 @@ class Job:
             raise UsageError(
                 f"attention cannot lose {self.attention!r}", f"Known: auto, {', '.join(ATTENTION)}."
             )
+        if self.loss not in LOSSES:
+            raise UsageError(f"there is no loss {self.loss!r}", f"Known: {', '.join(LOSSES)}.")
         if self.memory is not None and not self.memory > 0:
             raise UsageError(f"--memory {self.memory:g} is not positive", "Give GiB, such as 2.")
         if self.seed < 0:
@@ -184,7 +190,14 @@ class Opened:
         except ModelError:  # no kernels for its float type, say
             return None
         return Evidence(
-            self.analysis, self.inputs.fit, job.provider, job.budget, job.seed, job.repairs, job.tick
+            self.analysis,
+            self.inputs.fit,
+            provider=job.provider,
+            budget=job.budget,
+            seed=job.seed,
+            kinds=job.repairs,
+            loss=job.loss,
+            tick=job.tick,
         )
 
     def prover(self, job: Job) -> Prover:

@@ -53,6 +53,18 @@ def repair_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def loss_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--loss`."""
+    return click.option(
+        "--loss",
+        type=click.Choice(["auto", "labels", "sampled", "outputs"]),
+        default="auto",
+        show_default=True,
+        help="What is differentiated: by the data's labels, by labels drawn from the model's predictions, or all "
+        "outputs; auto: the first that fits.",
+    )(function)
+
+
 def rounds_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--rounds`, `--schedule`, `--max-ratio` and `--min-ratio`."""
     function = click.option(

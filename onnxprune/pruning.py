@@ -17,8 +17,17 @@ from onnxprune.choosing.evidence import Evidence
 from onnxprune.choosing.exchanging import exchanged
 from onnxprune.choosing.learned import learn
 from onnxprune.choosing.planning import allocate, check_reached
+from onnxprune.choosing.rearranging import rearranged
 from onnxprune.choosing.rounds import remeasured
-from onnxprune.choosing.scoring import AUTO, Scored, check_criterion, needs_data, reads_data, score_groups
+from onnxprune.choosing.scoring import (
+    AUTO,
+    RETRAIN_FREE,
+    Scored,
+    check_criterion,
+    needs_data,
+    reads_data,
+    score_groups,
+)
 from onnxprune.clock import Clock
 from onnxprune.errors import Reason, SoundnessError, UsageError
 from onnxprune.evaluate.soundness import Soundness
@@ -104,7 +113,8 @@ def choose_units(
             check_reached(analysis, scored, allocation, choices)
         notes: tuple[str, ...] = ()
         if evidence is not None:
-            allocation, notes = exchanged(
+            swap = rearranged if scored.criterion == RETRAIN_FREE else exchanged
+            allocation, notes = swap(
                 analysis, allocation, scored, choices, evidence, job.tick("exchanging units")
             )
         _, soundness = opened.prover(job).prove(allocation.keep)
@@ -166,7 +176,7 @@ def prune_model(
     evidence = opened.evidence(job) if learns else None
     if evidence is None and learns and needs_data(choices, job):
         raise UsageError(
-            f"the criterion {choices.criterion} or the scope {choices.scope} looks at activations, but onnxruntime "
+            f"the criterion {choices.criterion} or the scope {choices.scope} looks at samples, but onnxruntime "
             "cannot run the model as it is",
             "Take a criterion that looks at weights, such as l2, and --scope global.",
         )

@@ -49,12 +49,12 @@ def excluded_groups(
     if preset is not None:
         excluded.update(_nncf(axis_graph, groups))
     if only:
-        tests = [_matcher(pattern, "--only", known) for pattern in only]
+        tests = [matcher(pattern, "--only", known) for pattern in only]
         for group_id, mine in names.items():
             if not any(test(name) for test in tests for name in mine):
                 excluded[group_id] = Reason.NOT_SELECTED
     for pattern in ignore:
-        test = _matcher(pattern, "--ignore", known)
+        test = matcher(pattern, "--ignore", known)
         for group_id, mine in names.items():
             if any(test(name) for name in mine):
                 excluded[group_id] = Reason.IGNORED
@@ -71,13 +71,20 @@ def matching_io(graph: ir.Graph, patterns: Sequence[str]) -> tuple[str, ...]:
     """
     values = [value for value in graph.inputs if value.const_value is None] + list(graph.outputs)
     names = list(dict.fromkeys(str(value.name) for value in values))
-    tests = [_matcher(pattern, "--refit-io", names, "input or output") for pattern in patterns]
+    tests = [matcher(pattern, "--refit-io", names, "input or output") for pattern in patterns]
     return tuple(name for name in names if any(test(name) for test in tests))
 
 
-def _matcher(
+def matcher(
     pattern: str, option: str, known: Iterable[str], what: str = "node or initializer"
 ) -> Callable[[str], bool]:
+    """What tells whether a name matches a glob or `re:` and a regular expression.
+
+    Raises
+    ------
+    UsageError
+        None of the `known` names does, or the pattern is no regular expression; it speaks of `option` and `what`.
+    """
     if pattern.startswith("re:"):
         try:
             expression = re.compile(pattern[3:])

@@ -15,7 +15,7 @@ from small_nets import convnet, feeds, save
 import onnxprune
 
 NAMES = {
-    *("load", "analyze", "plan", "apply", "prune", "validate", "explain", "read_plan"),
+    *("load", "analyze", "plan", "apply", "prune", "validate", "explain", "read_plan", "differentiate"),
     *("Analysis", "Explanation", "LoadedModel", "Plan", "Pruned", "Report", "Validation"),
     *("Criterion", "CriterionTable", "default_criteria", "Rule", "RuleTable", "default_rules"),
     *("OnnxPruneError", "Reason", "__version__"),

@@ -21,6 +21,7 @@ from onnxprune.criteria.elimination import Elimination, Layer, eliminate, refit
 from onnxprune.criteria.exchange import Exchanged, exchange
 from onnxprune.criteria.logits import Logits
 from onnxprune.criteria.plain import Plain
+from onnxprune.criteria.unit_gradients import MASKS, WEIGHTS, MaskGradients, UnitGradients, WeightGradients
 from onnxprune.graph.axes import Bools, Index
 from onnxprune.graph.groups import Group
 from onnxprune.repair.trial import mixed
@@ -29,6 +30,7 @@ from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.collect import InputStatistics, consumers, input_statistics
 from onnxprune.statistics.consumers import Consumer
 from onnxprune.statistics.factors import Seen, product_statistics, sides
+from onnxprune.statistics.gradients import Differentiation, bytes_at_once
 from onnxprune.statistics.moments import Matrix, Moments
 from onnxprune.statistics.paths import Route
 from onnxprune.statistics.products import Product, find_products
@@ -72,6 +74,8 @@ class Evidence:
         For the positions that are drawn.
     kinds
         How layers will be repaired ("affine", "rescale", "bias"): what a unit costs depends on it.
+    loss
+        What gradients are those of: one of `onnxprune.gradients.objective.LOSSES`.
     tick
         Makes a function that reports the progress of a stage.
     """
@@ -82,6 +86,7 @@ class Evidence:
     budget: float = 2.0**31
     seed: int = 0
     kinds: tuple[str, ...] = ("affine",)
+    loss: str = "auto"
     tick: Callable[[str], Tick] = field(default=lambda _: _silent)
 
     @cached_property
@@ -197,6 +202,35 @@ class Evidence:
             _unit_activations(layer, unit, self.statistics[layer.weight], group.units)
             for layer, unit in self.layers(group)
         ]
+
+    def gradients(self, group: Group, kinds: frozenset[str]) -> UnitGradients:
+        """What criteria of these kinds see of a group's gradients."""
+        masks = self.mask_gradients.get(group.id) if MASKS in kinds else None
+        return UnitGradients(masks, self.weight_gradients.get(group.id, ()) if WEIGHTS in kinds else ())
+
+    @cached_property
+    def mask_gradients(self) -> Mapping[str, MaskGradients]:
+        """Of the loss with respect to masks over the units of every group, by group id."""
+        return self._differentiation.masks(self.analysis.groups.values())
+
+    @cached_property
+    def weight_gradients(self) -> Mapping[str, Sequence[WeightGradients]]:
+        """Of the loss with respect to the weights that make the units of every group, by group id."""
+        return self._differentiation.weights(self.analysis.groups.values())
+
+    @property
+    def differentiated(self) -> str:
+        """What gradients are those of, for the report."""
+        return f"gradients are those of {self._differentiation.objective().sentence}"
+
+    @property
+    def _differentiation(self) -> Differentiation:
+        data = self.divided[0]
+        size = min(BATCH, max(1, len(data) // FEWEST_BATCHES))
+        progress = self.tick("differentiating")
+        graph = self.analysis.axis_graph
+        most = int(self.budget // max(bytes_at_once(graph) / self._unit, 1.0))
+        return Differentiation(graph, data, self.loss, size, most, self.provider, self.seed, progress)
 
     def elimination(self, group: Group, order: Index | None = None) -> Elimination | None:
         """The order in which a group's units go at the least cost, or the errors of another order.

@@ -13,7 +13,9 @@ from onnxprune.calibrate.checks import did_you_mean
 from onnxprune.choosing.choices import RANKED, Choices
 from onnxprune.choosing.evidence import Evidence
 from onnxprune.criteria import AnyCriterion, CombinedCriterion, CriterionTable, data_missing, default_criteria
+from onnxprune.criteria.criterion import extra
 from onnxprune.criteria.gather import unit_weights
+from onnxprune.criteria.unit_gradients import KINDS
 from onnxprune.errors import Reason, UsageError
 from onnxprune.graph.groups import Group
 from onnxprune.job import Job
@@ -24,6 +26,9 @@ AUTO = "auto"
 
 OBS = "obs"
 """Optimal brain surgeon: what the layers behind a unit lose when the other units make up for it."""
+
+RETRAIN_FREE = "retrain_free"
+"""Fisher information per unit, searched for the least loss under the budget, then rearranged."""
 
 WITHOUT_DATA = "l2"
 
@@ -59,8 +64,12 @@ class Scored:
 
     @property
     def measured(self) -> bool:
-        """Whether it is known what every cut costs."""
-        return bool(self.ladders) and all(ladder.loss is not None for ladder in self.ladders)
+        """Whether it was measured at the outputs what every cut costs."""
+        return (
+            self.criterion != RETRAIN_FREE
+            and bool(self.ladders)
+            and all(ladder.loss is not None for ladder in self.ladders)
+        )
 
     def without(self, groups: tuple[str, ...], reason: Reason) -> Scored:
         """The same without some groups."""
@@ -110,7 +119,7 @@ def score_groups(
         elif not ladder.most:
             excluded[group_id] = Reason.TOO_NARROW
         else:
-            ladders.append(scorer.by_loss(ladder) if name == OBS else ladder)
+            ladders.append(scorer.with_loss(ladder, name))
     if analysis.groups and all(reason is Reason.NO_SCORE for reason in excluded.values()) and not ladders:
         raise UsageError(
             f"the criterion {criterion.name} reads {', '.join(sorted(criterion.kinds))} parameters, "
@@ -118,7 +127,8 @@ def score_groups(
             "Is there another criterion that reads what they have? bn-scale needs BatchNormalization nodes that "
             "are not folded.",
         )
-    return Scored(tuple(ladders), excluded, units, name)
+    notes = (evidence.differentiated,) if evidence is not None and criterion.kinds & KINDS else ()
+    return Scored(tuple(ladders), excluded, units, name, notes)
 
 
 def resolve(criterion: str, has_data: bool) -> str:
@@ -129,12 +139,12 @@ def resolve(criterion: str, has_data: bool) -> str:
 
 
 def reads_data(criterion: str, criteria: CriterionTable | None) -> bool:
-    """Whether a criterion looks at activations where there are any."""
+    """Whether a criterion looks at activations or gradients where there are any."""
     return criterion in (AUTO, OBS) or find_criterion(criterion, criteria).needs_data
 
 
 def needs_data(choices: Choices, job: Job) -> bool:
-    """Whether units cannot be chosen without activations."""
+    """Whether units cannot be chosen without samples."""
     name = choices.criterion
     by_criterion = name == OBS or (name != AUTO and find_criterion(name, job.criteria).needs_data)
     return by_criterion or choices.scope == "learned"
@@ -142,6 +152,11 @@ def needs_data(choices: Choices, job: Job) -> bool:
 
 def check_criterion(choices: Choices, job: Job) -> None:
     """Raise UsageError where there is no such criterion, or no data for it or for the scope."""
+    if job.loss != "auto" and not differentiates(choices.criterion, job.criteria):
+        raise UsageError(
+            f"--loss {job.loss} is about gradients, and the criterion {choices.criterion} reads none",
+            "Leave it out, or take one that does, such as fisher.",
+        )
     if not needs_data(choices, job) or job.data is not None:
         return
     if choices.scope == "learned":
@@ -149,7 +164,14 @@ def check_criterion(choices: Choices, job: Job) -> None:
             "--scope learned needs --data",
             "Give samples (--data synthetic generates some), or take another scope.",
         )
-    raise data_missing(choices.criterion)
+    raise data_missing(
+        choices.criterion, "gradients" if differentiates(choices.criterion, job.criteria) else "activations"
+    )
+
+
+def differentiates(criterion: str, criteria: CriterionTable | None) -> bool:
+    """Whether a criterion reads gradients."""
+    return criterion not in (AUTO, OBS) and bool(find_criterion(criterion, criteria).kinds & KINDS)
 
 
 def find_criterion(name: str, criteria: CriterionTable | None) -> AnyCriterion:
@@ -191,11 +213,14 @@ class _Scorer:
     def by_score(self, group: Group) -> Ladder | None:
         """The ladder of a criterion; None where the group has nothing that it reads."""
         members = unit_weights(self.analysis.axis_graph, group)
-        seen = None
+        seen, gradients, kinds = None, None, self.criterion.kinds
         if self.criterion.needs_data and self.evidence is not None:
-            seen = self.evidence.activations(group)
+            seen = self.evidence.activations(group) if kinds - KINDS else None
+            gradients = self.evidence.gradients(group, kinds) if kinds & KINDS else None
         normalize = self.choices.scope in RANKED
-        scores = self.criterion.score(members, normalize=normalize, rng=self.rng, activations=seen)
+        scores = self.criterion.score(
+            members, normalize=normalize, rng=self.rng, activations=seen, **extra(self.criterion, gradients)
+        )
         if scores is None:
             return None
         return build_ladder(
@@ -206,6 +231,14 @@ class _Scorer:
             max_ratio=most_of_a_group(self.choices),
             min_ratio=self.choices.min_ratio,
         )
+
+    def with_loss(self, ladder: Ladder, name: str) -> Ladder:
+        """The same ladder, or one that knows what every cut costs, where the criterion says that."""
+        if name == OBS:
+            return self.by_loss(ladder)
+        if name == RETRAIN_FREE:  # the mask search: the diagonal of the Fisher information adds up
+            return replace(ladder, loss=np.concatenate([[0.0], np.cumsum(ladder.scores)]))
+        return ladder
 
     def by_loss(self, ladder: Ladder) -> Ladder:
         """The ladder of least error, with the change of the outputs that follows from it.

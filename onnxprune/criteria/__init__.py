@@ -1,4 +1,6 @@
-"""Scores of units from arrays: their weights, or what is seen of them on data. A table, one small file per family.
+"""Scores of units from arrays: their weights, what is seen of them on data, gradients.
+
+A table, one small file per family.
 
 Third parties publish criteria through the entry point group `onnxprune.criteria`.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.metadata import entry_points
 
-from onnxprune.criteria import activation, magnitude
+from onnxprune.criteria import activation, gradient, magnitude
 from onnxprune.criteria.combined import CombinedCriterion
 from onnxprune.criteria.criterion import (
     ActivationCriterion,
@@ -19,6 +21,8 @@ from onnxprune.criteria.criterion import (
     UnitWeights,
     data_missing,
 )
+from onnxprune.criteria.gradient import GradientCriterion, MaskCriterion
+from onnxprune.criteria.unit_gradients import MaskGradients, UnitGradients, WeightGradients
 
 __all__ = [
     "ActivationCriterion",
@@ -26,8 +30,13 @@ __all__ = [
     "CombinedCriterion",
     "Criterion",
     "CriterionTable",
+    "GradientCriterion",
+    "MaskCriterion",
+    "MaskGradients",
     "UnitActivations",
+    "UnitGradients",
     "UnitWeights",
+    "WeightGradients",
     "data_missing",
     "default_criteria",
 ]
@@ -39,7 +48,7 @@ def default_criteria() -> CriterionTable:
 
     An entry point names a criterion, a mapping of them, or a function that returns a mapping.
     """
-    criteria = CriterionTable({**magnitude.CRITERIA, **activation.CRITERIA})
+    criteria = CriterionTable({**magnitude.CRITERIA, **activation.CRITERIA, **gradient.CRITERIA})
     for point in entry_points(group="onnxprune.criteria"):
         loaded = point.load()
         if isinstance(loaded, AnyCriterion):

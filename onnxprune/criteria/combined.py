@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.criteria.criterion import AnyCriterion, Array, UnitActivations, UnitWeights
+from onnxprune.criteria.criterion import AnyCriterion, Array, UnitActivations, UnitWeights, extra
+from onnxprune.criteria.unit_gradients import UnitGradients
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,14 @@ class CombinedCriterion:
         normalize: bool,
         rng: np.random.Generator,
         activations: Sequence[UnitActivations] | None = None,
+        gradients: UnitGradients | None = None,
     ) -> Array | None:
         """Sum of the parts' ranks, None where one of them finds nothing to read; see `AnyCriterion.score`."""
         total: Array | None = None
         for part in self.parts:
-            scores = part.score(members, normalize=normalize, rng=rng, activations=activations)
+            scores = part.score(
+                members, normalize=normalize, rng=rng, activations=activations, **extra(part, gradients)
+            )
             if scores is None:
                 return None
             total = ranks(scores) if total is None else total + ranks(scores)

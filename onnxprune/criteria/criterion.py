@@ -5,6 +5,8 @@
     AnyCriterion                  what all of them can do
     ├── Criterion                 reads the weights that make the units
     ├── ActivationCriterion       reads what consumers see of the units: needs data
+    ├── MaskCriterion             reads gradients of masks over units: needs data (gradient.py)
+    ├── GradientCriterion         reads gradients of the weights that make the units: needs data (gradient.py)
     └── CombinedCriterion         adds the ranks that others give (combined.py)
 """
 
@@ -16,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from onnxprune.criteria.unit_gradients import KINDS, UnitGradients
 from onnxprune.errors import UsageError
 
 Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -101,7 +104,7 @@ class AnyCriterion(Protocol):
 
     @property
     def kinds(self) -> frozenset[str]:
-        """What it reads, for messages: kinds of parameters, and "activation"."""
+        """What it reads: kinds of parameters, "activation", "mask-gradient", "weight-gradient"."""
         ...
 
     @property
@@ -111,7 +114,7 @@ class AnyCriterion(Protocol):
 
     @property
     def needs_data(self) -> bool:
-        """Whether it reads activations."""
+        """Whether it reads activations or gradients."""
         ...
 
     def score(
@@ -123,6 +126,8 @@ class AnyCriterion(Protocol):
         activations: Sequence[UnitActivations] | None = None,
     ) -> Array | None:
         """Scores of one group's units: the sum over its members.
+
+        Criteria that read gradients take them as `gradients`, a `UnitGradients`; None where there are none.
 
         Parameters
         ----------
@@ -197,7 +202,7 @@ class Criterion:
         for member in used[:1] if self.once else used:
             scale = 1.0 / member.norm if normalize and member.norm > 0 else 1.0
             scores = self.function(member.values * scale, rng)
-            total = total + _one_per_unit(self.name, scores, len(total), "(units, features)")
+            total = total + one_per_unit(self.name, scores, len(total), "(units, features)")
         return total
 
 
@@ -259,27 +264,33 @@ class ActivationCriterion:
         With `normalize` the scores of each consumer go through `across` first. `members` are not looked at.
         """
         if activations is None:
-            raise data_missing(self.name)
+            raise data_missing(self.name, "activations")
         if not activations:
             return None
         total = np.zeros(activations[0].units)
         for member in activations:
             found = self.function(member, rng)
-            scores = _one_per_unit(self.name, found, len(total), "UnitActivations")
+            scores = one_per_unit(self.name, found, len(total), "UnitActivations")
             total = total + (self.across(scores) if normalize else scores)
         return total / len(activations) if self.average else total
 
 
-def data_missing(name: str) -> UsageError:
-    """The error that says that a criterion reads activations, of which there are none."""
+def extra(criterion: AnyCriterion, gradients: UnitGradients | None) -> dict[str, Any]:
+    """What a criterion takes beyond weights and activations: the gradients, where it reads any."""
+    return {"gradients": gradients} if criterion.kinds & KINDS else {}
+
+
+def data_missing(name: str, what: str = "activations") -> UsageError:
+    """The error that says that a criterion reads activations or gradients, of which there are none."""
     return UsageError(
         f"the criterion {name} needs --data",
-        "It looks at activations: give calibration samples (data=... in Python), let some be generated with "
+        f"It looks at {what}: give calibration samples (data=... in Python), let some be generated with "
         "--data synthetic, or take a criterion that looks at weights alone, such as l2.",
     )
 
 
-def _one_per_unit(name: str, found: Any, units: int, takes: str) -> Array:
+def one_per_unit(name: str, found: Any, units: int, takes: str) -> Array:
+    """What a criterion's function gave, checked; `takes` says what the function is given."""
     scores = np.asarray(found)
     if scores.shape != (units,):
         raise UsageError(

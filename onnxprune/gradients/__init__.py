@@ -2,11 +2,13 @@
 
 from onnxprune.gradients.backward import LOSS, build_backward
 from onnxprune.gradients.losses import (
+    BinaryCrossEntropy,
     CrossEntropy,
     Distillation,
     Loss,
     ModelLoss,
     NextToken,
+    Projection,
     SoftCrossEntropy,
     SquaredError,
     WeightedSum,
@@ -15,11 +17,13 @@ from onnxprune.gradients.wrt import Target, UnitMask, gradient_name
 
 __all__ = [
     "LOSS",
+    "BinaryCrossEntropy",
     "CrossEntropy",
     "Distillation",
     "Loss",
     "ModelLoss",
     "NextToken",
+    "Projection",
     "SoftCrossEntropy",
     "SquaredError",
     "Target",

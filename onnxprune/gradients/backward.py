@@ -94,7 +94,7 @@ def build_backward(
         shape = _shape(value, shapes)
         if isinstance(target, UnitMask):
             gradient = mask_gradient(target, value, gradient, shapes, builder, scope.batch)
-            shape = ir.Shape([None, target.units])
+            shape = ir.Shape([None if target.sample_axis is not None else 1, target.units])
         _show(graph, gradient, gradient_name(target), shape)
     edit.drop_unused(graph)
     return model

@@ -153,6 +153,58 @@ class SquaredError:
 
 
 @dataclass(frozen=True)
+class BinaryCrossEntropy:
+    """Cross-entropy of one logit per sample, or a probability behind a Sigmoid, with labels 0 and 1.
+
+    Attributes
+    ----------
+    output
+        Name of an output; the first by default.
+    labels
+        Name of the input that is added, of the output's shape, float.
+    """
+
+    output: str | None = None
+    labels: str = "labels"
+
+    def add(self, scope: Scope) -> Expr:
+        """Add the loss's nodes."""
+        logit = scope.logit(self.output)
+        labels = scope.like(self.labels, ir.DataType.FLOAT, logit)
+        return scope.total(logit.op("Softplus") - labels * logit, False)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The scalar product of outputs with given numbers: one row of the Jacobian per run.
+
+    With random signs per sample, squared gradients average to the Gauss-Newton curvature of the squared distance to
+    the dense outputs, whose own gradient is zero. Logits are taken before a final Softmax.
+
+    Attributes
+    ----------
+    outputs
+        Names of outputs; all float ones by default.
+    prefix
+        Inputs `prefix/output` are added, each of the output's shape.
+    """
+
+    outputs: tuple[str, ...] = ()
+    prefix: str = "signs"
+
+    def add(self, scope: Scope) -> Expr:
+        """Add the loss's nodes."""
+        parts = []
+        for name in self.outputs or scope.float_outputs:
+            output = scope.logits(name, -1)
+            signs = scope.like(f"{self.prefix}/{name}", ir.DataType.FLOAT, output)
+            parts.append(scope.total(signs * output, False))
+        if not parts:
+            raise UsageError("the model has no float output to differentiate", "Give another loss.")
+        return parts[0] if len(parts) == 1 else parts[0].op("Sum", *parts[1:])
+
+
+@dataclass(frozen=True)
 class NextToken:
     """Cross-entropy of each position's logits (B, T, V) with the token that follows.
 

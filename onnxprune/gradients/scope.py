@@ -66,6 +66,19 @@ class Scope:
                 return found
             value = source
 
+    def logit(self, name: str | None) -> Expr:
+        """An output before the Sigmoid that ends it, where one does."""
+        found = self.output(name)
+        node = found.value.producer()
+        if node is not None and not node.domain and node.op_type == "Sigmoid" and node.inputs[0] is not None:
+            return self.builder.of(node.inputs[0])
+        return found
+
+    @property
+    def float_outputs(self) -> tuple[str, ...]:
+        """Names of the outputs that have gradients."""
+        return tuple(str(name) for name, value in self._outputs.items() if value.dtype == ir.DataType.FLOAT)
+
     def rank(self, expr: Expr) -> int:
         """Rank of a value of the model."""
         return len(self._dims(expr.value))

@@ -35,7 +35,8 @@ class UnitMask:
     name
         Of the mask; its gradient is the output `gradient_name(mask)`.
     sample_axis
-        The axis that holds the samples; it may hold several entries per sample (the windows of an image).
+        The axis that holds the samples; it may hold several entries per sample (the windows of an image). None
+        where samples are not told apart: the gradient, (1, units), is the sum over all.
     """
 
     value: str
@@ -43,7 +44,7 @@ class UnitMask:
     index: Index
     units: int
     name: str = ""
-    sample_axis: int = 0
+    sample_axis: int | None = 0
 
 
 Target: TypeAlias = str | UnitMask
@@ -105,7 +106,7 @@ def mask_gradient(
     Returns
     -------
     Expr
-        (batch, units).
+        (batch, units), or (1, units) where samples are not told apart.
     """
     if batch is None:
         raise UsageError("the model has no input, so it has no samples to mask", "Mask another model.")
@@ -115,7 +116,8 @@ def mask_gradient(
             f"the shape of {mask.value!r} is not known, so it has no unit masks", "Mask another value."
         )
     rank = len(dims)
-    axis, samples = mask.axis % rank, mask.sample_axis % rank
+    axis = mask.axis % rank
+    samples = None if mask.sample_axis is None else mask.sample_axis % rank
     if axis == samples or dims[axis] != len(mask.index):
         raise UsageError(
             f"axis {mask.axis} of {mask.value!r} does not hold {len(mask.index)} positions beside the samples",
@@ -123,6 +125,8 @@ def mask_gradient(
         )
     rest = [dim for dim in range(rank) if dim not in (axis, samples)]
     sums = (builder.of(value) * gradient).sum(*rest, keep=False)
+    if samples is None:
+        return _by_unit(mask, sums.unsqueeze(0), builder)
     if axis < samples:
         sums = sums.transpose([1, 0])
     units = _by_unit(mask, sums, builder)

@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.criteria import AnyCriterion, CombinedCriterion, UnitActivations, UnitWeights
+from onnxprune.criteria import (
+    AnyCriterion,
+    CombinedCriterion,
+    MaskGradients,
+    UnitActivations,
+    UnitGradients,
+    UnitWeights,
+    WeightGradients,
+)
+from onnxprune.criteria.criterion import extra
+from onnxprune.criteria.unit_gradients import KINDS
 from onnxprune.errors import UsageError
 
 Array = np.ndarray[Any, Any]
@@ -18,7 +28,7 @@ Array = np.ndarray[Any, Any]
 def check_criterion(
     criterion: AnyCriterion, *, seeds: Sequence[int] = (0, 1, 2), equivariant: bool = True
 ) -> None:
-    """Check a criterion on random weights and activations.
+    """Check a criterion on random weights, activations and gradients.
 
     It must give one finite number per unit, the same numbers for the same seed, leave its input as it is, and know
     units by their arrays alone: in another order they get the same scores. Only units that weigh the same may be
@@ -48,8 +58,10 @@ def check_criterion(
     >>> check_criterion(ActivationCriterion("second", lambda seen, rng: seen.second_moment.sum(axis=1)))
     """
     for name in criterion.name.split("+") if isinstance(criterion, CombinedCriterion) else [criterion.name]:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
-            raise AssertionError(f"{name!r} is no name for a command line: use a-z, 0-9 and dashes")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+            raise AssertionError(
+                f"{name!r} is no name for a command line: use a-z, 0-9, dashes and underscores"
+            )
     if not criterion.kinds:
         raise AssertionError(f"{criterion.name} reads no kind of parameter")
     for seed in seeds:
@@ -62,10 +74,12 @@ def check_criterion(
 
 @dataclass(frozen=True)
 class _Case:
-    """Weights of units, shape (units, features), and what a consumer sees of them."""
+    """Weights of units, shape (units, features), what a consumer sees of them, and gradients."""
 
     values: Array
     seen: UnitActivations
+    masks: MaskGradients
+    weights: WeightGradients
 
     @classmethod
     def of(cls, values: Array, x: Array, weight: Array) -> _Case:
@@ -78,17 +92,32 @@ class _Case:
             weight_energy=np.square(weight).sum(axis=0),
             weight_l1=np.abs(weight).sum(axis=0),
         )
-        return cls(values, seen)
+        rows = np.einsum("puf,ouf->up", x, weight)
+        units, half = len(rows), rows.shape[1] // 2
+        sums = np.stack([rows[:, :half].sum(axis=1), rows[:, half:].sum(axis=1)], axis=1)
+        own, gradient = np.clip(values, -1e15, 1e15), x.sum(axis=0)
+        saliency = np.abs(own[:, None] * x.reshape(2, -1, units, values.shape[1]).sum(axis=1).swapaxes(0, 1))
+        weights = WeightGradients(own, gradient, saliency.sum(axis=2), float(np.linalg.norm(own)))
+        return cls(values, seen, MaskGradients(rows, sums), weights)
 
     @property
     def arrays(self) -> list[Array]:
         """All arrays, one row per unit."""
-        return [self.values, *(getattr(self.seen, field.name) for field in fields(self.seen))]
+        masks, weights = self.masks, self.weights
+        seen = (getattr(self.seen, field.name) for field in fields(self.seen))
+        gradients = (masks.samples, masks.batches, weights.values, weights.gradient, weights.saliency)
+        return [self.values, *seen, *gradients]
 
     def each(self, change: Callable[[Array], Array]) -> _Case:
         """The same with every array changed."""
-        values, *seen = map(change, self.arrays)
-        return _Case(values, UnitActivations(*seen))
+        values, *seen = map(change, self.arrays[:-5])
+        samples, batches, own, gradient, saliency = map(change, self.arrays[-5:])
+        return _Case(
+            values,
+            UnitActivations(*seen),
+            MaskGradients(samples, batches),
+            WeightGradients(own, gradient, saliency, self.weights.norm),
+        )
 
     def weigh(self) -> Array:
         """One number per unit that does not depend on the others."""
@@ -148,7 +177,7 @@ def _check_says_so(criterion: AnyCriterion, case: _Case, seed: int) -> None:
 
 def _members(criterion: AnyCriterion, case: _Case) -> list[UnitWeights]:
     norm = float(np.linalg.norm(case.values.astype(np.float64)))
-    return [UnitWeights(kind, case.values, norm) for kind in sorted(criterion.kinds - {"activation"})]
+    return [UnitWeights(kind, case.values, norm) for kind in sorted(criterion.kinds - KINDS - {"activation"})]
 
 
 def _score(criterion: AnyCriterion, case: _Case, seed: int, normalize: bool) -> Array:
@@ -157,6 +186,7 @@ def _score(criterion: AnyCriterion, case: _Case, seed: int, normalize: bool) -> 
         normalize=normalize,
         rng=np.random.default_rng(seed),
         activations=[case.seen] if criterion.needs_data else None,
+        **extra(criterion, UnitGradients(case.masks, [case.weights])),
     )
     if scores is None:
         raise AssertionError(f"{criterion.name} gives no scores for {', '.join(sorted(criterion.kinds))}")

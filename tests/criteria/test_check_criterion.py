@@ -17,6 +17,7 @@ from onnxprune.criteria import (
     Criterion,
     activation,
     default_criteria,
+    gradient,
     magnitude,
 )
 from onnxprune.testing import check_criterion
@@ -107,10 +108,10 @@ PAGE = Path(onnxprune.__file__).parents[1] / "docs/criteria.md"
 @pytest.mark.skipif(not PAGE.exists(), reason="needs the documentation")
 def test_the_page_lists_every_criterion():
     rows = re.findall(
-        r"^\| `([a-z0-9-]+)` \|.*?\| (.*) \| (yes|no) \|$", PAGE.read_text("utf-8"), re.MULTILINE
+        r"^\| `([a-z0-9_-]+)` \|.*?\| (.*) \| (yes|no) \|$", PAGE.read_text("utf-8"), re.MULTILINE
     )
     listed = {name: needs == "yes" for name, _, needs in rows}
-    builtin = magnitude.CRITERIA | activation.CRITERIA
+    builtin = magnitude.CRITERIA | activation.CRITERIA | gradient.CRITERIA
     assert listed == {name: criterion.needs_data for name, criterion in builtin.items()}
     for name, source, _ in rows:
         assert builtin[name].source in source or "the same" in source

@@ -249,6 +249,19 @@ def test_a_type_is_not_depended_on():
     assert "ReduceSum" not in operators(built)[operators(built).index("Where") :]
 
 
+@pytest.mark.parametrize("high", [1.0, np.inf])
+def test_bounds_of_clip_that_are_vectors_of_one_number(high):
+    """They ought to be scalars; some exporters write this, and onnxruntime takes it."""
+    b = ModelBuilder(18)
+    x = b.input("x", ("n", 3))
+    low, top = (b.constant(np.array([bound], np.float32)) for bound in (0.0, high))
+    model = b.model(b.ops("Clip", x, low, top, outputs=["y"])[0])
+    given = np.array([[-1.0, 0.5, 2.0]], np.float32)
+    feed = {"x": given, "teacher": np.zeros_like(given)}
+    found = run(open_session(build_backward(model, SquaredError(), ["x"]), threads=1), feed)["gradient/x"]
+    np.testing.assert_allclose(found, [[0.0, 1.0, 0.0 if high == 1 else 4.0]])
+
+
 def test_what_is_not_on_the_way_needs_no_vjp():
     built = build_backward(custom(), SquaredError(), ["y"])
     assert "gradient/y" in outputs(built)

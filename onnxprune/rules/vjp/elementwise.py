@@ -135,8 +135,8 @@ def _clip(op: Op, back: Backward) -> None:
 
 
 def _unbounded(op: Op, slot: int) -> bool:
-    data = op.data(slot)
-    return data is not None and abs(float(data)) >= float(np.finfo(np.float32).max)
+    data = op.data(slot)  # onnxruntime takes bounds of shape (1,), too
+    return data is not None and data.size == 1 and abs(data.item()) >= float(np.finfo(np.float32).max)
 
 
 def _shrink(op: Op, x: Expr, y: Expr) -> Expr:
