@@ -16,7 +16,7 @@ from onnxprune.errors import Reason, UsageError
 from onnxprune.gradients.backward import LOSS, build_backward
 from onnxprune.gradients.masks import Masked
 from onnxprune.gradients.objective import Objective, choose_objective
-from onnxprune.gradients.wrt import Target, gradient_name
+from onnxprune.gradients.wrt import gradient_name
 from onnxprune.graph.axes import Axis
 from onnxprune.job import Job, Progress, open_model
 from onnxprune.model import edit, io
@@ -42,7 +42,7 @@ class Differentiated:
     added
         Names of the inputs that the loss has.
     gradients
-        Names of the outputs with gradients, and what each is the gradient with respect to.
+        Names of the outputs with gradients, and for masks whose units they are about.
     loss
         On the first samples.
     samples
@@ -144,48 +144,48 @@ def differentiate(
         progress=progress,
     )
     opened = open_model(model, job, output=output, force=force)
-    analysis, inputs = opened.analysis, opened.inputs
-    axis_graph = analysis.axis_graph
-    objective = choose_objective(
-        axis_graph.model, axis_graph.shapes, loss, inputs.fit.labels, next(inputs.fit.batches(1), None)
-    )
+    analysis, data = opened.analysis, opened.inputs.fit
+    graph = analysis.axis_graph
+    objective = choose_objective(graph.model, graph.shapes, loss, data.labels, next(data.batches(1), None))
     job.say("differentiating")
-    chosen = _values(analysis, wrt) if wrt or not units else {}
-    masked = _masks(analysis, inputs.fit, job) if units else None
-    targets: list[Target] = [*chosen, *(masked.targets if masked is not None else ())]
-    built = build_backward(
-        analysis.source.ir if masked is None else masked.model,
-        objective.loss,
-        targets,
-        rules=axis_graph.rules,
-        bindings=axis_graph.shapes.bindings,
-    )
-    gradients = {gradient_name(name): what for name, what in chosen.items()}
-    if masked is not None:
-        gradients |= _join(built, masked, analysis)
-    built.ir_version = max(built.ir_version, LEAST_IR)
-    known = {value.name for value in axis_graph.model.graph.inputs}
-    added = tuple(str(value.name) for value in built.graph.inputs if value.name not in known)
+    named = _values(analysis, wrt) if wrt or not units else []
+    masked = _masks(analysis, data, job) if units else None
+    built, gradients = _build(analysis, objective, named, masked)
     job.say("trying")
-    value, count = _try(built, axis_graph.model, objective, inputs.fit, job)
+    value, count = _try(built, graph.model, objective, data, job)
     if output is not None:
         job.say("writing")
         source = analysis.source
         sources = (source.path, *source.data_files)
         io.save(built, output, external=bool(source.data_files), force=force, sources=sources)
-    notes = inputs.notes
-    several = inputs.fit.batchable or inputs.fit.rows > 1
-    if several and masked is not None and not masked.by_sample:
-        notes = (
-            *notes,
-            "gradients of masks are sums over the samples that run together: feed them one by one",
-        )
+    notes = opened.inputs.notes
+    if (data.batchable or data.rows > 1) and masked is not None and not masked.by_sample:
+        notes += ("gradients of masks are sums over the samples that run together: feed them one by one",)
+    known = {given.name for given in graph.model.graph.inputs}
+    added = tuple(str(given.name) for given in built.graph.inputs if given.name not in known)
     path = None if output is None else Path(output)
     return Differentiated(built, objective.sentence, added, gradients, value, count, path, notes)
 
 
-def _values(analysis: Analysis, patterns: Sequence[str]) -> dict[str, str]:
-    """Names of what is differentiated with respect to, and what each is."""
+def _build(
+    analysis: Analysis, objective: Objective, named: Sequence[str], masked: Masked | None
+) -> tuple[ir.Model, dict[str, str]]:
+    """The graph; its outputs with gradients, and what each is about."""
+    graph = analysis.axis_graph
+    built = build_backward(
+        analysis.source.ir if masked is None else masked.model,
+        objective.loss,
+        [*named, *(masked.targets if masked is not None else ())],
+        rules=graph.rules,
+        bindings=graph.shapes.bindings,
+    )
+    built.ir_version = max(built.ir_version, LEAST_IR)
+    gradients = {gradient_name(name): "" for name in named}
+    return built, gradients if masked is None else gradients | _join(built, masked, analysis)
+
+
+def _values(analysis: Analysis, patterns: Sequence[str]) -> list[str]:
+    """Names of what is differentiated with respect to."""
     graph = analysis.axis_graph
     source = analysis.source.ir.graph
     there = {*source.initializers, *(output.name for node in source for output in node.outputs)}
@@ -195,14 +195,14 @@ def _values(analysis: Analysis, patterns: Sequence[str]) -> dict[str, str]:
         names = [name for name in weights if name not in auxiliary]
         if not names:
             raise UsageError("the model has no float weights of its own", "Name activations with --wrt.")
-        return dict.fromkeys(names, "")
+        return names
     made = [output for node in graph.model.graph for output in node.outputs]
     floats = [
         str(v.name) for v in made if v.dtype is not None and v.dtype.is_floating_point() and v.name in there
     ]
     known = list(dict.fromkeys([*weights, *floats]))
     tests = [matcher(pattern, "--wrt", known, "float initializer or activation") for pattern in patterns]
-    return {name: "" for name in known if any(test(name) for test in tests)}
+    return [name for name in known if any(test(name) for test in tests)]
 
 
 def _auxiliary(analysis: Analysis, value: ir.Value) -> bool:

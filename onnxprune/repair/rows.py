@@ -182,10 +182,10 @@ class Collector:
 
 def _nearest(probe: Probe, goal: ir.Value, made: ir.Value, flat: Flat) -> ir.Value:
     """The target closest to what is made that the activation cannot tell from the goal."""
-    for end, beyond, cut in ((flat.low, "LessOrEqual", "Min"), (flat.high, "GreaterOrEqual", "Max")):
-        if np.isfinite(end):
-            edge = probe.constant(beyond, np.array(end))
-            goal = probe.op("Where", probe.op(beyond, goal, edge), probe.op(cut, made, edge), goal)
+    for end, within, cut in ((flat.low, "Greater", "Min"), (flat.high, "Less", "Max")):
+        if np.isfinite(end):  # LessOrEqual is not there before opset 12
+            edge = probe.constant(within, np.array(end))
+            goal = probe.op("Where", probe.op(within, goal, edge), goal, probe.op(cut, made, edge))
     return goal
 
 

@@ -124,7 +124,7 @@ class Differentiation:
     def masked(self, groups: Iterable[Group]) -> tuple[Masked, Running | None]:
         """Masks whose rows are samples where these can be told apart, and their graph; None without any mask."""
         groups = list(groups)
-        several = self.data.batchable or self.data.rows > 1
+        several = self._together > 1
         masked = unit_masks(self.axis_graph, groups, by_sample=several)
         if not masked.targets:
             return masked, None
@@ -197,7 +197,7 @@ class Differentiation:
         """Whether the first samples have the same gradients together and alone, as far as they can run alone."""
         if any(mask.sample_axis is None for mask in masked.targets):
             return False
-        if not self.data.batchable or self._together == 1 or len(self.data) == 1:
+        if not self.data.batchable or len(self.data) == 1:
             return True
         first = self.data.take(range(min(CHECKED, len(self.data))))
         together, alone = (

@@ -187,3 +187,16 @@ def test_the_step_is_that_of_the_rows_themselves(tmp_path, monkeypatch):
         assert moments.count == len(both)
         np.testing.assert_allclose(moments.gram[0], both.T @ both, rtol=1e-3, atol=1e-2)
         np.testing.assert_allclose(moments.total[0], both.sum(axis=0), rtol=1e-3, atol=1e-2)
+
+
+def test_operators_of_an_old_opset(tmp_path):
+    """LessOrEqual came with opset 12."""
+    n = Net(opset=9)
+    x = n.op("Relu", n.conv(n.data("x", ("batch", 3, 6, 6)), "one", (16, 3, 3, 3)))
+    x = n.op("Relu", n.conv(x, "two", (16, 16, 3, 3)))
+    path = tmp_path / "model.onnx"
+    ir.save(n.model(n.head(x, 16)), path)
+    report = onnxprune.prune(
+        path, macs=0.6, criterion="l2", data={"x": images(1)}, provider="cpu", round_to=1
+    ).report
+    assert any(layer.name == "two" and layer.kind == "affine" for layer in report.repairs)
