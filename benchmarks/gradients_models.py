@@ -1,4 +1,4 @@
-"""The models of the gradients benchmark: how each is built and exported, and what its loss is in PyTorch and in ONNX."""
+"""The models of the gradients benchmark: how they are built and exported, and their losses on both sides."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from onnxprune.gradients import CrossEntropy, Loss, NextToken, SquaredError
 if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
+    from torch import nn
 
     from benchmarks.families import Sample
 
@@ -88,6 +89,7 @@ def _whisper() -> Sample:
                 "encoder_attention_heads": 4,
                 "encoder_ffn_dim": 1024,
                 "decoder_layers": 1,
+                "decoder_attention_heads": 4,
                 "vocab_size": _VOCABULARY,
                 "num_mel_bins": 80,
                 "max_source_positions": _TOKENS,
@@ -128,10 +130,10 @@ class Case:
 
     Attributes
     ----------
-    sample
-        The module; its own inputs have a batch of 2, for the exporters.
+    module
+        In eval mode.
     inputs
-        A batch of `BATCH`.
+        The batch.
     extra
         What the loss adds to the inputs.
     onnx_loss
@@ -140,7 +142,7 @@ class Case:
         From the module's output to a scalar.
     """
 
-    sample: Sample
+    module: nn.Module
     inputs: dict[str, torch.Tensor]
     extra: dict[str, torch.Tensor]
     onnx_loss: Loss
@@ -151,55 +153,56 @@ class Case:
         """All inputs of the graph with gradients."""
         return {name: tensor.numpy() for name, tensor in {**self.inputs, **self.extra}.items()}
 
+    def loss(self) -> torch.Tensor:
+        """Run the module on the batch."""
+        return self.torch_loss(self.module(*self.inputs.values()))
 
-def case_of(name: str) -> Case:
-    """Build a subject and draw its batch."""
+
+def draw(sample: Sample, loss: str, batch: int = BATCH, seed: int = 1) -> Case:
+    """Draw a batch for a module, and what its loss wants."""
     import torch
     from torch.nn import functional
 
-    torch.set_num_threads(1)
-    subject = SUBJECTS[name]
-    sample = subject.build()
-    generator = torch.Generator().manual_seed(1)
-    inputs = {name: _batch(tensor, generator) for name, tensor in sample.inputs.items()}
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {name: _batch(tensor, batch, generator) for name, tensor in sample.inputs.items()}
     with torch.no_grad():
         output = sample.module(*inputs.values())
-    if subject.loss == "classes":
-        labels = torch.randint(0, output.shape[-1], (BATCH,), generator=generator)
+    if loss == "classes":
+        labels = torch.randint(0, output.shape[-1], (batch,), generator=generator)
         return Case(
-            *(sample, inputs, {"labels": labels}, CrossEntropy()),
+            *(sample.module, inputs, {"labels": labels}, CrossEntropy()),
             lambda logits: functional.cross_entropy(logits, labels, reduction="sum"),
         )
-    if subject.loss == "next token":
+    if loss == "next token":
         ids = inputs["input_ids"][:, 1:].reshape(-1)
         return Case(
-            *(sample, inputs, {}, NextToken()),
+            *(sample.module, inputs, {}, NextToken()),
             lambda logits: functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids, reduction="sum"),
         )
     teacher = output + 0.1 * torch.randn(output.shape, generator=generator)
     return Case(
-        *(sample, inputs, {"teacher": teacher}, SquaredError()),
+        *(sample.module, inputs, {"teacher": teacher}, SquaredError()),
         lambda found: (found - teacher.to(found.dtype)).square().sum(),
     )
 
 
 def import_libraries(name: str) -> None:
-    """Import what `case_of` needs, and build nothing."""
+    """Import what a subject needs, and build nothing."""
     importlib.import_module(f"benchmarks.families.{_MODULES[SUBJECTS[name].library]}")
 
 
 _MODULES = {"torchvision": "torchvision_models", "transformers": "transformers_entry"}
 
 
-def _batch(example: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _batch(example: torch.Tensor, batch: int, generator: torch.Generator) -> torch.Tensor:
     """A batch like an example; of a mask, its rows again."""
     import torch
 
-    shape = (BATCH, *example.shape[1:])
+    shape = (batch, *example.shape[1:])
     if example.is_floating_point():
         return torch.randn(shape, generator=generator)
     if int(example.max()) == 1:
-        return example.repeat(BATCH // len(example), *[1] * (example.dim() - 1))
+        return example.repeat(batch // len(example), *[1] * (example.dim() - 1))
     return torch.randint(3, _VOCABULARY, shape, generator=generator)
 
 

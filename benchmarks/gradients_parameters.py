@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,10 +62,26 @@ def _same(array: Array, candidates: Any) -> Iterator[Held]:
             yield Held(name, transposed=True)
 
 
-def find_masks(module: nn.Module, graph: ir.Graph, held: Mapping[str, list[Held]]) -> dict[str, UnitMask]:
-    """A mask over the output units of each convolution and linear layer, by the layer's name."""
+def called_layers(module: nn.Module, inputs: Iterable[torch.Tensor]) -> list[str]:
+    """Layers that are called themselves; of others, functions read just the weights."""
+    called: list[str] = []
+    hooks = [
+        layer.register_forward_hook(lambda *_, name=name: called.append(name))  # type: ignore[misc]
+        for name, layer in module.named_modules()
+    ]
+    module(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return called
+
+
+def find_masks(
+    module: nn.Module, layers: Iterable[str], graph: ir.Graph, held: Mapping[str, list[Held]]
+) -> dict[str, UnitMask]:
+    """A mask over the output units of each convolution and linear layer among `layers`, by name."""
     masks = {}
-    for name, layer in module.named_modules():
+    modules = dict(module.named_modules())
+    for name, layer in ((name, modules[name]) for name in layers):
         weight = held.get(f"{name}.weight", [])
         units = _units(layer)
         if units is None or len(weight) != 1:

@@ -1,34 +1,26 @@
-"""The steps of the gradients benchmark; each runs in a process of its own and gives figures that JSON can hold."""
+"""The step of the gradients benchmark that builds the graphs and holds their gradients against torch.autograd's."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+import torch
 
-from benchmarks.isolated import peak_mb
-
-if TYPE_CHECKING:
-    import torch
-
-    from benchmarks.gradients_models import Case
+from benchmarks.families import Sample
+from benchmarks.gradients_cost import feed_path, graph_path
+from benchmarks.gradients_kinks import first_batch, settled_batch
+from benchmarks.gradients_models import SUBJECTS, Case, draw, export
+from benchmarks.gradients_parameters import Held, Observed, called_layers, find_masks, find_parameters
+from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.gradients import build_backward, gradient_name
 
 Figures = dict[str, Any]
 Array = np.ndarray[Any, Any]
-
-RUNS = 5
-"""Of a profile."""
-
-KINDS = ("masks", "weights")
-"""What is differentiated with respect to."""
 
 ZERO = 1e-6
 """Norm of a gradient, as a share of the largest of the model, below which it is zero but for rounding."""
@@ -39,67 +31,79 @@ def compare(name: str, exporter: str, folder: str) -> Figures:
 
     The graphs are left in `folder` for `cost`.
     """
-    import torch
-
-    from benchmarks.gradients_models import case_of, export
-    from benchmarks.gradients_parameters import find_masks, find_parameters
-    from onnxprune.calibrate.sessions import open_session, run
-    from onnxprune.gradients import build_backward, gradient_name
-
-    case = case_of(name)
-    module = case.sample.module
-    wanted = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    for plain in (False, True):
-        model = export(case.sample, exporter, plain)
-        held = find_parameters(module, model.graph)
-        if len(held) == len(wanted):
-            break
-    masks = find_masks(module, model.graph, held)
+    torch.set_num_threads(1)
+    subject = SUBJECTS[name]
+    sample = subject.build()
+    model, held, plain = _export(sample, exporter)
+    layers = called_layers(sample.module, sample.inputs.values())
+    masks = find_masks(sample.module, layers, model.graph, held)
+    loss = first_batch(sample, subject.loss).onnx_loss
     started = time.perf_counter()
-    targets = {
-        "weights": [one.name for several in held.values() for one in several],
-        "masks": list(masks.values()),
+    weights = [one.name for several in held.values() for one in several]
+    graphs = {
+        "masks": build_backward(model, loss, list(masks.values())),
+        "weights": build_backward(model, loss, weights),
     }
-    graphs = {kind: build_backward(model, case.onnx_loss, targets[kind]) for kind in KINDS}
-    took = (time.perf_counter() - started) / len(KINDS)
-    found = run(open_session(graphs["weights"], threads=1), case.feed)
+    took = time.perf_counter() - started
+    for kind, graph in graphs.items():
+        _save(graph, graph_path(folder, name, exporter, kind))
+    np.savez(feed_path(folder, name), **draw(sample, subject.loss).feed)
+    case, kinks, seed = settled_batch(sample, subject.loss, model, graphs["weights"])
+    theirs, exact = _by_torch(case, torch.float32), _by_torch(case, torch.float64)
+    figures: Figures = {
+        "plain": plain,
+        "seed": seed,
+        "kinks": kinks,
+        "tensors": len(theirs),
+        "missing": [name for name in theirs if name not in held],
+        "weights": closeness(_weights(graphs["weights"], case, held), theirs, exact),
+        "torch": closeness(theirs, exact, exact),
+        "first": _on_first_batch(sample, subject.loss, graphs["weights"], held) if seed > 1 else None,
+        "nodes": {"model": model.graph.num_nodes(), **{k: g.graph.num_nodes() for k, g in graphs.items()}},
+        "build": took / len(graphs),
+        "layers": list(masks),
+    }
+    found = run(open_session(graphs["masks"], threads=1), case.feed)
+    observed = {
+        name: found.numpy() for name, found in _observe(case, Observed(case.module, list(masks))).items()
+    }
+    ours = {layer: found[gradient_name(mask)] for layer, mask in masks.items()}
+    return {**figures, "masks": closeness(ours, observed, observed)}
+
+
+def _on_first_batch(
+    sample: Sample, loss: str, graph: ir.Model, held: Mapping[str, list[Held]]
+) -> dict[str, Figures]:
+    """The same where kinks do differ, and how far PyTorch's own float32 is from float64 there."""
+    case = first_batch(sample, loss)
+    theirs, exact = _by_torch(case, torch.float32), _by_torch(case, torch.float64)
+    ours = _weights(graph, case, held)
+    return {"weights": closeness(ours, theirs, exact), "torch": closeness(theirs, exact, exact)}
+
+
+def _export(sample: Sample, exporter: str) -> tuple[ir.Model, dict[str, list[Held]], bool]:
+    """The model as exported by default, or, where parameters get lost in that, without any folding."""
+    count = sum(parameter.requires_grad for parameter in sample.module.parameters())
+    for plain in (False, True):
+        model = export(sample, exporter, plain)
+        held = find_parameters(sample.module, model.graph)
+        if len(held) == count:
+            break
+    return model, held, plain
+
+
+def _weights(graph: ir.Model, case: Case, held: Mapping[str, list[Held]]) -> dict[str, Array]:
+    found = run(open_session(graph, threads=1), case.feed)
     ours: dict[str, Array] = {}
     for parameter, several in held.items():
         gradients = [(found[gradient_name(one.name)], one.transposed) for one in several]
-        ours[parameter] = sum(gradient.T if turned else gradient for gradient, turned in gradients)  # type: ignore[assignment]
-    theirs = _by_torch(case, torch.float32)
-    exact = _by_torch(case, torch.float64)
-    figures: Figures = {
-        "plain": plain,
-        "tensors": len(wanted),
-        "missing": [name for name in wanted if name not in held],
-        "weights": closeness(ours, theirs, exact),
-        "torch": closeness(theirs, exact, exact),
-        "nodes": {"model": model.graph.num_nodes(), **{k: g.graph.num_nodes() for k, g in graphs.items()}},
-        "build": took,
-    }
-    np.savez(_feed_path(folder, name), **case.feed)
-    for kind, graph in graphs.items():
-        _save(graph, graph_path(folder, name, exporter, kind))
-    found = run(open_session(graphs["masks"], threads=1), case.feed)
-    ours = {layer: found[gradient_name(mask)] for layer, mask in masks.items()}
-    figures["layers"] = list(masks)
-    figures["masks"] = _masks_closeness(case, ours)
-    return figures
+        ours[parameter] = np.sum(
+            [gradient.T if turned else gradient for gradient, turned in gradients], axis=0
+        )
+    return ours
 
 
-def graph_path(folder: str, name: str, exporter: str, kind: str) -> Path:
-    """Where a backward graph lies."""
-    return Path(folder) / f"{name.replace(' ', '_')}_{exporter}_{kind}.onnx"
-
-
-def _feed_path(folder: str, name: str) -> Path:
-    return Path(folder) / f"{name.replace(' ', '_')}.npz"
-
-
-def _save(model: Any, path: Path) -> None:
-    import onnx_ir as ir
-
+def _save(model: ir.Model, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_suffix(".data")
     data.unlink(missing_ok=True)
@@ -108,30 +112,18 @@ def _save(model: Any, path: Path) -> None:
 
 def _by_torch(case: Case, dtype: torch.dtype) -> dict[str, Array]:
     """Gradients of all parameters by torch.autograd; zeros where the loss does not depend on one."""
-    import torch
-
-    module = case.sample.module.to(dtype)
-    inputs = [x.to(dtype) if x.is_floating_point() else x for x in case.inputs.values()]
+    module = case.module.to(dtype)
     named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    loss = case.torch_loss(module(*inputs))
-    gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
+    inputs = [x.to(dtype) if x.is_floating_point() else x for x in case.inputs.values()]
+    gradients = torch.autograd.grad(
+        case.torch_loss(module(*inputs)), list(named.values()), allow_unused=True, materialize_grads=True
+    )
     module.to(torch.float32)
     return {name: gradient.numpy() for name, gradient in zip(named, gradients, strict=True)}
 
 
-def _masks_closeness(case: Case, ours: Mapping[str, Array]) -> Figures:
-    from benchmarks.gradients_parameters import Observed
-
-    observed = Observed(case.sample.module, list(ours))
-    theirs = {name: found.numpy() for name, found in _observe(case, observed).items()}
-    return closeness(ours, theirs, theirs)
-
-
-def _observe(case: Case, observed: Any) -> dict[str, torch.Tensor]:
-    loss = case.torch_loss(case.sample.module(*case.inputs.values()))
-    batch = len(next(iter(case.inputs.values())))
-    found: dict[str, torch.Tensor] = observed.masks(loss, batch)
-    return found
+def _observe(case: Case, observed: Observed) -> dict[str, torch.Tensor]:
+    return observed.masks(case.loss(), len(next(iter(case.inputs.values()))))
 
 
 def closeness(ours: Mapping[str, Array], theirs: Mapping[str, Array], exact: Mapping[str, Array]) -> Figures:
@@ -161,127 +153,3 @@ def closeness(ours: Mapping[str, Array], theirs: Mapping[str, Array], exact: Map
         "zeros": len(zeros) - 1,
         "zeros_norm": max(zeros),
     }
-
-
-def cost(name: str, exporter: str, folder: str, kind: str, layers: list[str], seconds: float) -> Figures:
-    """Time forward and backward in onnxruntime and in PyTorch, in turn, on one thread."""
-    from benchmarks.gradients_models import case_of
-
-    case = case_of(name)
-    sides = {
-        "onnx": _onnx_side(graph_path(folder, name, exporter, kind), case.feed),
-        "torch": _torch_side(case, kind, layers),
-    }
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    for call in sides.values():
-        call()
-    until = time.perf_counter() + seconds
-    while len(times["onnx"]) < 5 or (time.perf_counter() < until and len(times["onnx"]) < 60):
-        for side, call in sides.items():
-            started = time.perf_counter()
-            call()
-            times[side].append(time.perf_counter() - started)
-    middles = {side: median(several) for side, several in times.items()}
-    return {
-        **middles,
-        "runs": len(times["onnx"]),
-        "ratio": middles["onnx"] / middles["torch"],
-        "best": min(times["onnx"]) / min(times["torch"]),
-    }
-
-
-def memory(name: str, exporter: str, folder: str, kind: str, side: str, layers: list[str]) -> Figures:
-    """Peak memory, MB, of three runs of one side: of the process, and above what its imports take."""
-    if side == "torch":
-        from benchmarks import gradients_models
-        from benchmarks.gradients_models import case_of
-
-        gradients_models.import_libraries(name)
-        before = now_mb()
-        call = _torch_side(case_of(name), kind, layers)
-        forget_peak()
-    else:
-        import onnx_ir  # noqa: F401
-
-        from onnxprune.calibrate import sessions  # noqa: F401
-
-        before = now_mb()
-        with np.load(_feed_path(folder, name)) as arrays:
-            feed = dict(arrays)
-        call = _onnx_side(graph_path(folder, name, exporter, kind), feed)
-    for _ in range(3):
-        call()
-    return {"peak": peak_mb(), "before": before}
-
-
-def _onnx_side(path: Path, feed: Mapping[str, Array]) -> Callable[[], object]:
-    from onnxprune.calibrate.sessions import open_session, run
-    from onnxprune.model import load_model
-
-    session = open_session(load_model(path), threads=1)
-    return lambda: run(session, feed)
-
-
-def _torch_side(case: Case, kind: str, layers: list[str]) -> Callable[[], object]:
-    from benchmarks.gradients_parameters import Observed
-
-    module = case.sample.module
-    if kind == "masks":
-        observed = Observed(module, layers)
-        return lambda: _observe(case, observed)
-
-    def call() -> None:
-        module.zero_grad(set_to_none=True)
-        case.torch_loss(module(*case.inputs.values())).backward()
-
-    return call
-
-
-def profile(name: str, exporter: str, folder: str, kind: str) -> Figures:
-    """Where onnxruntime spends its time: the operators, and the nodes, that take most of it."""
-    import onnxruntime
-
-    path = graph_path(folder, name, exporter, kind)
-    with np.load(_feed_path(folder, name)) as arrays:
-        feed = dict(arrays)
-    with tempfile.TemporaryDirectory() as place:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = 1
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(place) / "profile")
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        for _ in range(RUNS + 1):
-            session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    operators: Counter[str] = Counter()
-    nodes: dict[str, list[float]] = {}
-    kinds = {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            label = event["name"].removesuffix("_kernel_time")
-            nodes.setdefault(label, []).append(event["dur"] / 1000)
-            shapes = [next(iter(shape.values())) for shape in event["args"].get("input_type_shape", ())]
-            kinds[label] = (event["args"]["op_name"], shapes)
-    took = {label: median(several) for label, several in nodes.items()}
-    for label, milliseconds in took.items():
-        operators[kinds[label][0]] += milliseconds
-    top = sorted(took, key=took.__getitem__, reverse=True)[:12]
-    return {
-        "total": sum(took.values()),
-        "operators": dict(operators.most_common(12)),
-        "nodes": [[label, *kinds[label], took[label]] for label in top],
-    }
-
-
-def now_mb() -> float:
-    """Resident memory of this process now, MB."""
-    import psutil
-
-    return float(psutil.Process().memory_info().rss) / 2**20
-
-
-def forget_peak() -> None:
-    """Let the peak of this process's memory begin anew; on Linux only."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
