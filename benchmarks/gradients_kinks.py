@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.families import Sample
