@@ -94,7 +94,7 @@ def _case(name: str) -> Case:
 
 
 def _onnx_side(path: Path, feed: Mapping[str, Array]) -> Callable[[], object]:
-    session = open_session(ir.load(path), threads=1)
+    session = open_session(ir.load(path), threads=1, lean=True)
     return lambda: run(session, feed)
 
 
