@@ -21,8 +21,8 @@ def render(data: Mapping[str, Any]) -> str:
     rows = data["models"]
     parts = [
         "# Gradients",
-        "Forward and backward as one graph of standard ONNX operators, made by `onnxprune.gradients.build_backward`. "
-        "`python -m benchmarks.gradients` makes this page.",
+        "Forward and backward as one graph of standard ONNX operators, made by "
+        "`onnxprune.gradients.build_backward`. `python -m benchmarks.gradients` makes this page.",
         *_operators(data["operators"]),
         *_whole_models(rows),
         *_cost(rows, data),
@@ -79,16 +79,17 @@ def _whole_models(rows: list[Mapping[str, Any]]) -> list[str]:
         f"with that of torch.autograd, both in float32. The lowest of all {tensors:,} tensors is "
         f"{_cosine(lowest)}.",
         table(header, lines, left=3),
-        "Random weights that no two channels share, the same on both sides; two samples; cross-entropy with labels, "
-        "with the next token (gpt2, llama), squared error (whisper encoder). *form*: `default`, as the exporter "
-        "writes it, or `plain`, without optimization or folding, where that would lose parameters (BatchNorm put into "
-        "convolutions, position tables looked up). Initializers are found by name, else by their values; those of "
-        "transposed weights are compared transposed; a weight that is held twice gets the sum. *1 - x*: the distance from 1. "
-        "*worst error*: the largest difference as a share of the tensor's largest entry. *masks*: the "
-        "same for masks over the output channels of each convolution and linear layer, per sample. *nodes*: of the "
-        "model, and of the graph with the gradients of all weights; *build*: seconds for one such graph. "
-        f"{zeros} tensors are not among the cosines, because their gradient is zero but for rounding (a bias of keys moves all scores "
-        f"alike): ours is at most {max(f['weights']['zeros_norm'] for f in good):.0e} of the model's largest.",
+        "Random weights that no two channels share, the same on both sides; two samples; cross-entropy with "
+        "labels, with the next token (gpt2, llama), squared error (whisper encoder). *form*: `default`, as the "
+        "exporter writes it, or `plain`, without optimization or folding, where that would lose parameters "
+        "(BatchNorm put into convolutions, position tables looked up). Initializers are found by name, else by "
+        "their values; those of transposed weights are compared transposed; a weight that is held twice gets the "
+        "sum. *1 - x*: the distance from 1. *worst error*: the largest difference as a share of the tensor's "
+        "largest entry. *masks*: the same for masks over the output channels of each convolution and linear "
+        "layer, per sample. *nodes*: of the model, and of the graph with the gradients of all weights; *build*: "
+        f"seconds for one such graph. {zeros} tensors are not among the cosines, because their gradient is zero "
+        "but for rounding (a bias of keys moves all scores alike): ours is at most "
+        f"{max(f['weights']['zeros_norm'] for f in good):.0e} of the model's largest.",
         *_kinks(rows),
     ]
 
@@ -128,8 +129,8 @@ def _kinks(rows: list[Mapping[str, Any]]) -> Iterator[str]:
     yield (
         "Where an activation is so close to 0 that rounding decides what ReLU does with it, two right gradients "
         "differ. So batches were drawn until PyTorch and onnxruntime took the same side everywhere, which looks "
-        "at activations alone. What the first batch drawn gives, beside PyTorch's own float32 against its float64 on "
-        "the same batch:"
+        "at activations alone. What the first batch drawn gives, beside PyTorch's own float32 against its float64 "
+        "on the same batch:"
     )
     header = ["model", "exporter", "batch taken", "sides that differ", "first batch: cosine", "error"]
     yield table([*header, "PyTorch itself: cosine", "error"], lines, left=2)
@@ -148,13 +149,15 @@ def _cost(rows: list[Mapping[str, Any]], data: Mapping[str, Any]) -> list[str]:
         f"Slower than {LIMIT} times PyTorch: {len(slow)} of {len(timed)}. More memory than {LIMIT} times as much: "
         f"{len(large)} of {len(timed)}.",
         table(header, [_costs(row, kind) for row, kind in timed], left=2),
-        f"Forward and backward of a batch of {data['batch']}, in eager PyTorch and in onnxruntime on the graph from "
-        "the dynamo exporter: one thread each, in turn in one process, medians; *ratio* is onnxruntime's time as a "
-        "share of PyTorch's, *of CPU time* the same for the time on the processor. *masks over units*: no gradient "
-        "of a weight is computed on either side; PyTorch takes the gradients of the activations and "
+        f"Forward and backward of a batch of {data['batch']}, in eager PyTorch and in onnxruntime on the graph "
+        "from the dynamo exporter: one thread each, in turn in one process, medians; *ratio* is onnxruntime's "
+        "time as a share of PyTorch's, *of CPU time* the same for the time on the processor. *masks over units*: "
+        "no gradient of a weight is computed on either side; PyTorch takes the gradients of the activations and "
         "multiplies and sums them, with nothing computed in place, because the activations are read again. "
-        "*MB*: the peak of a process of its own that runs one side three times, above what its imports take; "
-        "for onnxruntime, the process reads the finished graph from a file.",
+        "*MB*: the peak of a process of its own that runs one side three times, above what its imports take. That "
+        "of onnxruntime reads the finished graph from a file, opens a lean session "
+        "(`onnxprune.calibrate.sessions.open_session`), and counts the weights' file, which is mapped into "
+        "memory, too.",
         _sizes(data),
     ]
 
