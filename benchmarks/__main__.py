@@ -7,22 +7,23 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from benchmarks import coverage, quality, readme, real, scaling, torchvision_table
+from benchmarks import coverage, gradients, quality, readme, real, scaling, torchvision_table
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "scaling": scaling.main,
     "real": real.main,
     "torchvision_table": torchvision_table.main,
+    "gradients": gradients.main,
     "coverage": coverage.main,
     "quality": quality.main,
     "readme": readme.main,
 }
-LONG = ("coverage", "quality")
-"""These take hours, and run only by name."""
+LONG = ("coverage", "gradients", "quality")
+"""These take hours, or want transformers, and run only by name."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the named benchmarks, all but the longest two by default; one that fails does not hide the others."""
+    """Run the named benchmarks, all but the longest by default; one that fails does not hide the others."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=(__doc__ or "").partition(":")[0])
     usual = [name for name in BENCHMARKS if name not in LONG]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(usual)}")

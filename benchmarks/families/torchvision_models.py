@@ -83,7 +83,8 @@ def _sample(build: Callable[[], nn.Module], *shapes: tuple[int, ...], dynamic: b
     return Sample(module, inputs, {name: _BATCH for name in inputs} if dynamic else {})
 
 
-def _classifier(name: str, size: int = 128, **options: Any) -> Sample:
+def classifier(name: str, size: int = 128, **options: Any) -> Sample:
+    """Build a classifier for images of `size` pixels."""
     return _sample(lambda: getattr(models, name)(weights=None, **options), (3, size, size))
 
 
@@ -185,14 +186,14 @@ _SEGMENTERS = ("fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_lar
 # fmt: on
 
 MODELS: dict[str, Callable[[], Sample]] = {
-    **{name: partial(_classifier, name) for name in _CLASSIFIERS},
+    **{name: partial(classifier, name) for name in _CLASSIFIERS},
     # 4 pixels do not divide into their 7 x 7 bins
-    **{name: partial(_classifier, name, 224) for name in ("alexnet", "vgg11", "vgg11_bn")},
-    "googlenet": partial(_classifier, "googlenet", aux_logits=False, init_weights=False),
-    "inception_v3": partial(_classifier, "inception_v3", aux_logits=False, init_weights=False),
-    "vit_b_16": partial(_classifier, "vit_b_16", 64, image_size=64),
-    "vit_b_32": partial(_classifier, "vit_b_32", image_size=128),
-    "maxvit_t": partial(_classifier, "maxvit_t", 224),
+    **{name: partial(classifier, name, 224) for name in ("alexnet", "vgg11", "vgg11_bn")},
+    "googlenet": partial(classifier, "googlenet", aux_logits=False, init_weights=False),
+    "inception_v3": partial(classifier, "inception_v3", aux_logits=False, init_weights=False),
+    "vit_b_16": partial(classifier, "vit_b_16", 64, image_size=64),
+    "vit_b_32": partial(classifier, "vit_b_32", image_size=128),
+    "maxvit_t": partial(classifier, "maxvit_t", 224),
     **{name: partial(_segmenter, name) for name in _SEGMENTERS},
     **{name: partial(_video, name, 8, 64) for name in ("r3d_18", "mc3_18", "r2plus1d_18")},
     "s3d": partial(_video, "s3d", 16, 224),

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxprune.calibrate.checks import did_you_mean
 from onnxprune.calibrate.dataset import Array, Dataset, Feed, Progress
-from onnxprune.calibrate.providers import resolve_providers, with_options
+from onnxprune.calibrate.providers import CPU, resolve_providers, with_options
 from onnxprune.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def open_session(
     threads: int | None = None,
     optimize: bool = True,
     deterministic: bool = True,
+    lean: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Open a session on a model in memory; no file is written, and big weights are not copied.
 
@@ -52,6 +53,9 @@ def open_session(
         Whether onnxruntime may rewrite the graph.
     deterministic
         Ask for kernels whose results do not vary from run to run, on CUDA also for full fp32 instead of TF32.
+    lean
+        Save memory where there are many activations, as with gradients: onnxruntime plans no memory by what a
+        first run took, and on the CPU reads big weights where they lie instead of packing copies of them.
 
     Returns
     -------
@@ -86,6 +90,12 @@ def open_session(
         raise ModelError(
             f"the model's weights cannot be read: {error}", "Keep its data file in place."
         ) from error
+    if lean:
+        options.enable_mem_pattern = False
+    if lean and providers == [CPU]:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        for name, weight in weights.items():
+            options.add_initializer(name, weight)
     if weights:
         options.add_external_initializers(list(weights), list(weights.values()))
     try:

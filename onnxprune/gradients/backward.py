@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import UsageError
 from onnxprune.gradients.losses import Loss
+from onnxprune.gradients.order import put_targets_last
 from onnxprune.gradients.prepare import prepare, settle_types
 from onnxprune.gradients.scope import Scope
 from onnxprune.gradients.wrt import Target, UnitMask, find_values, gradient_name, is_float, mask_gradient
@@ -89,14 +90,16 @@ def build_backward(
         value.shape = value.shape or _shape(value, shapes)
     _show(graph, scalar, LOSS, ir.Shape(()))
     builder = Builder(graph, "gradient/of")
+    shown = []
     for target, value in zip(targets, values, strict=True):
         gradient = gradients.get(value) or builder.zeros(builder.op("Shape", value))
         shape = _shape(value, shapes)
         if isinstance(target, UnitMask):
             gradient = mask_gradient(target, value, gradient, shapes, builder, scope.batch)
             shape = ir.Shape([None if target.sample_axis is not None else 1, target.units])
-        _show(graph, gradient, gradient_name(target), shape)
+        shown.append(_show(graph, gradient, gradient_name(target), shape))
     edit.drop_unused(graph)
+    put_targets_last(graph, shown)
     return model
 
 
@@ -108,7 +111,7 @@ def _shape(value: ir.Value, shapes: Shapes) -> ir.Shape | None:
     return ir.Shape([None if (value, n) in shapes.dynamic else extent for n, extent in enumerate(dims)])
 
 
-def _show(graph: ir.Graph, expr: Expr, name: str, shape: ir.Shape | None) -> None:
+def _show(graph: ir.Graph, expr: Expr, name: str, shape: ir.Shape | None) -> ir.Value:
     """Make an expression an output of the graph under a name."""
     if edit.fresh(graph, name) != name:
         raise UsageError(
@@ -118,6 +121,7 @@ def _show(graph: ir.Graph, expr: Expr, name: str, shape: ir.Shape | None) -> Non
     shown.name = name
     shown.type, shown.shape = ir.TensorType(ir.DataType.FLOAT), shape
     graph.outputs.append(shown)
+    return shown
 
 
 class _Walk:

@@ -163,6 +163,23 @@ def test_options():
     options = open_session(linear(), deterministic=False).get_session_options()
     assert not options.use_deterministic_compute
     assert options.graph_optimization_level.name == "ORT_ENABLE_ALL"
+    assert options.enable_mem_pattern
+    assert not open_session(linear(), lean=True).get_session_options().enable_mem_pattern
+
+
+@pytest.mark.parametrize("optimize", [False, True])
+def test_a_lean_session_computes_the_same(optimize):
+    array = np.random.default_rng(0).standard_normal((512, 2100)).astype(np.float32)
+    sessions = [
+        open_session(with_big_weight(array, ir.DataType.FLOAT), optimize=optimize, lean=lean)
+        for lean in (False, True)
+    ]
+    gc.collect()
+    found = [
+        run(session, {"x": np.eye(512, dtype=np.float32)})["y"] for session in sessions for _ in range(2)
+    ]
+    for other in found:
+        np.testing.assert_array_equal(other, array)
 
 
 def dataset(count):

@@ -4,42 +4,10 @@ from __future__ import annotations
 
 import importlib
 
+from benchmarks.gradients_operators import CONSTANT, CONVERTED, MISSING, NO_FLOATS
 from onnxprune.rules import builtin_rules
 
 CHECKED_IN = ["elementwise", "linear", "conv", "normalization", "movement", "more"]
-
-NO_FLOATS = {
-    *("And", "ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Equal"),
-    *("Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonMaxSuppression", "NonZero"),
-    *("Not", "Or", "Shape", "Size", "Unique", "Xor"),
-}
-"""Their outputs are integers or truth values: no gradient passes."""
-
-CONSTANT = {
-    *("Bernoulli", "BlackmanWindow", "ConstantOfShape", "EyeLike", "HammingWindow", "HannWindow", "Hardmax"),
-    *("MelWeightMatrix", "Multinomial", "OneHot", "RandomNormal", "RandomNormalLike", "RandomUniform"),
-    *("RandomUniformLike", "Range"),
-}
-"""Their outputs do not depend on float inputs, or do so in steps."""
-
-MISSING = {
-    *(
-        "AffineGrid",
-        "CenterCropPad",
-        "Col2Im",
-        "Compress",
-        "CumProd",
-        "DFT",
-        "DeformConv",
-        "Det",
-        "GridSample",
-    ),
-    *("MaxRoiPool", "MaxUnpool", "RoiAlign", "STFT", "TensorScatter"),
-}
-"""Differentiable, and not covered yet."""
-
-CONVERTED = {"Scatter", "Upsample"}
-"""Gone at opset 18, to which models are brought first."""
 
 
 def cases():

@@ -1,7 +1,8 @@
 """VJPs of Gemm and MatMul: the gradient of one factor is the output's gradient times the other factor.
 
 Y = A B gives dA = dY B' and dB = A' dY (' transposes the last two axes), summed over broadcast batch axes. Where
-B is a matrix and A has batch axes, dB is one product of matrices with all batch axes folded into the rows.
+B is a matrix and A has batch axes, both are one product of matrices with all batch axes folded into the rows: Gemm
+reads B transposed where it lies, and no transposed copy of a weight has to be kept.
 """
 
 from __future__ import annotations
@@ -38,16 +39,27 @@ def _matmul(op: Op, back: Backward) -> None:
     if rank_a == 1 or rank_b == 1:
         _with_vectors(back, rank_a, rank_b)
         return
-    g = back.g
+    inner, columns = back.dims(a)[-1], back.dims(op.output())[-1]
+    if rank_b == 2 and inner is not None and columns is not None:
+        _with_matrix(back, rank_a, inner, columns)
+        return
     if back.wants(0):
-        back.give(0, back.fit(g @ back.x(1).swap_last(rank_b), a, last=2))
+        back.give(0, back.fit(back.g @ back.x(1).swap_last(rank_b), a, last=2))
     if back.wants(1):
-        inner, columns = back.dims(a)[-1], back.dims(op.output())[-1]
-        if rank_b == 2 and rank_a > 2 and inner is not None and columns is not None:
-            rows = back.x(0).reshape([-1, inner])
-            back.give(1, rows.op("Gemm", g.reshape([-1, columns]), transA=1))
-        else:
-            back.give(1, back.fit(back.x(0).swap_last(rank_a) @ g, b, last=2))
+        back.give(1, back.fit(back.x(0).swap_last(rank_a) @ back.g, b, last=2))
+
+
+def _with_matrix(back: Backward, rank_a: int, inner: int, columns: int) -> None:
+    """The right factor is a matrix, (inner, columns): all other axes are rows."""
+    g, a = back.g, back.x(0)
+    if rank_a > 2:
+        g = g.reshape([-1, columns])
+    if back.wants(0):
+        rows = _product(g, back.x(1), 1.0, 0, 1)
+        back.give(0, back.reshape_like(rows, back.op.input(0)) if rank_a > 2 else rows)
+    if back.wants(1):
+        rows = a.reshape([-1, inner]) if rank_a > 2 else a
+        back.give(1, _product(rows, g, 1.0, 1, 0))
 
 
 def _with_vectors(back: Backward, rank_a: int, rank_b: int) -> None:
