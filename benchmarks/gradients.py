@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.gradients_cost import KINDS, graph_path
 from benchmarks.gradients_models import BATCH, EXPORTERS, SUBJECTS
 from benchmarks.gradients_operators import support
-from benchmarks.gradients_page import LIMIT, render
+from benchmarks.gradients_page import LIMIT, NOT_RUN, render
 from benchmarks.isolated import Outcome, call, known, source_digest, version
 from benchmarks.tables import environment, write
 
@@ -27,8 +27,6 @@ HERE = Path(__file__).parent
 WORK = Path("build/bench/gradients")
 TIMED = "dynamo"
 """The exporter whose graphs are timed."""
-
-NOT_RUN = "not run yet"
 
 SECONDS = 2.5
 """For timing one graph."""
