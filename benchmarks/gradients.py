@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks.gradients_cost import KINDS, graph_path
 from benchmarks.gradients_models import BATCH, EXPORTERS, SUBJECTS
 from benchmarks.gradients_operators import support
-from benchmarks.gradients_page import LIMIT, render
-from benchmarks.isolated import Outcome, call, source_digest, version
+from benchmarks.gradients_page import LIMIT, NOT_RUN, render
+from benchmarks.isolated import Outcome, call, known, source_digest, version
 from benchmarks.tables import environment, write
 
 HERE = Path(__file__).parent
@@ -45,48 +45,67 @@ class Row:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def measure(row: Row, fresh: bool) -> None:
+@dataclass(frozen=True)
+class Steps:
+    """How steps are run.
+
+    Attributes
+    ----------
+    fresh
+        Use no results of an earlier run.
+    kept
+        Use nothing but results of an earlier run.
+    """
+
+    fresh: bool = False
+    kept: bool = False
+
+    def run(self, name: str, arguments: Mapping[str, Any], *, again: bool = False) -> Outcome:
+        """Run `module:name` in a process of its own, or find what it gave; `again` as if it were not kept."""
+        depends = {
+            package: version(package) for package in ("torch", "torchvision", "transformers", "onnxscript")
+        }
+        depends |= {"onnxprune": source_digest(), "benchmark": _benchmark_digest()}
+        step = f"benchmarks.{name}"
+        if self.kept:
+            return known(step, arguments, depends) or Outcome(failure=NOT_RUN)
+        return call(step, arguments, depends=depends, fresh=self.fresh or again)
+
+
+def measure(row: Row, steps: Steps) -> None:
     """Fill in what time and memory a compared model takes."""
     layers = row.compare["layers"]
     for kind in KINDS:
         base = {"name": row.model, "exporter": row.exporter, "folder": str(WORK), "kind": kind}
-        timed = _step("cost", {**base, "layers": layers, "seconds": SECONDS}, fresh)
+        timed = steps.run("gradients_cost:cost", {**base, "layers": layers, "seconds": SECONDS})
         if not timed.ok:
             row.failures[f"time, {kind}"] = timed.failure
             continue
         row.cost[kind] = timed.value
         sides = {
-            side: _step("memory", {**base, "layers": layers, "side": side}, fresh)
+            side: steps.run("gradients_cost:memory", {**base, "layers": layers, "side": side})
             for side in ("onnx", "torch")
         }
         if all(side.ok for side in sides.values()):
             row.memory[kind] = {name: side.value for name, side in sides.items()}
         row.failures.update({f"memory, {kind}, {n}": s.failure for n, s in sides.items() if not s.ok})
         if timed.value["ratio"] > LIMIT:
-            profiled = _step("profile", base, fresh)
+            profiled = steps.run("gradients_cost:profile", base)
             row.profile.update({kind: profiled.value} if profiled.ok else {})
         print(f"{row.model:16} {kind:8} ratio {timed.value['ratio']:.2f}", flush=True)
 
 
-def compare(row: Row, fresh: bool) -> None:
+def compare(row: Row, steps: Steps) -> None:
     """Hold a model's gradients against PyTorch's, and leave its graphs for `measure`."""
     graphs = [graph_path(str(WORK), row.model, row.exporter, kind) for kind in KINDS]
     arguments = {"name": row.model, "exporter": row.exporter, "folder": str(WORK)}
     missing = not all(path.exists() for path in graphs)
-    done = _step("compare", arguments, fresh or missing, module="gradients_steps")
+    done = steps.run("gradients_steps:compare", arguments, again=missing)
     row.compare = done.value
     if not done.ok:
         row.failures["gradients"] = done.failure
     said = f"cosine {row.compare['weights']['cosine']:.12f}" if done.ok else done.failure
     print(f"{row.model:16} {row.exporter:8} {said} ({done.seconds:.0f} s)", flush=True)
-
-
-def _step(name: str, arguments: Mapping[str, Any], fresh: bool, module: str = "gradients_cost") -> Outcome:
-    depends = {
-        package: version(package) for package in ("torch", "torchvision", "transformers", "onnxscript")
-    }
-    depends |= {"onnxprune": source_digest(), "benchmark": _benchmark_digest()}
-    return call(f"benchmarks.{module}:{name}", arguments, depends=depends, fresh=fresh)
 
 
 def _benchmark_digest() -> str:
@@ -103,15 +122,17 @@ def main(arguments: list[str] | None = None) -> int:
         "--jobs", type=int, default=1, help="models that are compared at a time; none is timed then"
     )
     parser.add_argument("--fresh", action="store_true", help="use no results of an earlier run")
+    parser.add_argument("--kept", action="store_true", help="run nothing: the page of what is kept")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.names) - set(SUBJECTS)):
         parser.error(f"unknown model: {', '.join(unknown)}")
+    steps = Steps(options.fresh, options.kept)
     rows = [Row(name, exporter) for name in options.names or SUBJECTS for exporter in EXPORTERS]
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(_with(compare, options.fresh), rows))
+        list(pool.map(lambda row: compare(row, steps), rows))
     for row in rows:
         if row.compare and row.exporter == TIMED:
-            measure(row, options.fresh)
+            measure(row, steps)
     about = environment("torch", "torchvision", "transformers", "onnxscript")
     data = {
         "schema": "onnxprune-bench-gradients/1",
@@ -123,10 +144,6 @@ def main(arguments: list[str] | None = None) -> int:
     }
     write(options.folder, "gradients", render(data), data)
     return int(any(row.failures for row in rows))
-
-
-def _with(function: Callable[[Row, bool], None], fresh: bool) -> Callable[[Row], None]:
-    return lambda row: function(row, fresh)
 
 
 if __name__ == "__main__":

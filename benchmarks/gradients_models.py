@@ -66,9 +66,10 @@ def _classifier(name: str, size: int, **options: Any) -> Subject:
 def _language(name: str, loss: str, **config: Any) -> Subject:
     def build() -> Sample:
         entries = importlib.import_module("benchmarks.families.transformers_entry")
-        tokens = {"input_ids": entries.Draw((_TOKENS,), _VOCABULARY, {1: "sequence"})}
-        padded = {"attention_mask": entries.Draw((_TOKENS,), axes={1: "sequence"}, kind="mask")}
-        draws = tokens | padded if loss == "classes" else tokens
+        draws = {
+            "input_ids": entries.Draw((_TOKENS,), _VOCABULARY, {1: "sequence"}),
+            "attention_mask": entries.Draw((_TOKENS,), axes={1: "sequence"}, kind="mask"),
+        }
         sample: Sample = entries.entry(name, draws, **config)()
         return sample
 

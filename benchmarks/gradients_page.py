@@ -13,6 +13,9 @@ COSINE = 0.9999
 LIMIT = 1.5
 """Times PyTorch's time, and memory, up to which nothing has to be explained."""
 
+NOT_RUN = "not run yet"
+"""The reason of what was left for later."""
+
 _KINDS = {"masks": "masks over units", "weights": "all weights"}
 
 
@@ -211,11 +214,13 @@ def _profiles(rows: list[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _failures(rows: list[Mapping[str, Any]]) -> Iterator[str]:
-    failed = [(row, what, why) for row in rows for what, why in row["failures"].items()]
+    said = [(row, what, why) for row in rows for what, why in row["failures"].items()]
+    pending = [f"{row['model']} ({row['exporter']}): {what}" for row, what, why in said if why == NOT_RUN]
+    failed = [(row, what, why.replace("|", "\\|")) for row, what, why in said if why != NOT_RUN]
+    if pending:
+        yield "## What has not been run yet"
+        yield f"{'; '.join(pending)}."
     if failed:
         yield "## What failed"
-        yield table(
-            ["model", "exporter", "step", "reason"],
-            [[row["model"], row["exporter"], what, why.replace("|", "\\|")] for row, what, why in failed],
-            left=4,
-        )
+        lines = [[row["model"], row["exporter"], what, why] for row, what, why in failed]
+        yield table(["model", "exporter", "step", "reason"], lines, left=4)
