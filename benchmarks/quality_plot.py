@@ -48,7 +48,7 @@ def draw(data: Mapping[str, Any], model: str, path: Path) -> None:
             ]
             done = sorted((change for change in changes if change and change.seeds), key=lambda c: c.kept)
             if done:
-                bars = [[c.mean - c.low for c in done], [c.high - c.mean for c in done]]
+                bars = [[max(c.mean - c.low, 0.0) for c in done], [max(c.high - c.mean, 0.0) for c in done]]
                 kept, means = [100 * c.kept for c in done], [top1 + c.mean for c in done]
                 axes.errorbar(kept, means, bars, label=label, markersize=5, linewidth=1.2, **style)
         for number, (point, allowed) in enumerate(data["targets"][model]):

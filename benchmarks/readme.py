@@ -85,10 +85,11 @@ def _quality(quality: Mapping[str, Any]) -> str:
         curve = [f"{mean(tops):.1%}" if tops else "" for tops in found["onnxprune"].values()]
         half = found["l1"].get(0.5)
         lines.append([f"`{model}`", f"{before:.1%}", *curve, f"{mean(half):.1%}" if half else ""])
+    limit = f"at most {quality['samples']}" if quality["samples"] else "all"
     return "\n\n".join(
         [
             "Top-1 on test data of trained models by the share of MACs that stays (`--round-to 1`), without any "
-            f"training: at most {quality['samples'] or 'all'} calibration samples, {quality['seeds']} seed(s). "
+            f"training: {limit} calibration samples, the mean of {quality['seeds']} seed(s). "
             "The last column is l1 without data at 50 %. [Targets, other tools, times](benchmarks/quality.md).",
             table(["", "original", *(f"{p:.0%}" for p in points), "l1, 50 %"], lines),
         ]

@@ -57,7 +57,7 @@ def test_a_threshold_that_takes_ties_along_or_removes_at_level_0(tmp_path):
 
 @pytest.mark.parametrize("criterion", ["l1", "l2", "geometric-median"])
 def test_a_layer_emptied_by_global_ranking(tmp_path, criterion):
-    """The scores of one layer are all the lowest: it keeps a tenth, in a multiple of 8."""
+    """The scores of one layer are all the lowest: it keeps a tenth, in a multiple of 8 (of 4 if narrow)."""
     model = convnet([16, 128, 64])
     weight = model.graph.initializers["conv1.weight"]
     data = weight.const_value.numpy().copy()
@@ -67,7 +67,7 @@ def test_a_layer_emptied_by_global_ranking(tmp_path, criterion):
     onnxprune.prune(path, tmp_path / "out.onnx", macs=0.25, criterion=criterion)
     assert 16 <= shapes(tmp_path / "out.onnx")["conv1.weight"][0] < 64
     least = onnxprune.plan(onnxprune.analyze(path), macs=0.001, criterion=criterion, best_effort=True)
-    assert [int(flags.sum()) for flags in least.keep.values()] == [8, 16, 8]
+    assert [int(flags.sum()) for flags in least.keep.values()] == [4, 16, 8]
 
 
 @pytest.mark.parametrize("op_type", ["Softmax", "LayerNormalization"])

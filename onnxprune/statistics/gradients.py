@@ -259,7 +259,7 @@ class Running:
         """Open what `build_backward` made of a model."""
         built.ir_version = max(built.ir_version, LEAST_IR)
         dense = open_session(prepare(model), provider) if objective.needs_outputs else None
-        return cls(open_session(built, provider), dense, objective, names, seed)
+        return cls(open_session(built, provider, lean=True), dense, objective, names, seed)
 
     def over(self, data: Dataset, size: int, progress: Progress | None = None) -> Iterator[Feed]:
         """Gradients of every batch."""
