@@ -10,7 +10,7 @@ from typing import Any
 
 from onnxprune.allocate.target import Target
 from onnxprune.analysis import Analysis, analyze
-from onnxprune.choosing.choices import RANKED, ROUND_TO, Choices
+from onnxprune.choosing.choices import Choices
 from onnxprune.choosing.planning import allocate, check_reached
 from onnxprune.choosing.scoring import score_groups
 from onnxprune.criteria import CriterionTable
@@ -154,8 +154,6 @@ def make_choices(
     """`Choices` in which a preset decides what was left open."""
     if scope is None:
         scope = "uniform" if preset == "nncf" else "local" if target.kind == "ratio" else "global"
-    if round_to is None and scope not in RANKED:
-        round_to = ROUND_TO
     return Choices(
         target=target,
         criterion=criterion,

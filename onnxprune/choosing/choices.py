@@ -36,7 +36,7 @@ class Choices:
         reached. "learned": as global, after an affine map of each group's scores that is learned on data.
         "uniform": as local, but a ratio is NNCF's level, which rounding may leave unreached.
     round_to
-        Channels that stay are a multiple of this. None, for ranked scopes: see `rounding`.
+        Channels that stay are a multiple of this. None: what `rounding` says for ranked scopes, 8 for the others.
     min_channels
         At least this many channels of a group stay, and never fewer than `round_to`.
     max_ratio, min_ratio
@@ -67,9 +67,11 @@ class Choices:
     schedule: str = "linear"
 
     def __post_init__(self) -> None:
-        """Reject values that mean nothing."""
+        """Reject values that mean nothing, and settle what was left open."""
         if self.scope not in SCOPES:
             raise UsageError(f"there is no scope {self.scope!r}", f"Known: {', '.join(SCOPES)}.")
+        if self.round_to is None and self.scope not in RANKED:
+            object.__setattr__(self, "round_to", ROUND_TO)
         if self.round_to is not None and self.round_to < 1:
             raise UsageError(f"--round-to {self.round_to} is not positive", "Use 1 for no rounding.")
         if self.rounds < 1:
@@ -103,12 +105,11 @@ class Choices:
         """Of what the channels that stay are a multiple, in a group that has so many."""
         if self.round_to is not None:
             return self.round_to
-        return ROUND_NARROW_TO if self.scope in RANKED and channels < NARROW else ROUND_TO
+        return ROUND_NARROW_TO if channels < NARROW else ROUND_TO
 
     @property
     def rounded(self) -> str:
         """The same in words, such as "multiples of 8"; empty where nothing is rounded."""
-        if self.round_to is not None or self.scope not in RANKED:
-            step = self.rounding(NARROW)
-            return f"multiples of {step}" if step > 1 else ""
+        if self.round_to is not None:
+            return f"multiples of {self.round_to}" if self.round_to > 1 else ""
         return f"multiples of {ROUND_TO}, in groups of fewer than {NARROW} channels of {ROUND_NARROW_TO}"

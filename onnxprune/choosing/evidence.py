@@ -123,6 +123,11 @@ class Evidence:
         return consumers(self.analysis.axis_graph)
 
     @property
+    def refits(self) -> bool:
+        """Whether layers get other weights, which make up for what they lose."""
+        return "affine" in self.kinds
+
+    @property
     def largest(self) -> int:
         """Features of the widest layer that consumes units."""
         return max((layer.columns * layer.taps for layer in self.used), default=0)
@@ -151,7 +156,7 @@ class Evidence:
 
     def shows(self, group: Group) -> bool:
         """Whether `change` sees it when units of a group go."""
-        products = self.products_of(group) if "affine" in self.kinds else []
+        products = self.products_of(group) if self.refits else []
         return any(isinstance(product.route, Route) for product, _ in products) or bool(self.layers(group))
 
     @cached_property
@@ -238,9 +243,8 @@ class Evidence:
         None where no linear map consumes them, and no product of two activations sums over them.
         """
         products = self.products_of(group)
-        turns = "affine" in self.kinds
-        turned = [pair for pair in products if pair[0].turns and turns]
-        deciding = self._parts(group, [pair for pair in products if not (pair[0].turns and turns)])
+        turned = [pair for pair in products if pair[0].turns and self.refits]
+        deciding = self._parts(group, [pair for pair in products if not (pair[0].turns and self.refits)])
         parts = deciding or self._parts(group, turned)
         if not parts:
             return None
@@ -267,7 +271,7 @@ class Evidence:
         return [*layers, *logits]
 
     def _part(self, layer: Consumer, seen: Moments, unit: Index, units: int) -> Layer | Plain:
-        if "affine" in self.kinds:
+        if self.refits:
             return Layer.of(layer.matrix(), seen.covariance, unit)
         return Plain.of(layer.matrix(), seen, unit, units, shifted=bool(self.kinds))
 
@@ -296,7 +300,7 @@ class Evidence:
         None where no linear map consumes them, where a product of two activations sums over them, too, or where
         layers are not refitted.
         """
-        if self.products_of(group) or "affine" not in self.kinds:
+        if self.products_of(group) or not self.refits:
             return None
         parts = [
             (layer.matrix(), self.statistics[layer.weight].moments.covariance, unit)
@@ -341,11 +345,11 @@ class Evidence:
                 matrix = layers[-1].matrix()
                 weights.append(
                     refit(matrix, seen[-1].covariance, flags)
-                    if "affine" in self.kinds
+                    if self.refits
                     else np.where(flags[:, None], 0.0, matrix)
                 )
         feed = refitted(layers, weights, seen, shifted=bool(self.kinds))
-        for product in self.products if "affine" in self.kinds else ():
+        for product in self.products if self.refits else ():
             dims = self._dims(product, gone)
             if dims.any():
                 known = self._spectra.get(product.node)

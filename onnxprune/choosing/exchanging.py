@@ -59,11 +59,11 @@ def exchanged(
             shares.append(1 - found.after / found.before)
     if not swapped:
         return allocation, ()
-    cost = analysis.costs.cost(keep)
-    gone = sum(int((~flags).sum()) for flags in keep.values())
-    achieved = choices.target.achieved(analysis.costs.full, cost, scored.units, gone)
+    other = with_units(analysis, allocation, scored, choices, keep)
+    if other is None:
+        return allocation, ()
     before, after = _change(evidence, allocation.keep), _change(evidence, keep)
-    if after >= before or (allocation.met and not choices.target.met_by(achieved)):
+    if after >= before:
         log.info("exchanging %d units changes the outputs by %.3g, not %.3g: left", swapped, after, before)
         return allocation, ()
     note = (
@@ -71,7 +71,19 @@ def exchanged(
         f"for others: the error of the layers behind them falls by {np.mean(shares):.1%} on average, the change of "
         f"the outputs on held-out samples from {before:.3g} to {after:.3g} of their variance"
     )
-    return replace(allocation, keep=keep, cost=cost, achieved=achieved), (note,)
+    return other, (note,)
+
+
+def with_units(
+    analysis: Analysis, allocation: Allocation, scored: Scored, choices: Choices, keep: Mapping[str, Bools]
+) -> Allocation | None:
+    """As many units of every group, but other ones; None where these share fewer parameters and miss the target."""
+    cost = analysis.costs.cost(keep)
+    gone = sum(int((~flags).sum()) for flags in keep.values())
+    achieved = choices.target.achieved(analysis.costs.full, cost, scored.units, gone)
+    if allocation.met and not choices.target.met_by(achieved):
+        return None
+    return replace(allocation, keep=keep, cost=cost, achieved=achieved)
 
 
 def _change(evidence: Evidence, keep: Mapping[str, Bools]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from onnxprune.allocate.solve import Allocation
 from onnxprune.analysis import Analysis
 from onnxprune.choosing.choices import Choices
 from onnxprune.choosing.evidence import Evidence
+from onnxprune.choosing.exchanging import with_units
 from onnxprune.choosing.scoring import RETRAIN_FREE, Scored
 from onnxprune.criteria.rearrange import rearrange
 from onnxprune.report.tables import plural
@@ -54,13 +54,11 @@ def rearranged(
             shares.append(1 - found.after / found.before)
     if not swapped:
         return allocation, ()
-    cost = analysis.costs.cost(keep)
-    gone = sum(int((~flags).sum()) for flags in keep.values())
-    achieved = choices.target.achieved(analysis.costs.full, cost, scored.units, gone)
-    if allocation.met and not choices.target.met_by(achieved):
+    other = with_units(analysis, allocation, scored, choices, keep)
+    if other is None:
         return allocation, ()
     note = (
         f"rearranged: {plural(swapped, 'unit')} of {plural(len(shares), 'group')} came back for others; "
         f"the loss that the gradients of a group's masks foresee together falls by {np.mean(shares):.1%} on average"
     )
-    return replace(allocation, keep=keep, cost=cost, achieved=achieved), (note,)
+    return other, (note,)
