@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import UsageError
 from onnxprune.gradients.losses import Loss
+from onnxprune.gradients.lower import lower_nodes
 from onnxprune.gradients.order import put_targets_last
 from onnxprune.gradients.prepare import prepare, settle_types
 from onnxprune.gradients.scope import Scope
@@ -19,9 +20,10 @@ from onnxprune.gradients.wrt import Target, UnitMask, find_values, gradient_name
 from onnxprune.model import edit
 from onnxprune.model.shapes import Shapes, infer_shapes
 from onnxprune.rules import Op, RuleTable, default_rules
-from onnxprune.rules.backward import Backward, no_gradient
+from onnxprune.rules.backward import Backward
 from onnxprune.rules.expr import Builder, Expr
 from onnxprune.rules.rule import domain_of
+from onnxprune.rules.site import no_gradient
 
 LOSS = "loss"
 """Name of the output that holds the loss."""
@@ -85,6 +87,9 @@ def build_backward(
     shapes = infer_shapes(model, bindings, rules.infer)
     targets = list(wrt)
     values = find_values(graph, targets)
+    while lower_nodes(model, _passed(graph, values, scalar.value), rules, shapes):
+        shapes = infer_shapes(model, bindings, rules.infer)
+        values = find_values(graph, targets)
     gradients = _Walk(model, rules, shapes).back(scalar.value, set(values))
     for value in graph.outputs:
         value.shape = value.shape or _shape(value, shapes)
@@ -122,6 +127,17 @@ def _show(graph: ir.Graph, expr: Expr, name: str, shape: ir.Shape | None) -> ir.
     shown.type, shown.shape = ir.TensorType(ir.DataType.FLOAT), shape
     graph.outputs.append(shown)
     return shown
+
+
+def _passed(graph: ir.Graph, targets: Sequence[ir.Value], loss: ir.Value) -> list[ir.Node]:
+    """The nodes that gradients pass on their way from the loss to the targets."""
+    nodes = list(graph)
+    wanted = _between(nodes, set(targets), loss)
+    return [
+        node
+        for node in nodes
+        if any(value in wanted for value in node.outputs) and any(value in wanted for value in read_by(node))
+    ]
 
 
 class _Walk:

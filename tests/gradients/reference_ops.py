@@ -156,9 +156,63 @@ class ConvTranspose(OpRun):
         return (y if bias is None else y + _channels(bias, y),)
 
 
+class AffineGrid(OpRun):
+    def _run(self, theta, size, align_corners=0):
+        lines = [np.linspace(-1, 1, n) if align_corners else (2 * np.arange(n) + 1) / n - 1 for n in size[2:]]
+        grids = np.meshgrid(*lines, indexing="ij")
+        places = np.stack([*grids[::-1], np.ones(size[2:])], axis=-1)
+        return (np.einsum("nij,...j->n...i", theta, places),)
+
+
+class GridSample(OpRun):
+    """Every place has a share of each position of every axis."""
+
+    def _run(self, x, grid, align_corners=0, mode="linear", padding_mode="zeros"):
+        count = x.ndim - 2
+        listed = grid.reshape(len(grid), -1, count)[..., ::-1]
+        y = x
+        for axis in range(count):
+            shares = self._shares(listed[..., axis], x.shape[2 + axis], align_corners, mode, padding_mode)
+            y = np.einsum(
+                "ncp...h,nph->ncp..." if axis else "nch...,nph->ncp...", *self._order(y, shares, axis)
+            )
+        return (y.reshape(*x.shape[:2], *grid.shape[1:-1]),)
+
+    @staticmethod
+    def _shares(g, extent, aligned, mode, padding):
+        place = (g + 1) / 2 * (extent - 1) if aligned else ((g + 1) * extent - 1) / 2
+        low, high = (0, extent - 1) if aligned else (-0.5, extent - 0.5)
+
+        def settle(at):
+            if padding == "reflection":
+                at = np.abs((at - low + (high - low)) % (2 * (high - low)) - (high - low)) + low
+            return at if padding == "zeros" else np.clip(at, 0, extent - 1)
+
+        h = np.arange(extent)
+        if mode in ("linear", "bilinear"):
+            return np.maximum(1 - np.abs(settle(place)[..., None] - h), 0)
+        if mode == "nearest":
+            return (np.rint(settle(place))[..., None] == h).astype(np.float64)
+        shares = 0.0
+        for step in (-1, 0, 1, 2):
+            at = np.floor(place) + step
+            d, a = np.abs(place - at), -0.75
+            near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+            share = np.where(d <= 1, near, a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a)
+            shares = shares + share[..., None] * (settle(at)[..., None] == h)
+        return shares
+
+
 _SINCE = [
     *(Erf, Gelu, Mean, Cast, GlobalLpPool, LpNormalization, LRN, MeanVarianceNormalization),
-    *(BatchNormalization, GroupNormalization, ConvTranspose, SimplifiedLayerNormalization),
+    *(
+        BatchNormalization,
+        GroupNormalization,
+        ConvTranspose,
+        SimplifiedLayerNormalization,
+        GridSample,
+        AffineGrid,
+    ),
 ]
 
 
