@@ -164,6 +164,46 @@ class AffineGrid(OpRun):
         return (np.einsum("nij,...j->n...i", theta, places),)
 
 
+class DeformConv(OpRun):
+    """Each place of the kernel reads at a place of its own: a share of each position of both axes."""
+
+    def _run(
+        self,
+        x,
+        w,
+        offset,
+        bias=None,
+        mask=None,
+        *,
+        dilations,
+        group,
+        kernel_shape,
+        offset_group,
+        pads,
+        strides,
+    ):
+        rows, columns, *kernel = w.shape
+        runs, places = offset_group or 1, kernel[0] * kernel[1]
+        out = offset.shape[2:]
+        moved = offset.reshape(len(x), runs, places, 2, *out)
+        shares = []
+        for axis in (0, 1):
+            step, dilation, pad = (
+                given[axis] if given else 1 for given in (strides, dilations, pads or [0, 0])
+            )
+            inner = np.indices(kernel)[axis].reshape(-1, 1, 1) * dilation
+            place = np.indices(out)[axis] * step - pad + inner + moved[:, :, :, axis]
+            shares.append(np.maximum(1 - np.abs(place[..., None] - np.arange(x.shape[2 + axis])), 0))
+        images = x.reshape(len(x), runs, -1, *x.shape[2:])
+        read = np.einsum("nrchw,nrkabh,nrkabw->nrckab", images, *shares, optimize=True)
+        if mask is not None:
+            read = read * mask.reshape(len(x), runs, 1, places, *out)
+        parts = read.reshape(len(x), group or 1, columns, places, *out)
+        weight = w.reshape(group or 1, -1, columns, places)
+        y = np.einsum("ngckab,gmck->ngmab", parts, weight).reshape(len(x), rows, *out)
+        return (y if bias is None else y + _channels(bias, y),)
+
+
 class GridSample(OpRun):
     """Every place has a share of each position of every axis."""
 
@@ -173,9 +213,7 @@ class GridSample(OpRun):
         y = x
         for axis in range(count):
             shares = self._shares(listed[..., axis], x.shape[2 + axis], align_corners, mode, padding_mode)
-            y = np.einsum(
-                "ncp...h,nph->ncp..." if axis else "nch...,nph->ncp...", *self._order(y, shares, axis)
-            )
+            y = np.einsum("ncph...,nph->ncp..." if axis else "nch...,nph->ncp...", y, shares)
         return (y.reshape(*x.shape[:2], *grid.shape[1:-1]),)
 
     @staticmethod
@@ -205,14 +243,8 @@ class GridSample(OpRun):
 
 _SINCE = [
     *(Erf, Gelu, Mean, Cast, GlobalLpPool, LpNormalization, LRN, MeanVarianceNormalization),
-    *(
-        BatchNormalization,
-        GroupNormalization,
-        ConvTranspose,
-        SimplifiedLayerNormalization,
-        GridSample,
-        AffineGrid,
-    ),
+    *(BatchNormalization, GroupNormalization, ConvTranspose, SimplifiedLayerNormalization),
+    *(GridSample, AffineGrid, DeformConv),
 ]
 
 
