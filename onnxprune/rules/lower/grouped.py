@@ -88,7 +88,7 @@ def _grouped(op: Op, site: Site) -> _Outputs:
     if op.int("do_rotary", 0):
         q, k = _turned(op, site, (q, k), rows, width)
     if op.has(3) and op.has(4):
-        k, v = _extended(op, site, (k, v), past, total)
+        k, v = _extended(op, site, (k, v), past, known, total)
     keys = site.count_up(k.op("Shape", start=2, end=3))
     allowed = [keys.op("Less", known)]
     if op.int("causal", 1):
@@ -141,8 +141,8 @@ def _turned(op: Op, site: Site, parts: tuple[Expr, Expr], rows: Expr, width: int
     return [_rotated(x, cos, sin, angles, width, bool(op.int("rotary_interleaved", 0))) for x in parts]
 
 
-def _extended(op: Op, site: Site, new: tuple[Expr, Expr], past: Expr, total: Expr) -> list[Expr]:
-    """Keys and values of the cache up to `past`, and the new ones behind them, per sample."""
+def _extended(op: Op, site: Site, new: tuple[Expr, Expr], past: Expr, known: Expr, total: Expr) -> list[Expr]:
+    """Keys and values of the cache up to `past`, and the new ones behind them, per sample; then zeros."""
     made = []
     for slot, fresh in zip((3, 4), new, strict=True):
         room = site.x(slot).op("Shape", start=2, end=3)
@@ -153,7 +153,8 @@ def _extended(op: Op, site: Site, new: tuple[Expr, Expr], past: Expr, total: Exp
         last = whole.op("Shape", start=2, end=3) - site.builder.ints(1)
         index = index.op("Min", last)
         sizes = [whole.op("Shape", start=0, end=2), length, whole.op("Shape", start=3, end=4)]
-        made.append(whole.op("GatherElements", index.expand(vector(site.builder, sizes)), axis=2))
+        rows = whole.op("GatherElements", index.expand(vector(site.builder, sizes)), axis=2)
+        made.append(rows.where(steps.op("Less", known)))
     return made
 
 

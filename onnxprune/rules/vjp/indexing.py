@@ -31,7 +31,8 @@ def _gather(op: Op, back: Backward) -> None:
             first = int(taken)
             back.give(0, put_back_run(back.g.unsqueeze(axis), {axis: (first, extent - 1 - first)}, rank))
         return
-    back.give(0, scatter(back, back.g, data, axis, back.x(1), width))
+    wide = back.x(1) if indices.dtype == ir.DataType.INT64 else back.x(1).op("Cast", to=ir.DataType.INT64)
+    back.give(0, scatter(back, back.g, data, axis, wide, width))
 
 
 def _gather_elements(op: Op, back: Backward) -> None:
