@@ -17,19 +17,23 @@ from onnxprune.rules.rule import domain_of
 from onnxprune.rules.site import Site, no_gradient
 
 
-def lower_nodes(model: ir.Model, nodes: Collection[ir.Node], rules: RuleTable, shapes: Shapes) -> bool:
+def lower_nodes(
+    model: ir.Model, graph: ir.Graph, nodes: Collection[ir.Node], rules: RuleTable, shapes: Shapes
+) -> bool:
     """Put the standard operators in the place of each node whose rule says it in these.
 
     Parameters
     ----------
     model
-        Mutated.
+        The model that holds the graph.
+    graph
+        Its own, or that of a branch. Mutated.
     nodes
-        Of its graph.
+        Of the graph.
     rules
         The table that says them.
     shapes
-        Of the model as it is; no longer complete where something was replaced.
+        Of the graph as it is; no longer complete where something was replaced.
 
     Returns
     -------
@@ -41,7 +45,7 @@ def lower_nodes(model: ir.Model, nodes: Collection[ir.Node], rules: RuleTable, s
     GradientError
         A variant of an operator that its rule does not cover.
     """
-    found, graph = False, model.graph
+    found = False
     for node in nodes:
         rule = rules.of(node)
         if rule is None or rule.lower is None:

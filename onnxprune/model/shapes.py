@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -144,6 +144,44 @@ def walk_shapes(
     return dims
 
 
+def infer_branch(model: ir.Model, branch: ir.Graph, around: Shapes, custom: Custom | None = None) -> Shapes:
+    """Extents of what a branch of an If makes, beside those of the graph around it.
+
+    Parameters
+    ----------
+    model
+        The model that the branch is in.
+    branch
+        In topological order. Values without an element type get the inferred one.
+    around
+        Of the graph around it.
+    custom
+        As in `infer_shapes`.
+    """
+    engine = _Engine(model, custom)
+    fixed = {value: array for value, array in around.data.items() if value not in around.varying}
+    dims, data = dict(around.dims), dict(around.data)
+    engine.visit_all(branch, around.bindings, dims, data)
+    elsewhere, values = dict(around.other), fixed
+    if not around.other:
+        return replace(around, dims=dims, data=data)
+    engine.visit_all(branch, around.bindings, elsewhere, values)
+    inner = {value: extents for value, extents in dims.items() if value not in around.dims}
+    varying = frozenset(
+        value
+        for value, array in data.items()
+        if value not in around.data and (value not in values or not np.array_equal(array, values[value]))
+    )
+    return replace(
+        around,
+        dims=dims,
+        data=data,
+        dynamic=around.dynamic | _changed(inner, elsewhere),
+        varying=around.varying | varying,
+        other=elsewhere,
+    )
+
+
 def _lost(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> bool:
     """Whether the second walk knows less than the first: the model does not fit the other binding."""
     return any(
@@ -190,6 +228,18 @@ class _Engine:
                     dim if isinstance(dim, int) else sizes[symbol(value, axis)]
                     for axis, dim in enumerate(value.shape)
                 )
+        self.visit_all(graph, sizes, dims, data, before)
+        return dims, data
+
+    def visit_all(
+        self,
+        graph: ir.Graph,
+        sizes: Mapping[str, int],
+        dims: dict[ir.Value, Dims],
+        data: dict[ir.Value, np.ndarray],
+        before: Hook | None = None,
+    ) -> None:
+        """Add what a graph makes to `dims` and `data`."""
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is None:
@@ -201,7 +251,6 @@ class _Engine:
             if before is not None:
                 before(node, dims, data)
             self._visit(node, sizes, dims, data)
-        return dims, data
 
     def _visit(
         self,

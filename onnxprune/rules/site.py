@@ -61,16 +61,30 @@ class Site:
         """Rank of a value; an error where it is unknown."""
         rank = self.op.rank(value)
         if rank < 0:
-            raise self.refusal(f"the shape of {value.name!r} is not known")
+            raise self.refusal(self._unknown(value))
         return rank
 
     def dims(self, value: ir.Value) -> tuple[int | None, ...]:
         """Extents that do not depend on the input; None for the others."""
         dims = self.op.dims(value)
         if dims is None:
-            raise self.refusal(f"the shape of {value.name!r} is not known")
+            raise self.refusal(self._unknown(value))
         dynamic = self.op.shapes.dynamic
         return tuple(None if (value, dim) in dynamic else extent for dim, extent in enumerate(dims))
+
+    def _unknown(self, value: ir.Value) -> str:
+        """That a shape is not known, and the node on the way to it whose outputs nobody could infer."""
+        found, node = value, value.producer()
+        while node is not None:
+            behind = [v for v in node.inputs if v is not None and self.op.dims(v) is None]
+            if not behind or behind[0].producer() is None:
+                break
+            found, node = behind[0], behind[0].producer()
+        why = f"the shape of {value.name!r} is not known"
+        if node is None or node is self.op.node:
+            return why
+        maker = Op(node, self.op.shapes, 1).label
+        return f"{why}, because nothing says that of {found.name!r}, which {maker} makes"
 
     def extent(self, value: ir.Value, dim: int) -> Expr | int:
         """Extent of one axis: a number, or a vector of one int64."""

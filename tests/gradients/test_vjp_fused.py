@@ -18,6 +18,7 @@ from onnx.reference.op_run import OpRun
 from reference_ops import replacements
 from vjp_cases import Moving, build, central_differences
 from vjp_cases import case as standard
+from vjp_cases import check as compare
 
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.gradients import Projection, build_backward, gradient_name
@@ -151,6 +152,72 @@ CASES = [
         "SimplifiedLayerNormalization", (2, 6), SCALE, makes=2, outputs=(0, 1), opset=18, note="deviation"
     ),
 ]
+
+FLAT = {"q_num_heads": 2, "kv_num_heads": 1}
+CACHED = [  # of ONNX's own Attention
+    standard(
+        "Attention",
+        TEXT,
+        (2, 3, 4),
+        (2, 3, 4),
+        None,
+        (2, 1, 2, 4),
+        (2, 1, 2, 4),
+        opset=23,
+        makes=3,
+        outputs=(0, 1, 2),
+        is_causal=1,
+        **FLAT,
+    ),
+    standard(
+        "Attention",
+        TEXT,
+        (2, 3, 4),
+        (2, 3, 4),
+        ints(*[1, 0] * 9, dtype=bool).reshape(3, 6)[:, :5],
+        (2, 1, 2, 4),
+        (2, 1, 2, 4),
+        opset=23,
+        makes=3,
+        outputs=(0, 2),
+        note="mask",
+        **FLAT,
+    ),
+    *(
+        standard(
+            "Attention",
+            *[(1, 2, 3, 4)] * 3,
+            (3, 3),
+            opset=23,
+            makes=4,
+            outputs=(0, 3),
+            softcap=1.5 if mode else 0.0,
+            qk_matmul_output_mode=mode,
+            note=f"shown {mode}",
+        )
+        for mode in (0, 1, 2, 3)
+    ),
+    standard(
+        "Attention",
+        TEXT,
+        (2, 5, 4),
+        (2, 5, 4),
+        (3, 4),
+        None,
+        None,
+        ints(4, 3, dtype=np.int64),
+        opset=24,
+        is_causal=1,
+        note="lengths",
+        **FLAT,
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CACHED, ids=lambda case: case.id)
+def test_attention_with_a_cache(case):
+    """Forward and gradients of onnx's evaluator, in float64."""
+    compare(case, dynamic=False)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
