@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 EXTERNAL_ABOVE = 1 << 20
 """Bytes above which an initializer is handed to onnxruntime beside the model instead of inside it."""
 
+LEAN_ABOVE = 1 << 16
+"""The same for lean sessions: in models of many layers, most weights are smaller than the other bound."""
+
 _BF16 = "tensor(bfloat16)"
 _ONNX_BF16 = 16
 _FATAL = 4
@@ -55,7 +58,8 @@ def open_session(
         Ask for kernels whose results do not vary from run to run, on CUDA also for full fp32 instead of TF32.
     lean
         Save memory where there are many activations, as with gradients: onnxruntime plans no memory by what a
-        first run took, and on the CPU reads big weights where they lie instead of packing copies of them.
+        first run took, and on the CPU reads big weights where they lie instead of packing copies of them. What
+        was freed when the graph was read goes back to the system.
 
     Returns
     -------
@@ -84,7 +88,7 @@ def open_session(
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        message, left_out = to_bytes(model, external_above=EXTERNAL_ABOVE)
+        message, left_out = to_bytes(model, external_above=LEAN_ABOVE if lean else EXTERNAL_ABOVE)
         weights = {name: _to_ort_value(tensor.numpy()) for name, tensor in left_out.items()}
     except OSError as error:
         raise ModelError(
@@ -115,9 +119,21 @@ def open_session(
             f"onnxruntime does not run this model with {providers[0]}",
             "Use --provider cpu, or repair its installation.",
         )
+    if lean:
+        del message
+        _hand_back()
     # onnxruntime reads the weights where they lie: they have to live as long as the session.
     session._onnxprune_weights = weights
     return session
+
+
+def _hand_back() -> None:
+    """Give freed memory back to the system, where the C library keeps it and can be asked to (glibc)."""
+    try:
+        trim_heap = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    trim_heap(ctypes.c_size_t(0))
 
 
 def run(
