@@ -58,8 +58,8 @@ def open_session(
         Ask for kernels whose results do not vary from run to run, on CUDA also for full fp32 instead of TF32.
     lean
         Save memory where there are many activations, as with gradients: onnxruntime plans no memory by what a
-        first run took, and on the CPU reads big weights where they lie instead of packing copies of them. What
-        was freed when the graph was read goes back to the system.
+        first run took, and on the CPU reads big weights where they lie instead of packing copies of them, or
+        copies with channels in blocks. What was freed when the graph was read goes back to the system.
 
     Returns
     -------
@@ -84,7 +84,8 @@ def open_session(
     # Between two runs numpy computes, on as many threads: those that wait must not spin meanwhile.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    most = levels.ORT_ENABLE_EXTENDED if lean and providers == [CPU] else levels.ORT_ENABLE_ALL
+    options.graph_optimization_level = most if optimize else levels.ORT_DISABLE_ALL
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
