@@ -30,6 +30,7 @@ def render(data: Mapping[str, Any]) -> str:
         *_operators(data["operators"]),
         *_whole_models(rows),
         *_cost(rows, data),
+        *data.get("remarks", []),
         *_profiles(rows),
         *_failures(rows),
         environment_line(data["environment"]),

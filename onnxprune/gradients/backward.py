@@ -19,7 +19,8 @@ from onnxprune.gradients.prepare import prepare, settle_types
 from onnxprune.gradients.scope import Scope
 from onnxprune.gradients.wrt import Target, UnitMask, find_values, gradient_name, is_float, mask_gradient
 from onnxprune.model import edit
-from onnxprune.model.shapes import Shapes, infer_branch, infer_shapes
+from onnxprune.model.branches import infer_branch
+from onnxprune.model.shapes import Shapes, infer_shapes
 from onnxprune.rules import Op, RuleTable, default_rules
 from onnxprune.rules.backward import Backward
 from onnxprune.rules.expr import Builder, Expr

@@ -9,9 +9,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxprune.model import edit
-from onnxprune.model.branches import decide_branches
+from onnxprune.model.branches import decide_branches, infer_branch
 from onnxprune.model.normalize import lift_constants
-from onnxprune.model.shapes import Custom, Dims, Shapes, infer_branch, infer_shapes
+from onnxprune.model.shapes import Custom, Dims, Shapes, infer_shapes
 
 BRANCHES = ("then_branch", "else_branch")
 

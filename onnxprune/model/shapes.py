@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -101,7 +101,7 @@ def infer_shapes(
             v for v, array in data.items() if v not in values or not np.array_equal(array, values[v])
         )
         if not _lost(dims, found) and not engine.refused - refused:
-            dynamic, elsewhere = _changed(dims, found), found
+            dynamic, elsewhere = changed_axes(dims, found), found
             if len([name for name in sizes if others[name] != sizes[name]]) < len(sizes):
                 dynamic |= _symbolic(model)
             break
@@ -144,42 +144,16 @@ def walk_shapes(
     return dims
 
 
-def infer_branch(model: ir.Model, branch: ir.Graph, around: Shapes, custom: Custom | None = None) -> Shapes:
-    """Extents of what a branch of an If makes, beside those of the graph around it.
-
-    Parameters
-    ----------
-    model
-        The model that the branch is in.
-    branch
-        In topological order. Values without an element type get the inferred one.
-    around
-        Of the graph around it.
-    custom
-        As in `infer_shapes`.
-    """
-    engine = _Engine(model, custom)
-    fixed = {value: array for value, array in around.data.items() if value not in around.varying}
-    dims, data = dict(around.dims), dict(around.data)
-    engine.visit_all(branch, around.bindings, dims, data)
-    elsewhere, values = dict(around.other), fixed
-    if not around.other:
-        return replace(around, dims=dims, data=data)
-    engine.visit_all(branch, around.bindings, elsewhere, values)
-    inner = {value: extents for value, extents in dims.items() if value not in around.dims}
-    varying = frozenset(
-        value
-        for value, array in data.items()
-        if value not in around.data and (value not in values or not np.array_equal(array, values[value]))
-    )
-    return replace(
-        around,
-        dims=dims,
-        data=data,
-        dynamic=around.dynamic | _changed(inner, elsewhere),
-        varying=around.varying | varying,
-        other=elsewhere,
-    )
+def walk_branch(
+    model: ir.Model,
+    branch: ir.Graph,
+    sizes: Mapping[str, int],
+    dims: dict[ir.Value, Dims],
+    data: dict[ir.Value, np.ndarray],
+    custom: Custom | None = None,
+) -> None:
+    """Add what a branch of an If makes to the extents and the data of the graph around it, at one binding."""
+    _Engine(model, custom).visit_all(branch, sizes, dims, data)
 
 
 def _lost(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> bool:
@@ -190,7 +164,8 @@ def _lost(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> bool
     )
 
 
-def _changed(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> set[tuple[ir.Value, int]]:
+def changed_axes(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> set[tuple[ir.Value, int]]:
+    """Axes whose extent is not the same at both bindings."""
     changed: set[tuple[ir.Value, int]] = set()
     for value, extents in dims.items():
         theirs = other.get(value, ())

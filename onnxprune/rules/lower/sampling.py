@@ -29,6 +29,8 @@ _Taps = list[tuple[Expr, Expr | None]]
 
 _CUBIC = -0.75
 _LOWEST = -3e38
+_TINY = 1e-9
+"""What keeps the one position of an axis from being reflected between nothing."""
 
 
 def _number(extent: Expr | int) -> Expr | float:
@@ -147,6 +149,7 @@ def _settling(size: Expr | float, padding: str, aligned: bool) -> Callable[[Expr
     def reflect(x: Expr) -> Expr:
         low = 0.0 if aligned else -0.5
         span = _less(size, 1.0) if aligned else size
+        span = span.op("Max", _TINY) if isinstance(span, Expr) else max(span, _TINY)
         double = span * 2.0
         from_low = (x - low).op("Abs")
         within = from_low - double * (from_low / double).op("Floor")
