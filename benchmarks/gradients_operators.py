@@ -37,7 +37,7 @@ REFUSED: dict[str, str] = {
     "LSTM, GRU, RNN": "peepholes, clip, activations other than the usual ones, layout 1, coupled gates",
     "MaxUnpool": "an output larger than what its windows span",
     "MultiHeadAttention": "a cache in a shared buffer, and the scores as an output",
-    "RoiAlign": "mode max: onnxruntime and the specification differ in what it takes the largest of",
+    "RoiAlign": "mode max, which takes the largest of weighted corners",
     "RotaryEmbedding": "packed batches",
     "Loop, Scan": "what a body carries from step to step is not followed back",
 }

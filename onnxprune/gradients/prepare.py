@@ -31,6 +31,9 @@ def prepare(model: ir.Model) -> ir.Model:
     model = raise_opset(model, OPSET)
     lift_constants(model.graph)
     move_weights_out(model.graph)
+    for node in model.graph:  # whose default onnx's shape inference takes for 0
+        if node.op_type == "STFT" and not node.domain and "onesided" not in node.attributes:
+            node.attributes["onesided"] = ir.AttrInt64("onesided", 1)
     for value in [value for value in model.graph.inputs if value.is_initializer()]:
         model.graph.inputs.remove(value)
     return model
