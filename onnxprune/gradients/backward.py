@@ -20,7 +20,7 @@ from onnxprune.gradients.scope import Scope
 from onnxprune.gradients.wrt import Target, UnitMask, find_values, gradient_name, is_float, mask_gradient
 from onnxprune.model import edit
 from onnxprune.model.branches import infer_branch
-from onnxprune.model.shapes import Shapes, infer_shapes
+from onnxprune.model.shapes import Shapes
 from onnxprune.rules import Op, RuleTable, default_rules
 from onnxprune.rules.backward import Backward
 from onnxprune.rules.expr import Builder, Expr
@@ -83,15 +83,14 @@ def build_backward(
     rules = default_rules() if rules is None else rules
     model = prepare(model)
     graph = model.graph
-    given = None if bindings is None else dict(bindings)
-    scope = Scope(model, settle_branches(model, given, rules.infer))
+    scope = Scope(model, settle_branches(model, bindings, rules.infer))
     settle_types(graph)
     scalar = loss.add(scope)
-    shapes = settle_branches(model, given, rules.infer)
+    shapes = settle_branches(model, bindings, rules.infer)
     targets = list(wrt)
     values = find_values(graph, targets)
     while lower_nodes(model, graph, _passed(graph, values, {scalar.value}), rules, shapes):
-        shapes = infer_shapes(model, bindings, rules.infer)
+        shapes = settle_branches(model, bindings, rules.infer)
         values = find_values(graph, targets)
     walk = _Walk(model, rules, shapes, Builder(graph, "gradient"))
     gradients = walk.back({scalar.value: walk.builder.op("Identity", 1.0)}, set(values))

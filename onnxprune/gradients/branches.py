@@ -6,12 +6,14 @@ moved out before, so that they can be differentiated with respect to, like all o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from onnxprune.model import edit
-from onnxprune.model.branches import decide_branches, infer_branch
+from onnxprune.model.branches import decide_branches
 from onnxprune.model.normalize import lift_constants
-from onnxprune.model.shapes import Custom, Dims, Shapes, infer_shapes
+from onnxprune.model.shapes import Custom, Shapes, infer_shapes
 
 BRANCHES = ("then_branch", "else_branch")
 
@@ -43,8 +45,8 @@ def move_weights_out(graph: ir.Graph) -> None:
                 graph.register_initializer(value)
 
 
-def settle_branches(model: ir.Model, bindings: dict[str, int] | None, custom: Custom) -> Shapes:
-    """Replace each If that takes the same branch for every input, and give others' outputs the shapes they have.
+def settle_branches(model: ir.Model, bindings: Mapping[str, int] | None, custom: Custom) -> Shapes:
+    """Replace each If that takes the same branch for every input.
 
     Parameters
     ----------
@@ -52,44 +54,16 @@ def settle_branches(model: ir.Model, bindings: dict[str, int] | None, custom: Cu
         Mutated.
     bindings, custom
         As in `infer_shapes`.
+
+    Returns
+    -------
+    Shapes
+        Of the model, those of what other Ifs make included.
     """
-    shapes = infer_shapes(model, bindings, custom)
-    while decide_branches(model, shapes) or _declare(model, model.graph, shapes, custom):
-        shapes = infer_shapes(model, bindings, custom)
+    shapes = infer_shapes(model, bindings, custom, branches=True)
+    while decide_branches(model, shapes):
+        shapes = infer_shapes(model, bindings, custom, branches=True)
     return shapes
-
-
-def _declare(model: ir.Model, graph: ir.Graph, shapes: Shapes, custom: Custom) -> bool:
-    """Declare outputs of Ifs whose extents are not known, as far as both branches agree."""
-    found = False
-    for node in graph:
-        if not is_if(node):
-            continue
-        graphs = branches_of(node)
-        for branch in graphs:
-            while _declare(model, branch, infer_branch(model, branch, shapes, custom), custom):
-                found = True
-        if all(output in shapes.dims for output in node.outputs):
-            continue
-        inside = [infer_branch(model, branch, shapes, custom) for branch in graphs]
-        for slot, output in enumerate(node.outputs):
-            made = [branch.outputs[slot] for branch in graphs]
-            extents = [_fixed(known, value) for known, value in zip(inside, made, strict=True)]
-            if output in shapes.dims or None in extents or len(extents[0] or ()) != len(extents[1] or ()):
-                continue
-            pairs = zip(extents[0] or (), extents[1] or (), strict=True)
-            output.shape = ir.Shape([a if a == b else None for a, b in pairs])
-            output.type = output.type or made[0].type
-            found = True
-    return found
-
-
-def _fixed(shapes: Shapes, value: ir.Value) -> Dims | None:
-    """Extents that do not depend on the input; None for the others, and where the rank is not known."""
-    dims = shapes.dims.get(value)
-    if dims is None:
-        return None
-    return tuple(None if (value, n) in shapes.dynamic else extent for n, extent in enumerate(dims))
 
 
 def rename(graph: ir.Graph, prefix: str) -> None:
