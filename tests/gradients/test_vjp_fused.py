@@ -8,12 +8,11 @@ forward in float64.
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
@@ -23,7 +22,8 @@ from vjp_cases import case as standard
 from vjp_cases import check as compare
 
 from onnxprune.calibrate.sessions import open_session, run
-from onnxprune.gradients import CrossEntropy, Projection, build_backward, gradient_name
+from onnxprune.errors import GradientError
+from onnxprune.gradients import Projection, build_backward, gradient_name
 
 TOLERANCE = 2e-4
 MS = "com.microsoft"
@@ -336,28 +336,42 @@ def test_lowered_operators_without_a_kernel(case, formula):
     check(model, feed, expected, rng)
 
 
-def test_a_fused_file_has_the_gradients_of_the_plain_one(tmp_path):
-    """A transformer before and after onnxruntime's own fusions."""
-    plain = Path(__file__).parents[2] / "models" / "digits_vit.onnx"
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
-    onnxruntime.InferenceSession(str(plain), options, providers=["CPUExecutionProvider"])
-    before, after = (ir.load(path) for path in (plain, tmp_path / "fused.onnx"))
-    assert {node.op_type for node in after.graph if node.domain} >= {"FusedMatMul", "BiasGelu"}
-    names = [
-        n for n, v in after.graph.initializers.items() if n in before.graph.initializers and ".bias" in n
-    ]
-    assert len(names) > 10
-    (image,) = before.graph.inputs
-    shape = (2, *(d for d in image.shape[1:]))
-    feed = {image.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
-    feed["labels"] = np.array([3, 8])
-    found = [
-        run(open_session(build_backward(model, CrossEntropy(), names), threads=1), feed)
-        for model in (before, after)
-    ]
-    for name in names:
-        one, other = (arrays[gradient_name(name)] for arrays in found)
-        np.testing.assert_allclose(other, one, rtol=0, atol=1e-4 * max(np.abs(one).max(), 1e-3))
+def samples_first(case):
+    """Slots of inputs that have two samples, in cases without other values that are per sample."""
+    per_sample = {"lengths", "ends and starts", "cache"}
+    if case.note in per_sample or case.op_type == "FusedConv" or case.makes == 2:
+        return ()
+    return tuple(s for s, v in case.moving.items() if len(v.shape) >= 3 and v.shape[0] == 2)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if samples_first(c)], ids=lambda case: case.id)
+def test_a_symbolic_batch_changes_nothing(case):
+    rng = np.random.default_rng(0)
+    feed = {f"x{slot}": value.draw(rng) for slot, value in case.moving.items()}
+    found = []
+    for dynamic in (False, True):
+        model = build(replace(case, symbolic=samples_first(case)), feed, dynamic)
+        names = [f"y{slot}" for slot in case.outputs]
+        session = open_session(
+            build_backward(ir.from_proto(model), Projection(tuple(names)), list(feed)), threads=1
+        )
+        if not dynamic:
+            signs = {
+                i.name: rng.standard_normal(i.shape).astype(np.float32)
+                for i in session.get_inputs()
+                if i.name.startswith("signs")
+            }
+        found.append(run(session, {**feed, **signs}))
+    for name in map(gradient_name, feed):
+        np.testing.assert_allclose(
+            found[1][name], found[0][name], rtol=0, atol=1e-5 * max(1, np.abs(found[0][name]).max())
+        )
+
+
+def test_lengths_that_may_be_ends_and_starts_are_refused():
+    """Two numbers and any batch: at a batch of one they would be an end and a start."""
+    case = ms("Attention", TEXT, (8, 24), (24,), ints(2, 3), num_heads=2)
+    rng = np.random.default_rng(0)
+    feed = {f"x{slot}": value.draw(rng) for slot, value in case.moving.items()}
+    with pytest.raises(GradientError, match="mask of rank 1"):
+        build_backward(ir.from_proto(build(case, feed, True)), Projection(("y0",)), ["x1"])

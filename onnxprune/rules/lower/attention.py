@@ -233,15 +233,15 @@ def _split(site: Site, x: Expr, axis: int, widths: Sequence[int]) -> list[Expr]:
 def _filters(op: Op, site: Site, slot: int, q: Expr, k: Expr, offset: Expr | None) -> list[Expr]:
     """What is added where a mask, lengths of sequences or the order of tokens rule a key out."""
     low = number(op, "mask_filter_value", -10000.0)
-    batch = (op.dims(op.input(0)) or (None,))[0]
     biases: list[Expr] = []
     if op.has(slot):
         mask, rank, dims = site.x(slot), site.rank(op.input(slot)), op.dims(op.input(slot)) or ()
         keys = site.count_up(k.op("Shape", start=2, end=3))
         zero = site.builder.constant(np.int64(0))
         wide = mask.op("Cast", to=ir.DataType.INT64)
-        if rank == 1 and batch is not None and dims[0] in (batch, 2 * batch):
-            parts = [wide] if dims[0] == batch else site.builder.ops("Split", [wide], 2, num_outputs=2)
+        numbers = _numbers_per_sample(op, slot) if rank == 1 else None
+        if numbers in (1, 2):
+            parts = [wide] if numbers == 1 else site.builder.ops("Split", [wide], 2, num_outputs=2)
             kept = keys.op("Less", parts[0].unsqueeze(1, 2, 3))
             for start in parts[1:]:
                 kept = kept.op("And", keys.op("GreaterOrEqual", start.unsqueeze(1, 2, 3)))
@@ -256,6 +256,16 @@ def _filters(op: Op, site: Site, slot: int, q: Expr, k: Expr, offset: Expr | Non
         rows, keys = places(site, q, k, offset)
         biases.append(keys.op("LessOrEqual", rows).op("Where", 0.0, low))
     return biases
+
+
+def _numbers_per_sample(op: Op, slot: int) -> int | None:
+    """How many numbers a vector has per sample: ends of sequences, or ends and starts. None where sizes differ."""
+    found = set()
+    for dims in (op.dims, op.dims_elsewhere):
+        mask, x = dims(op.input(slot)), dims(op.input(0))
+        if mask is not None and x is not None and mask[0] is not None and x[0]:
+            found.add(mask[0] / x[0])
+    return int(found.pop()) if len(found) == 1 else None
 
 
 def _multi(op: Op, site: Site) -> _Outputs:
