@@ -1,0 +1,205 @@
+"""One layer: which weights become zero, and what the others become, from moments of rows `(input, target)`.
+
+Let `W_t` be the least squares fit of the targets (what the original has there) to the inputs that the layer
+sees in the sparse model. Up to a constant, any other weights `W'` cost `tr (W' - W_t) C (W' - W_t)^T`, C
+being the covariance of the inputs. So solvers that know nothing of targets get `W_t` instead of the layer's
+weight, and correct what layers before this one did. Weights are taken as they come out where that does better
+than zeros alone on samples that were held out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onnxprune.patterns import Block, NofM, Pattern
+from onnxprune.patterns.pattern import Bools
+from onnxprune.repair.fit import Fit, error_of, fit
+from onnxprune.solvers import Blocks, Elements, NOfM, obc, refit, sparsegpt
+from onnxprune.sparsity.layers import WeightLayer
+from onnxprune.sparsity.select import Scored, count, select
+from onnxprune.statistics.moments import Matrix, Moments
+
+Array = np.ndarray[Any, Any]
+
+SOLVE = {"sparsegpt": sparsegpt, "obc": obc}
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """What one layer is asked for.
+
+    Attributes
+    ----------
+    level
+        Share of its weights that become zero.
+    zeros
+        Shape (outputs, columns): which ones; None: the solver chooses.
+    gone
+        The same shape: weights that are zero and stay so.
+    """
+
+    level: float
+    zeros: Bools | None
+    gone: Bools
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """What became of one layer.
+
+    Attributes
+    ----------
+    fit
+        Its weights and biases, and their errors on samples that were held out: `before` is that of zeros
+        alone.
+    zeros
+        Shape (outputs, columns).
+    """
+
+    fit: Fit
+    zeros: Bools
+
+
+def solve_layer(
+    layer: WeightLayer,
+    order: Order,
+    solver: str,
+    pattern: Pattern,
+    seen: Moments,
+    held: Moments,
+    *,
+    shifts: bool,
+) -> Solved:
+    """Choose zeros and weights for one layer.
+
+    Parameters
+    ----------
+    layer
+        As it is in the sparse model.
+    solver
+        "sparsegpt" or "obc".
+    seen, held
+        Moments of rows `(x, t)`: features, then targets; to fit on, and to choose on.
+    shifts
+        Whether the layer has, or may get, a bias.
+    """
+    consumer = layer.consumer
+    weight = consumer.matrix()
+    bias = consumer.bias_vector().reshape(consumer.groups, -1)
+    if not shifts:
+        seen, held = _around_zero(seen), _around_zero(held)
+    goal = fit(seen, held, weight, bias, ("affine",)).weight
+    features = weight.shape[2]
+    covariance = seen.covariance[:, :features, :features]
+    zeros = order.zeros
+    if zeros is None and consumer.groups == 1 and _adaptive(pattern, order.level):
+        found = _own(solver, goal[0], covariance[0], pattern, order)
+        zeros, solved = found.mask | order.gone, found.weight[None]
+    else:
+        if zeros is None:
+            zeros = _by_saliency(layer, goal, covariance, pattern, order)
+        parts = zeros.reshape(consumer.groups, -1, features)
+        each = [_update(solver, *part) for part in zip(goal, parts, covariance, strict=True)]
+        solved = np.stack(each)
+    flags = zeros.reshape(weight.shape)
+    best = _better(seen, held, weight, bias, np.where(flags, 0.0, solved), flags, shifts=shifts)
+    return Solved(best, zeros)
+
+
+def solve_again(solved: Solved, seen: Moments, held: Moments) -> Solved:
+    """The same zeros with weights that do better on other targets, or what was solved.
+
+    Parameters
+    ----------
+    seen, held
+        As of `solve_layer`, of targets that follow from what `solved` gives (`onnxprune.repair.flat`).
+    """
+    found, features = solved.fit, solved.fit.weight.shape[2]
+    goal = fit(seen, held, found.weight, found.bias, ("affine",)).weight
+    covariance, mean = seen.covariance[:, :features, :features], seen.mean
+    flags = solved.zeros.reshape(found.weight.shape)
+    weight = np.stack([refit(*part).weight for part in zip(goal, flags, covariance, strict=True)])
+    bias = np.asarray(mean[:, features:] - np.einsum("gof,gf->go", weight, mean[:, :features]))
+    error = error_of(held, weight, bias)
+    if not error < error_of(held, found.weight, found.bias):
+        return solved
+    return replace(solved, fit=replace(found, kind="weights", weight=weight, bias=bias, error=error))
+
+
+def _around_zero(moments: Moments) -> Moments:
+    """Moments that know of no mean, so that their covariance is the second moment."""
+    return replace(moments, total=np.zeros_like(moments.total))
+
+
+def _better(
+    seen: Moments, held: Moments, weight: Matrix, bias: Matrix, solved: Matrix, flags: Bools, *, shifts: bool
+) -> Fit:
+    """The best of zeros alone, zeros and another bias, and what the solver gives, on held-out samples."""
+    features = weight.shape[2]
+    mean = seen.mean
+
+    def centred(w: Matrix) -> Matrix:
+        if not shifts:
+            return bias
+        return np.asarray(mean[:, features:] - np.einsum("gof,gf->go", w, mean[:, :features]))
+
+    alone = np.where(flags, 0.0, weight)
+    energy = float(np.einsum("gii->", held.covariance[:, features:, features:]))
+    before = error_of(held, alone, bias)
+    best = Fit("mask", alone, bias, before, before, energy)
+    for kind, w in (("bias", alone), ("weights", solved)):
+        b = centred(w)
+        error = error_of(held, w, b)
+        if np.isfinite(w).all() and error < best.error:
+            best = Fit(kind, w, b, error, before, energy)
+    return best
+
+
+def _adaptive(pattern: Pattern, level: float) -> bool:
+    """Whether solvers choose zeros of this pattern as they go."""
+    if isinstance(pattern, NofM):
+        return abs(level - pattern.most) < 1e-9
+    return isinstance(pattern, Block) and pattern.rows == 1
+
+
+def _own(solver: str, goal: Matrix, covariance: Matrix, pattern: Pattern, order: Order) -> Any:
+    what: NOfM | Elements | Blocks
+    size = count(order.level, goal.size)
+    if isinstance(pattern, NofM):
+        what = NOfM(pattern.n, pattern.m)
+    elif isinstance(pattern, Block) and pattern.columns > 1:
+        what = Blocks(size // pattern.columns, (1, pattern.columns))
+    else:
+        what = Elements(size)
+    locked = order.gone if order.gone.any() else None
+    if locked is not None:
+        goal = refit(goal, locked, covariance).weight
+    return SOLVE[solver](goal, covariance, what, locked=locked)
+
+
+def _update(solver: str, goal: Matrix, zeros: Bools, covariance: Matrix) -> Matrix:
+    """The other weights, where it is settled which ones go."""
+    if solver == "sparsegpt":
+        return sparsegpt(goal, covariance, zeros).weight
+    return refit(goal, zeros, covariance).weight
+
+
+def _by_saliency(
+    layer: WeightLayer, goal: Matrix, covariance: Matrix, pattern: Pattern, order: Order
+) -> Bools:
+    """Zeros by `w^2 / [C^-1]_jj`, what a weight costs when the others of its output make up for it."""
+    saliency = np.stack([_saliency(w, c) for w, c in zip(goal, covariance, strict=True)])
+    scored = Scored(layer.name, layer.grid, saliency.reshape(layer.grid.shape), order.gone)
+    return select([scored], pattern, order.level, scope="local", reduce="sum")[layer.name]
+
+
+def _saliency(weight: Matrix, covariance: Matrix) -> Matrix:
+    columns = len(covariance)
+    level = float(np.trace(covariance)) / max(columns, 1)
+    if level <= 0:
+        return np.square(weight)
+    damped = covariance + 0.01 * level * np.eye(columns)
+    return np.asarray(np.square(weight) / np.diagonal(np.linalg.inv(damped)))
