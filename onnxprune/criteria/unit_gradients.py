@@ -69,6 +69,9 @@ class WeightGradients:
         Shape (units, batches): `sum |w g|` over a unit's features, g being the gradient of one batch's loss.
     norm
         L2 norm of the whole parameter, for rankings across layers.
+    change
+        Shape (units, batches): `sum w g`, the same with its signs; minus this is the first-order change of the
+        batch's loss when the unit's weights go. None where nobody collected it.
 
     Raises
     ------
@@ -80,6 +83,7 @@ class WeightGradients:
     gradient: Array
     saliency: Array
     norm: float
+    change: Array | None = None
 
     def __post_init__(self) -> None:
         """Widen the arrays, and see that they fit together."""
@@ -89,6 +93,8 @@ class WeightGradients:
             raise ValueError(f"values, gradients and saliencies of shapes {shapes}")
         if len(self.values) != len(self.saliency):
             raise ValueError(f"not equally many units: {shapes}")
+        if self.change is not None and self.change.shape != self.saliency.shape:
+            raise ValueError(f"changes of shape {self.change.shape}, saliencies of shape {shapes[2]}")
 
     @property
     def units(self) -> int:
