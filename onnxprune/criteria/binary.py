@@ -25,7 +25,7 @@ TOLERANCE = 0.05
 BETAS = 0.9, 0.999
 """How long Adam remembers gradients and their squares."""
 
-_TINY = 1e-8
+_TINY = 1e-15
 
 
 @dataclass(eq=False)
@@ -111,6 +111,11 @@ class BinaryMasks:
     def below(self) -> float:
         """Share of the weights that the inference mask, `sigmoid(s) > 0.5`, would make zero."""
         return float(self._shares @ (self.logits <= 0))
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """What reports say: `mean_sparse_prob`, and `below` as `inference_level`."""
+        return {"mean_sparse_prob": self.mean_sparse_prob, "inference_level": self.below}
 
 
 def sigmoid(x: Array) -> Array:

@@ -127,6 +127,11 @@ class Objective:
         return f"{what} at the output {self.output}, {whose}"
 
     @property
+    def classes(self) -> bool:
+        """Whether one of several classes is told apart along `axis` of the output."""
+        return isinstance(self.loss, CrossEntropy | NextToken)
+
+    @property
     def needs_outputs(self) -> bool:
         """Whether the model's own outputs have to be known first."""
         return self.kind != "labels"

@@ -85,7 +85,7 @@ def make_sparse(
         chosen = None
         if scorer is not None:
             with weights_of(graph.model, sparse):
-                scored = scorer.score(zeros)
+                scored = scorer.score(zeros, level)
             chosen = select(
                 scored,
                 pattern,

@@ -197,11 +197,32 @@ class Differentiation:
         if sums:
             yield sums
 
-    def _running(self, model: ir.Model, targets: Sequence[Target]) -> Running:
-        graph, objective = self.axis_graph, self.objective()
+    def running(
+        self,
+        model: ir.Model,
+        targets: Sequence[Target],
+        *,
+        fed: Sequence[str] = (),
+        objective: Objective | None = None,
+    ) -> Running:
+        """Build and open the graph of gradients with respect to some targets.
+
+        Parameters
+        ----------
+        model
+            The axis graph's, or a copy with masks.
+        targets
+            Names or masks.
+        fed
+            Initializers that become inputs, so that every run may have other weights (`Running.at`).
+        objective
+            The loss; None: that of `objective()`.
+        """
+        graph, objective = self.axis_graph, objective or self.objective()
         built = build_backward(
             model, objective.loss, targets, rules=graph.rules, bindings=graph.shapes.bindings
         )
+        as_inputs(built, fed)
         names = [gradient_name(target) for target in targets]
         return Running.open(built, graph.model, objective, names, self.provider, self.seed)
 
@@ -273,36 +294,29 @@ class Running:
         dense = open_session(prepare(model), provider) if objective.needs_outputs else None
         return cls(open_session(built, provider, lean=True), dense, objective, names, seed)
 
-    def over(
-        self,
-        data: Dataset,
-        size: int,
-        progress: Progress | None = None,
-        *,
-        fed: Callable[[], Feed] | None = None,
-        draws: Draws | None = None,
-    ) -> Iterator[Feed]:
-        """Gradients of every batch.
-
-        Parameters
-        ----------
-        fed
-            Gives what else the graph takes, asked before every run: masks, weights in place of the model's. The
-            loss still follows from the outputs of the model alone.
-        draws
-            Random numbers of an earlier pass to go on from; None: those of the seed, from their start.
-        """
-        draws = draws or Draws(self.seed)
+    def over(self, data: Dataset, size: int, progress: Progress | None = None) -> Iterator[Feed]:
+        """Gradients of every batch."""
+        draws = Draws(self.seed)
         done = 0
         for feed, labels in data.labelled_batches(size):
-            outputs = run(self.dense, _as_taken(feed, self.dense)) if self.dense is not None else {}
-            given = {**feed, **self.objective.feed(outputs, labels, draws)}
-            if fed is not None:
-                given |= fed()
-            yield run(self.session, _as_taken(given, self.session), self.names)
+            yield self.at(feed, labels, draws)
             done += data.size_of(feed)
             if progress is not None:
                 progress(done, len(data))
+
+    def at(self, feed: Feed, labels: Array | None, draws: Draws, fed: Feed | None = None) -> Feed:
+        """Gradients of one batch.
+
+        Parameters
+        ----------
+        draws
+            Random numbers for labels and signs.
+        fed
+            What else the graph takes: masks, or weights. The loss follows from the outputs of the model without.
+        """
+        outputs = run(self.dense, as_taken(feed, self.dense)) if self.dense is not None else {}
+        given = {**feed, **self.objective.feed(outputs, labels, draws), **(fed or {})}
+        return run(self.session, as_taken(given, self.session), self.names)
 
 
 def _by_group(masked: Masked, found: Mapping[str, Array]) -> dict[str, Array]:
@@ -333,7 +347,7 @@ def _check_finite(array: Array, what: str) -> None:
         )
 
 
-def _as_taken(feed: Mapping[str, Array], session: Any) -> dict[str, Array]:
+def as_taken(feed: Mapping[str, Array], session: Any) -> dict[str, Array]:
     """Only what the graph takes; floats of other types as float32, in which gradients are computed."""
     types = {each.name: each.type for each in session.get_inputs()}
     return {
