@@ -9,6 +9,7 @@ than zeros alone on samples that were held out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,14 +18,14 @@ import numpy as np
 from onnxprune.patterns import Block, NofM, Pattern
 from onnxprune.patterns.pattern import Bools
 from onnxprune.repair.fit import Fit, error_of, fit
-from onnxprune.solvers import Blocks, Elements, NOfM, obc, refit, sparsegpt
+from onnxprune.solvers import Blocks, Elements, NOfM, Solution, obc, refit, sparsegpt
 from onnxprune.sparsity.layers import WeightLayer
 from onnxprune.sparsity.select import Scored, count, select
 from onnxprune.statistics.moments import Matrix, Moments
 
 Array = np.ndarray[Any, Any]
 
-SOLVE = {"sparsegpt": sparsegpt, "obc": obc}
+SOLVE: dict[str, Callable[..., Solution]] = {"sparsegpt": sparsegpt, "obc": obc}
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +166,7 @@ def _adaptive(pattern: Pattern, level: float) -> bool:
     return isinstance(pattern, Block) and pattern.rows == 1
 
 
-def _own(solver: str, goal: Matrix, covariance: Matrix, pattern: Pattern, order: Order) -> Any:
+def _own(solver: str, goal: Matrix, covariance: Matrix, pattern: Pattern, order: Order) -> Solution:
     what: NOfM | Elements | Blocks
     size = count(order.level, goal.size)
     if isinstance(pattern, NofM):
