@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxprune.patterns import Block, NofM, Pattern
 from onnxprune.patterns.pattern import Bools
-from onnxprune.repair.fit import Fit, error_of, fit
+from onnxprune.repair.fit import CONSTANT, Fit, error_of, fit
 from onnxprune.solvers import Blocks, Elements, NOfM, Solution, obc, refit, sparsegpt
 from onnxprune.sparsity.layers import WeightLayer
 from onnxprune.sparsity.select import Scored, count, select
@@ -94,7 +94,7 @@ def solve_layer(
         seen, held = _around_zero(seen), _around_zero(held)
     goal = fit(seen, held, weight, bias, ("affine",)).weight
     features = weight.shape[2]
-    covariance = seen.covariance[:, :features, :features]
+    covariance = input_covariance(seen, features)
     zeros = order.zeros
     if zeros is None and consumer.groups == 1 and _adaptive(pattern, order.level):
         found = _own(solver, goal[0], covariance[0], pattern, order)
@@ -120,7 +120,7 @@ def solve_again(solved: Solved, seen: Moments, held: Moments) -> Solved:
     """
     found, features = solved.fit, solved.fit.weight.shape[2]
     goal = fit(seen, held, found.weight, found.bias, ("affine",)).weight
-    covariance, mean = seen.covariance[:, :features, :features], seen.mean
+    covariance, mean = input_covariance(seen, features), seen.mean
     flags = solved.zeros.reshape(found.weight.shape)
     weight = np.stack([refit(*part).weight for part in zip(goal, flags, covariance, strict=True)])
     bias = np.asarray(mean[:, features:] - np.einsum("gof,gf->go", weight, mean[:, :features]))
@@ -128,6 +128,17 @@ def solve_again(solved: Solved, seen: Moments, held: Moments) -> Solved:
     if not error < error_of(held, found.weight, found.bias):
         return solved
     return replace(solved, fit=replace(found, kind="weights", weight=weight, bias=bias, error=error))
+
+
+def input_covariance(moments: Moments, features: int) -> Matrix:
+    """Shape (groups, features, features): of the first columns; what does not vary but for rounding is zero."""
+    found = moments.covariance[:, :features, :features].copy()
+    squares = np.square(moments.mean[:, :features])
+    for part, square in zip(found, squares, strict=True):
+        variance = np.diagonal(part)
+        constant = variance <= CONSTANT * (square + variance)
+        part[constant] = part[:, constant] = 0.0
+    return found
 
 
 def _around_zero(moments: Moments) -> Moments:
@@ -157,6 +168,25 @@ def _better(
         if np.isfinite(w).all() and error < best.error:
             best = Fit(kind, w, b, error, before, energy)
     return best
+
+
+def solve_alone(
+    layer: WeightLayer, order: Order, pattern: Pattern, matrix: Matrix, covariance: Matrix
+) -> Matrix:
+    """SparseGPT's weights (groups, outputs per group, features) for the inputs of the original.
+
+    Parameters
+    ----------
+    matrix
+        The layer's weight, of that shape.
+    covariance
+        Shape (groups, features, features), of its input.
+    """
+    if layer.consumer.groups == 1 and _adaptive(pattern, order.level):
+        return _own("sparsegpt", matrix[0], covariance[0], pattern, order).weight[None]
+    zeros = _by_saliency(layer, matrix, covariance, pattern, order).reshape(matrix.shape)
+    parts = zip(matrix, zeros, covariance, strict=True)
+    return np.stack([_update("sparsegpt", *part) for part in parts])
 
 
 def _adaptive(pattern: Pattern, level: float) -> bool:
