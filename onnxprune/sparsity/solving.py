@@ -9,6 +9,7 @@ than zeros alone on samples that were held out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,15 +17,15 @@ import numpy as np
 
 from onnxprune.patterns import Block, NofM, Pattern
 from onnxprune.patterns.pattern import Bools
-from onnxprune.repair.fit import Fit, error_of, fit
-from onnxprune.solvers import Blocks, Elements, NOfM, obc, refit, sparsegpt
+from onnxprune.repair.fit import CONSTANT, Fit, error_of, fit
+from onnxprune.solvers import Blocks, Elements, NOfM, Solution, obc, refit, sparsegpt
 from onnxprune.sparsity.layers import WeightLayer
 from onnxprune.sparsity.select import Scored, count, select
 from onnxprune.statistics.moments import Matrix, Moments
 
 Array = np.ndarray[Any, Any]
 
-SOLVE = {"sparsegpt": sparsegpt, "obc": obc}
+SOLVE: dict[str, Callable[..., Solution]] = {"sparsegpt": sparsegpt, "obc": obc}
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ def solve_layer(
         seen, held = _around_zero(seen), _around_zero(held)
     goal = fit(seen, held, weight, bias, ("affine",)).weight
     features = weight.shape[2]
-    covariance = seen.covariance[:, :features, :features]
+    covariance = input_covariance(seen, features)
     zeros = order.zeros
     if zeros is None and consumer.groups == 1 and _adaptive(pattern, order.level):
         found = _own(solver, goal[0], covariance[0], pattern, order)
@@ -119,7 +120,7 @@ def solve_again(solved: Solved, seen: Moments, held: Moments) -> Solved:
     """
     found, features = solved.fit, solved.fit.weight.shape[2]
     goal = fit(seen, held, found.weight, found.bias, ("affine",)).weight
-    covariance, mean = seen.covariance[:, :features, :features], seen.mean
+    covariance, mean = input_covariance(seen, features), seen.mean
     flags = solved.zeros.reshape(found.weight.shape)
     weight = np.stack([refit(*part).weight for part in zip(goal, flags, covariance, strict=True)])
     bias = np.asarray(mean[:, features:] - np.einsum("gof,gf->go", weight, mean[:, :features]))
@@ -127,6 +128,17 @@ def solve_again(solved: Solved, seen: Moments, held: Moments) -> Solved:
     if not error < error_of(held, found.weight, found.bias):
         return solved
     return replace(solved, fit=replace(found, kind="weights", weight=weight, bias=bias, error=error))
+
+
+def input_covariance(moments: Moments, features: int) -> Matrix:
+    """Shape (groups, features, features): of the first columns; what does not vary but for rounding is zero."""
+    found = moments.covariance[:, :features, :features].copy()
+    squares = np.square(moments.mean[:, :features])
+    for part, square in zip(found, squares, strict=True):
+        variance = np.diagonal(part)
+        constant = variance <= CONSTANT * (square + variance)
+        part[constant] = part[:, constant] = 0.0
+    return found
 
 
 def _around_zero(moments: Moments) -> Moments:
@@ -158,6 +170,25 @@ def _better(
     return best
 
 
+def solve_alone(
+    layer: WeightLayer, order: Order, pattern: Pattern, matrix: Matrix, covariance: Matrix
+) -> Matrix:
+    """SparseGPT's weights (groups, outputs per group, features) for the inputs of the original.
+
+    Parameters
+    ----------
+    matrix
+        The layer's weight, of that shape.
+    covariance
+        Shape (groups, features, features), of its input.
+    """
+    if layer.consumer.groups == 1 and _adaptive(pattern, order.level):
+        return _own("sparsegpt", matrix[0], covariance[0], pattern, order).weight[None]
+    zeros = _by_saliency(layer, matrix, covariance, pattern, order).reshape(matrix.shape)
+    parts = zip(matrix, zeros, covariance, strict=True)
+    return np.stack([_update("sparsegpt", *part) for part in parts])
+
+
 def _adaptive(pattern: Pattern, level: float) -> bool:
     """Whether solvers choose zeros of this pattern as they go."""
     if isinstance(pattern, NofM):
@@ -165,7 +196,7 @@ def _adaptive(pattern: Pattern, level: float) -> bool:
     return isinstance(pattern, Block) and pattern.rows == 1
 
 
-def _own(solver: str, goal: Matrix, covariance: Matrix, pattern: Pattern, order: Order) -> Any:
+def _own(solver: str, goal: Matrix, covariance: Matrix, pattern: Pattern, order: Order) -> Solution:
     what: NOfM | Elements | Blocks
     size = count(order.level, goal.size)
     if isinstance(pattern, NofM):
