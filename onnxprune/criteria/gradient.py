@@ -28,6 +28,9 @@ movement
     `-sum_b sum W G_b`: grows where a step of training would move the unit's weights away from zero (Sanh et al.
     2020, https://arxiv.org/abs/2005.07683). The weights do not move, so this is the first-order change of the
     loss when they go. Weights that the loss does not depend on in scale (behind a normalisation) get 0.
+rb
+    `s`, the logit of a mask over the unit that was learned on the samples (NNCF's regularised binary sparsity,
+    `onnxprune.criteria.binary`; Louizos et al. 2018, https://arxiv.org/abs/1712.01312).
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.criteria.criterion import Array, UnitActivations, UnitWeights, data_missing, one_per_unit
-from onnxprune.criteria.unit_gradients import MASKS, WEIGHTS, MaskGradients, UnitGradients, WeightGradients
+from onnxprune.criteria.unit_gradients import LOGITS, MASKS, WEIGHTS, MaskGradients, UnitGradients, WeightGradients
 from onnxprune.errors import UsageError
 
 ALPHA, BETA = 0.9, 1.0
@@ -149,6 +152,48 @@ class GradientCriterion:
         return total
 
 
+@dataclass(frozen=True)
+class LogitCriterion:
+    """A way of scoring units by masks over them that were learned.
+
+    Logits compare between groups as they are: one penalty holds for all.
+
+    Parameters
+    ----------
+    name
+        As the command line names it.
+    source
+        Where the definition comes from.
+    """
+
+    name: str
+    source: str = ""
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Logits of masks."""
+        return frozenset({LOGITS})
+
+    @property
+    def needs_data(self) -> bool:
+        """Masks learn from samples."""
+        return True
+
+    def score(
+        self,
+        members: Sequence[UnitWeights],
+        *,
+        normalize: bool,
+        rng: np.random.Generator,
+        activations: Sequence[UnitActivations] | None = None,
+        gradients: UnitGradients | None = None,
+    ) -> Array | None:
+        """The logits themselves; see `AnyCriterion.score`."""
+        if gradients is None:
+            raise data_missing(self.name, "gradients")
+        return gradients.logits
+
+
 def beside(weights: Sequence[WeightGradients]) -> WeightGradients:
     """Parameters of the same units as one, their features side by side."""
     changes = [each.change for each in weights]
@@ -243,7 +288,7 @@ def movement(weights: WeightGradients, _: np.random.Generator) -> Array:
     return np.asarray(-(weights.values * weights.gradient).sum(axis=1))
 
 
-CRITERIA: dict[str, MaskCriterion | GradientCriterion] = {
+CRITERIA: dict[str, MaskCriterion | GradientCriterion | LogitCriterion] = {
     "taylor": MaskCriterion("taylor", taylor, "arXiv:1611.06440"),
     "fisher": MaskCriterion("fisher", fisher, "arXiv:1801.05787"),
     "retrain_free": MaskCriterion("retrain_free", retrain_free, "arXiv:2204.09656"),
@@ -254,4 +299,5 @@ CRITERIA: dict[str, MaskCriterion | GradientCriterion] = {
         "snip_momentum_block", snip_momentum_block, "arXiv:1810.02340", jointly=True
     ),
     "movement": GradientCriterion("movement", movement, "arXiv:2005.07683"),
+    "rb": LogitCriterion("rb", "arXiv:1712.01312"),
 }

@@ -16,7 +16,11 @@ MASKS = "mask-gradient"
 WEIGHTS = "weight-gradient"
 """The same for `WeightGradients`."""
 
-KINDS = frozenset({MASKS, WEIGHTS})
+LOGITS = "mask-logit"
+"""The same for logits of masks that were learned."""
+
+KINDS = frozenset({MASKS, WEIGHTS, LOGITS})
+"""What criteria read that look at gradients of a loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +116,13 @@ class UnitGradients:
         None where nobody asked for them, or where nothing consumes the units.
     weights
         One entry per parameter that makes units; empty where nobody asked for them.
+    logits
+        Shape (units,): of masks that were learned (`onnxprune.criteria.binary`). None as of `masks`.
     """
 
     masks: MaskGradients | None = None
     weights: Sequence[WeightGradients] = ()
+    logits: Array | None = None
 
 
 def _widen(arrays: Any) -> None:

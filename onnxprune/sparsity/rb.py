@@ -7,7 +7,7 @@ block, whatever m is. The weights stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from onnxprune.criteria.binary import BinaryMasks
 from onnxprune.patterns import Element, NofM, Pattern
 from onnxprune.sparsity.layers import WeightLayer
 from onnxprune.statistics.gradients import Differentiation
-from onnxprune.statistics.learning import PASSES, Learning, rate_of
+from onnxprune.statistics.learning import PASSES, LearnedMasks, Learning, rate_of
 
 Array = np.ndarray[Any, Any]
 
@@ -64,7 +64,7 @@ def learn_logits(
     *,
     passes: int = PASSES,
     rate: float | None = None,
-) -> tuple[Mapping[str, Array], BinaryMasks]:
+) -> LearnedMasks:
     """Logits of masks over the blocks of layers.
 
     Parameters
@@ -82,8 +82,8 @@ def learn_logits(
 
     Returns
     -------
-    dict, BinaryMasks
-        By the weight's name, to every weight the logit of its block, (outputs, columns); all masks together.
+    LearnedMasks
+        By the weight's name, to every weight the logit of its block, (outputs, columns).
     """
     blocks = [Blocks(layer, pattern) for layer in layers]
     shapes = [each.shape for each in blocks]
@@ -112,7 +112,7 @@ def learn_logits(
     gradient = np.zeros(len(masks.logits), np.float32)
     for _, found in learning.steps(passes, fed):
         for layer, each, weight, place in zip(layers, blocks, weights, places, strict=True):
-            gradient[place] = each.sums(weight * layer.matrix(found[layer.name])).ravel()
+            gradient[place] = each.sums(weight * layer.gradient(found[layer.name])).ravel()
         masks.step(gradient)
     logits = [each.astype(np.float64) for each in spread(masks.logits)]
-    return dict(zip(names, logits, strict=True)), masks
+    return LearnedMasks(dict(zip(names, logits, strict=True)), masks, learning.loss, passes)

@@ -14,6 +14,7 @@ from onnxprune.sparsity.layers import WeightLayer
 from onnxprune.sparsity.rb import learn_logits
 from onnxprune.sparsity.select import Scored
 from onnxprune.statistics.collect import input_statistics
+from onnxprune.statistics.learning import LearnedMasks
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Scorer:
     folded
         What the criterion's fold made of the gradients so far, or the logits that were learned, by name.
     learned
-        What a criterion that learns has to say: see `onnxprune.report.sparsity`.
+        The masks of the last round, for a criterion that learns some.
     """
 
     layers: Sequence[WeightLayer]
@@ -41,7 +42,7 @@ class Scorer:
     criterion: WeightCriterion
     evidence: Evidence | None = None
     folded: dict[str, Array] = field(default_factory=dict)
-    learned: dict[str, float] = field(default_factory=dict)
+    learned: LearnedMasks | None = None
 
     def score(self, gone: Mapping[str, Array], level: float) -> list[Scored]:
         """Scores of all layers as the model is now.
@@ -100,9 +101,9 @@ class Scorer:
 
     def _learn(self, level: float) -> None:
         """Learn masks for a level."""
-        logits, masks = learn_logits(self.layers, self.pattern, self._given().differentiation, level)
-        self.folded.update(logits)
-        self.learned = masks.statistics
+        found = learn_logits(self.layers, self.pattern, self._given().differentiation, level)
+        self.folded.update(found.logits)
+        self.learned = found
 
     def _given(self) -> Evidence:
         if self.evidence is None:

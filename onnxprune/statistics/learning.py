@@ -7,7 +7,7 @@ masks are fed in place of the weights, or factors of units to a copy of the mode
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.criteria.binary import BinaryMasks
 from onnxprune.errors import DataError
 from onnxprune.gradients.backward import LOSS
-from onnxprune.gradients.masks import Factor, unit_factors
+from onnxprune.gradients.masks import unit_factors
 from onnxprune.gradients.objective import Draws, Objective, off_original
 from onnxprune.gradients.prepare import prepare
 from onnxprune.gradients.wrt import gradient_name
@@ -91,6 +91,11 @@ class Learning:
         )
         return cls(differentiation, running, targets, 1.0 / _positions(objective, outputs))
 
+    @property
+    def loss(self) -> str:
+        """What is differentiated, for people."""
+        return self.running.objective.sentence
+
     def steps(self, passes: int, fed: Callable[[], Feed]) -> Iterator[tuple[float, dict[str, Array]]]:
         """The loss of every run and its gradients by target, averaged over samples, pass after pass.
 
@@ -133,6 +138,38 @@ def _positions(objective: Objective, outputs: Feed) -> float:
     return float(max(math.prod(shape[1:]), 1))
 
 
+@dataclass(frozen=True, eq=False)
+class LearnedMasks:
+    """Masks after their passes.
+
+    Attributes
+    ----------
+    logits
+        What they cover, by name.
+    masks
+        All of them; None where there are none.
+    loss
+        What they were learned with, for people.
+    passes
+        How often the samples ran.
+    """
+
+    logits: Mapping[str, Array]
+    masks: BinaryMasks | None = None
+    loss: str = ""
+    passes: int = PASSES
+
+    def sentence(self, what: str) -> str:
+        """What was learned, for reports; `what` is masked: "weights", "units"."""
+        if self.masks is None:
+            return "no masks were learned"
+        return (
+            f"masks were learned in {self.passes} passes with the {self.loss}: sigmoid(s) <= 0.5 alone would make "
+            f"{self.masks.below:.1%} of the {what} zero (mean_sparse_prob {self.masks.mean_sparse_prob:.3f}, asked for "
+            f"{self.masks.level:.3f}); what goes is what ranks lowest by sigmoid(s), as many as were asked for"
+        )
+
+
 def learn_masks(
     differentiation: Differentiation,
     groups: Iterable[Group],
@@ -140,7 +177,7 @@ def learn_masks(
     *,
     passes: int = PASSES,
     rate: float | None = None,
-) -> tuple[dict[str, Array], BinaryMasks | None]:
+) -> LearnedMasks:
     """Logits of masks over the units of groups, by group id; groups that nothing sums over have none.
 
     Parameters
@@ -156,14 +193,14 @@ def learn_masks(
 
     Returns
     -------
-    dict, BinaryMasks
-        The logits, shape (units,) each, and all masks together; None where there are none.
+    LearnedMasks
+        Logits of shape (units,), by group id.
     """
     groups = list(groups)
     factored = unit_factors(differentiation.axis_graph, groups)
     mine = [group for group in groups if factored.factors[group.id]]
     if not mine:
-        return {}, None
+        return LearnedMasks({})
     factors = [(group, factor) for group in mine for factor in factored.factors[group.id]]
     learning = Learning.of(differentiation, [each.name for _, each in factors], model=factored.model)
     ends = np.cumsum([group.units for group in mine])
@@ -181,7 +218,8 @@ def learn_masks(
         for group, each in factors:
             gradient[place[group.id]] += each.gather(found[each.name], group.units)
         masks.step(gradient)
-    return {name: masks.logits[where].astype(np.float64) for name, where in place.items()}, masks
+    logits = {name: masks.logits[where].astype(np.float64) for name, where in place.items()}
+    return LearnedMasks(logits, masks, learning.loss, passes)
 
 
 def rate_of(differentiation: Differentiation, passes: int) -> float:

@@ -189,7 +189,7 @@ def _score(criterion: AnyCriterion, case: _Case, seed: int, normalize: bool) -> 
         normalize=normalize,
         rng=np.random.default_rng(seed),
         activations=[case.seen] if criterion.needs_data else None,
-        **extra(criterion, UnitGradients(case.masks, [case.weights])),
+        **extra(criterion, UnitGradients(case.masks, [case.weights], case.masks.samples.mean(axis=1))),
     )
     if scores is None:
         raise AssertionError(f"{criterion.name} gives no scores for {', '.join(sorted(criterion.kinds))}")
