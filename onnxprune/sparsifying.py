@@ -20,12 +20,14 @@ from onnxprune.measuring import Measurements, check_metric, measure_both
 from onnxprune.model import io
 from onnxprune.model.finalize import finalize
 from onnxprune.model.sparse import sparse_saves
+from onnxprune.patterns import Head
 from onnxprune.patterns.pattern import Bools
 from onnxprune.report.sparsity import LayerResult, SparsityReport
 from onnxprune.report.tables import plural, some
 from onnxprune.rules import RuleTable
 from onnxprune.sparsity.benefit import buys, kernel_note, pays_from
 from onnxprune.sparsity.choices import CONST, STORAGES, Settled, Sparsity
+from onnxprune.sparsity.heads import find_heads, make_heads_sparse
 from onnxprune.sparsity.layers import WeightLayer, find_layers, same_layers
 from onnxprune.sparsity.rounds import Outcome, make_sparse, zeros_of
 from onnxprune.threads import few_threads
@@ -104,7 +106,7 @@ def sparsify(
         with the criterion "const". Exactly so many, up to the size of a block.
     pattern
         "element", "N:M" (N zeros in each M input channels), blocks such as "4x1" (of the weight as outputs by
-        columns), "channelx1" (input channels) or "1xchannel" (output channels).
+        columns), "channelx1" (input channels), "1xchannel" (output channels) or "head" (whole attention heads).
     criterion
         One of `onnxprune.criteria.weights`, "saliency" (the solver's own), "const" (no zero is added) or
         "auto": the solver's own, else normed_abs.
@@ -185,9 +187,14 @@ def sparsify_model(
         raise UsageError(f"there is no storage {storage!r}", f"Known: {', '.join(STORAGES)}.")
     job = replace(job, progress=Clock(job.progress))
     settled = sparsity.settled(job.data is not None)
+    whole_heads = isinstance(sparsity.shape, Head)
+    if whole_heads:
+        job = replace(job, attention="heads")
     opened = open_model(path, job, output=output, force=force, calibrate=settled.reads)
     check_metric(opened, job)
     layers, left = _layers(opened, sparsity)
+    if whole_heads:
+        heads, layers, left = find_heads(opened.analysis, layers, left)
     evidence = opened.evidence(job) if settled.reads else None
     if settled.reads and evidence is None:
         raise UsageError(
@@ -196,7 +203,10 @@ def sparsify_model(
         )
     widest = max(layer.grid.columns for layer in layers)
     with few_threads(widest if evidence is not None else 0):
-        outcome = make_sparse(opened.analysis, layers, sparsity, settled, evidence)
+        if whole_heads:
+            outcome = make_heads_sparse(opened.analysis, heads, layers, sparsity, settled, evidence)
+        else:
+            outcome = make_sparse(opened.analysis, layers, sparsity, settled, evidence)
     return _finish(opened, layers, left, sparsity, settled, outcome, evidence, job, output, storage, force)
 
 
@@ -278,7 +288,11 @@ def _finish(
         bindings=opened.analysis.bindings,
         metric=measured.metric,
         fidelity=measured.fidelity,
-        warnings=_warnings(opened, job, sparsity, settled, results, stored, storage, measured, evidence),
+        warnings=_warnings(
+            opened, job, sparsity, settled, outcome, results, stored, storage, measured, evidence
+        ),
+        learned=outcome.statistics,
+        heads={name: which for name, (which, _) in outcome.heads.items()},
         seconds=seconds,
     )
     return Sparsified(model, zeros, report, None if output is None else Path(output))
@@ -316,6 +330,7 @@ def _warnings(
     job: Job,
     sparsity: Sparsity,
     settled: Settled,
+    outcome: Outcome,
     results: tuple[LayerResult, ...],
     stored: list[str],
     storage: str,
@@ -327,6 +342,7 @@ def _warnings(
         lines.append(opened.inputs.division)
     if settled.criterion is not None and settled.criterion.fold is not None and evidence is not None:
         lines.append(evidence.differentiated)
+    lines += outcome.notes(sparsity.shape)
     if job.data is None:
         lines.append("no data was given, so no accuracy was measured")
     elif not settled.reads:

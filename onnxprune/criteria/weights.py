@@ -42,7 +42,7 @@ import numpy as np
 from onnxprune.calibrate.checks import did_you_mean
 from onnxprune.criteria.gradient import ALPHA, BETA
 from onnxprune.errors import UsageError
-from onnxprune.patterns import Grid, NofM, Pattern
+from onnxprune.patterns import Grid, Head, NofM, Pattern
 
 Array = np.ndarray[Any, Any]
 
@@ -235,9 +235,10 @@ def find_weight_criterion(
             f"there is no criterion {name!r} for single weights{did_you_mean(name, list(table))}",
             f"Known: {', '.join(sorted(table))}.",
         )
-    if table[name].in_blocks and isinstance(pattern, NofM):
+    if table[name].in_blocks and isinstance(pattern, Head | NofM):
+        how = "has blocks that lie in several layers" if isinstance(pattern, Head) else "zeroes part of a block"
         raise UsageError(
-            f"the criterion {name} gives one score per block, and {pattern.name} zeroes part of a block",
+            f"the criterion {name} gives one score per block of a layer, and {pattern.name} {how}",
             "Take snip_momentum, or a pattern such as 4x1.",
         )
     return table[name]

@@ -73,6 +73,12 @@ class SparsityReport:
         By the name of a layer, why it stays dense.
     buys
         What the pattern does at run time.
+    learned
+        What a criterion that learns found, by NNCF's names where it has some: `mean_sparse_prob` and
+        `inference_level` (what its own masks would make zero) of rb, `importance_threshold` and
+        `importance_regularization_factor` of movement.
+    heads
+        By the name of an attention, the heads that are zero.
     """
 
     path: str
@@ -98,6 +104,8 @@ class SparsityReport:
     fidelity: Fidelity | None
     warnings: tuple[str, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    learned: Mapping[str, float] = field(default_factory=dict)
+    heads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

@@ -11,7 +11,7 @@ from onnxprune.criteria.weights import (
     find_weight_criterion,
 )
 from onnxprune.errors import UsageError
-from onnxprune.patterns import REDUCTIONS, InputChannel, OutputChannel, Pattern, parse_pattern
+from onnxprune.patterns import REDUCTIONS, Head, InputChannel, OutputChannel, Pattern, parse_pattern
 from onnxprune.sparsity.select import SCOPES
 
 SOLVERS = ("auto", "mask", "sparsegpt", "obc")
@@ -104,6 +104,12 @@ class Sparsity:
                 "Take --scope global or local.",
             )
         self._check_shares()
+        if isinstance(pattern, Head) and (self.solver not in (AUTO, "mask") or self.criterion in (OWN, CONST)):
+            raise UsageError(
+                "--pattern head zeroes whole heads by a criterion, and nothing makes up for them",
+                "Leave --solver out and take a criterion such as fisher; `onnxprune prune --attention heads` refits "
+                "the layers behind heads that go.",
+            )
         if self.rounds < 1:
             raise UsageError(f"--rounds {self.rounds} is not positive", "Use 1 for everything at once.")
         find_schedule(self.schedule)
@@ -149,7 +155,8 @@ class Sparsity:
         """
         solver = self.solver
         if solver == AUTO:
-            solver = "sparsegpt" if has_data and self.criterion != CONST else "mask"
+            plain = self.criterion == CONST or isinstance(self.shape, Head)
+            solver = "sparsegpt" if has_data and not plain else "mask"
         name = self.criterion
         if name == AUTO:
             name = WITHOUT_DATA if solver == "mask" else OWN
@@ -203,4 +210,4 @@ def _scope(criterion: WeightCriterion | None, pattern: Pattern) -> str:
 
 def _across_outputs(pattern: Pattern) -> bool:
     """Whether a block lies in several outputs, or is all of one."""
-    return isinstance(pattern, InputChannel | OutputChannel) or getattr(pattern, "rows", 1) > 1
+    return isinstance(pattern, Head | InputChannel | OutputChannel) or getattr(pattern, "rows", 1) > 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +13,7 @@ from onnxprune.allocate.schedule import levels
 from onnxprune.analysis import Analysis
 from onnxprune.choosing.evidence import Evidence
 from onnxprune.model import edit
+from onnxprune.patterns import Head, Pattern
 from onnxprune.patterns.pattern import Bools
 from onnxprune.sparsity.allocation import levels_by_loss
 from onnxprune.sparsity.choices import CONST, Settled, Sparsity
@@ -21,6 +22,7 @@ from onnxprune.sparsity.scoring import Scorer
 from onnxprune.sparsity.select import select
 from onnxprune.sparsity.sequence import LayerSolution, Solver, Work
 from onnxprune.sparsity.solving import Order
+from onnxprune.statistics.learning import LearnedMasks
 from onnxprune.surgery.clone import clone_model
 
 Zeros = Mapping[str, Bools]
@@ -40,12 +42,33 @@ class Outcome:
         What the solver did; empty without one.
     levels
         What each round was asked for.
+    learned
+        Masks that were learned in the last round; None where none were.
+    heads
+        By the name of a group of attention heads, which of them are zero, and how many there are.
     """
 
     model: ir.Model
     zeros: Zeros
     solutions: Mapping[str, LayerSolution]
     levels: tuple[float, ...]
+    learned: LearnedMasks | None = None
+    heads: Mapping[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """What a criterion that learns found, for the report."""
+        return {} if self.learned is None or self.learned.masks is None else self.learned.masks.statistics
+
+    def notes(self, pattern: Pattern) -> list[str]:
+        """What people should know about how zeros were chosen."""
+        lines = []
+        if self.learned is not None:
+            lines.append(self.learned.sentence("heads" if isinstance(pattern, Head) else "weights"))
+        for name, (which, units) in self.heads.items():
+            listed = ", ".join(map(str, which)) or "none"
+            lines.append(f"heads of {name} that are zero: {listed} of 0 to {units - 1}")
+        return lines
 
 
 def zeros_of(layers: Sequence[WeightLayer]) -> dict[str, Bools]:
@@ -131,7 +154,7 @@ def make_sparse(
         zeros = {name: flags for name, (flags, _) in found.items()}
         solutions = {name: solution for name, (_, solution) in found.items()}
         mine = same_layers(sparse, layers)
-    return Outcome(sparse, zeros, solutions, steps)
+    return Outcome(sparse, zeros, solutions, steps, None if scorer is None else scorer.learned)
 
 
 @contextmanager
