@@ -75,6 +75,9 @@ def sparsify(
     rounds: int = 1,
     schedule: str = "cube",
     lock: bool = False,
+    threshold: float | None = None,
+    regularization: float = 0.0,
+    structured: bool = False,
     ignore: Sequence[str] = (),
     only: Sequence[str] = (),
     storage: str = "dense",
@@ -124,6 +127,10 @@ def sparsify(
         In how many steps the level is reached, and how far each goes (as of `prune`).
     lock
         Weights that are zero already stay zero, and count.
+    threshold, regularization, structured
+        Of the criterion movement: weights go whose importance is at most the threshold, however many these are;
+        the factor of the regularisation, which lowers importance batch after batch; weights come back where any
+        weight of their unit (channel, head) stays, and units go as a whole.
     ignore, only
         Globs on node or initializer names, or `re:` and a regular expression.
     storage
@@ -138,6 +145,8 @@ def sparsify(
     OnnxPruneError
         See `onnxprune.errors`; nothing is written then.
     """
+    if sparsity is not None and threshold is not None:
+        raise UsageError("--sparsity and --threshold contradict each other", "Give one of them.")
     if sparsity is None:
         sparsity = 0.0 if criterion == CONST else 0.5
     asked = Sparsity(
@@ -152,6 +161,9 @@ def sparsify(
         rounds=rounds,
         schedule=schedule,
         lock=lock,
+        threshold=threshold,
+        regularization=regularization,
+        structured=structured,
         only=tuple(only),
         ignore=tuple(ignore),
         criteria=criteria,
@@ -188,7 +200,7 @@ def sparsify_model(
     job = replace(job, progress=Clock(job.progress))
     settled = sparsity.settled(job.data is not None)
     whole_heads = isinstance(sparsity.shape, Head)
-    if whole_heads:
+    if whole_heads or sparsity.structured:
         job = replace(job, attention="heads")
     opened = open_model(path, job, output=output, force=force, calibrate=settled.reads)
     check_metric(opened, job)
@@ -270,7 +282,7 @@ def _finish(
         scope=settled.scope,
         solver=settled.solver,
         storage=storage,
-        requested=sparsity.level,
+        requested=float("nan") if sparsity.threshold is not None else sparsity.level,
         rounds=outcome.levels,
         seed=job.seed,
         params=opened.analysis.cost.params,
@@ -353,12 +365,14 @@ def _warnings(
         )
     size = sum(each.size for each in results)
     achieved = sum(each.zeros for each in results) / size
-    if math.floor(sparsity.level * size + 1e-9) > achieved * size:
+    if sparsity.threshold is not None or sparsity.structured:
+        pass  # what decides is said with the threshold
+    elif math.floor(sparsity.level * size + 1e-9) > achieved * size:
         lines.append(
             f"{sparsity.level:.2%} zeros were requested, {achieved:.2%} achieved: whole blocks go, and every layer "
             "rounds down"
         )
-    if sparsity.criterion != CONST and achieved > sparsity.level + 1e-9:
+    if sparsity.criterion != CONST and sparsity.threshold is None and achieved > sparsity.level + 1e-9:
         kept = "weights that were zero already stay zero, and count"
         lines.append(f"{sparsity.level:.2%} zeros were requested, and there are {achieved:.2%}: {kept}")
     if not sparsity.level and sparsity.criterion != CONST:

@@ -105,8 +105,7 @@ class AnyCriterion(Protocol):
 
     @property
     def kinds(self) -> frozenset[str]:
-        """What it reads: kinds of parameters, "activation", "mask-gradient", "weight-gradient",
-        "mask-logit"."""
+        """What it reads: kinds of parameters, "activation", or one of `unit_gradients.KINDS`."""
         ...
 
     @property

@@ -41,7 +41,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.criteria.criterion import Array, UnitActivations, UnitWeights, data_missing, one_per_unit
-from onnxprune.criteria.unit_gradients import LOGITS, MASKS, WEIGHTS, MaskGradients, UnitGradients, WeightGradients
+from onnxprune.criteria.unit_gradients import (
+    LOGITS,
+    MASKS,
+    WEIGHTS,
+    MaskGradients,
+    UnitGradients,
+    WeightGradients,
+)
 from onnxprune.errors import UsageError
 
 ALPHA, BETA = 0.9, 1.0
@@ -196,13 +203,13 @@ class LogitCriterion:
 
 def beside(weights: Sequence[WeightGradients]) -> WeightGradients:
     """Parameters of the same units as one, their features side by side."""
-    changes = [each.change for each in weights]
+    changes = [each.change for each in weights if each.change is not None]
     return WeightGradients(
         np.concatenate([each.values for each in weights], axis=1),
         np.concatenate([each.gradient for each in weights], axis=1),
         np.sum([each.saliency for each in weights], axis=0),
         float(np.linalg.norm([each.norm for each in weights])),
-        None if any(change is None for change in changes) else np.sum(changes, axis=0),
+        np.sum(changes, axis=0) if len(changes) == len(weights) else None,
     )
 
 

@@ -236,7 +236,9 @@ def find_weight_criterion(
             f"Known: {', '.join(sorted(table))}.",
         )
     if table[name].in_blocks and isinstance(pattern, Head | NofM):
-        how = "has blocks that lie in several layers" if isinstance(pattern, Head) else "zeroes part of a block"
+        how = (
+            "has blocks that lie in several layers" if isinstance(pattern, Head) else "zeroes part of a block"
+        )
         raise UsageError(
             f"the criterion {name} gives one score per block of a layer, and {pattern.name} {how}",
             "Take snip_momentum, or a pattern such as 4x1.",

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.gradients.wrt import UnitMask
-from onnxprune.graph.axes import Axis
+from onnxprune.graph.axes import Axis, Index
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
 from onnxprune.model import edit
@@ -150,7 +150,8 @@ def unit_factors(axis_graph: AxisGraph, groups: Iterable[Group]) -> Factored:
     graph, factors = clone.model.graph, {}
     for group in groups:
         found: list[Factor] = []
-        for use, value in ((use, value) for use in group.axes for value in places.get(use.axis, ())):
+        lies = [(use, value) for use in group.axes for value in places.get(use.axis, ())]
+        for use, value in lies:
             rank = len(axis_graph.shapes.dims[use.axis.value])
             shape = tuple(len(use.unit) if dim == use.axis.dim else 1 for dim in range(rank))
             name = edit.fresh(graph, f"factor/{group.id}/{len(found)}")

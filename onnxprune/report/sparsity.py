@@ -66,7 +66,7 @@ class SparsityReport:
     Attributes
     ----------
     requested
-        Share of the weights of all handled layers.
+        Share of the weights of all handled layers; NaN where a threshold was.
     params
         Elements of all float initializers of the model.
     left
@@ -154,8 +154,11 @@ def render_json(report: SparsityReport) -> str:
 def target_line(report: SparsityReport) -> str:
     """What was asked for and what came out, each with its denominator."""
     layers = plural(len(report.layers), "layer")
+    asked = f"{report.requested:.1%} zeros"
+    if report.requested != report.requested:
+        asked = f"importance above {report.learned['importance_threshold']:.4g}, else zeros"
     return (
-        f"requested {report.requested:.1%} zeros of the {number(report.size)} weights of {layers}, achieved "
+        f"requested {asked} of the {number(report.size)} weights of {layers}, achieved "
         f"{report.achieved:.1%} ({number(report.zeros)}); {report.achieved_of_model:.1%} of all "
         f"{number(report.params)} parameters"
     )

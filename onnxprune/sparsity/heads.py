@@ -124,9 +124,11 @@ def find_heads(
 
 def _is_weight(analysis: Analysis, use: AxisUse) -> bool:
     data = use.axis.value.const_value
-    return data is not None and len(data.shape) > 1 and analysis.axis_graph.parameters[
-        use.axis.value
-    ].kind == "weight"
+    return (
+        data is not None
+        and len(data.shape) > 1
+        and analysis.axis_graph.parameters[use.axis.value].kind == "weight"
+    )
 
 
 def make_heads_sparse(
@@ -152,7 +154,9 @@ def make_heads_sparse(
         for each in heads
     }
     steps = levels(sparsity.schedule, sparsity.rounds, 0.0, sparsity.level)
-    scorer = None if settled.criterion is None else Scorer(layers, sparsity.shape, settled.criterion, evidence)
+    scorer = (
+        None if settled.criterion is None else Scorer(layers, sparsity.shape, settled.criterion, evidence)
+    )
     sparse = zeroed(graph, groups, gone)
     learned: LearnedMasks | None = None
     for level in steps:
@@ -171,7 +175,10 @@ def make_heads_sparse(
         sparse = zeroed(graph, groups, gone)
     zeros = {layer.name: layer.matrix() == 0 for layer in same_layers(sparse, layers)}
     named = {
-        each.group.name or each.group.id: (tuple(np.flatnonzero(gone[each.group.id]).tolist()), each.group.units)
+        each.group.name or each.group.id: (
+            tuple(np.flatnonzero(gone[each.group.id]).tolist()),
+            each.group.units,
+        )
         for each in heads
     }
     return Outcome(sparse, zeros, {}, steps, learned=learned, heads=named)

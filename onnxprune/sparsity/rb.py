@@ -1,8 +1,8 @@
 """RB for weights: a mask per block of the pattern, learned on calibration samples.
 
-See `onnxprune.criteria.binary` for the masks and their loss. Every run draws masks, weighs the layers with them, and
-takes the gradient with respect to the weighted weights from one graph: `dL/dm` is the sum of `w dL/d(w m)` over a
-block, whatever m is. The weights stay as they are.
+See `onnxprune.criteria.binary` for the masks and their loss. Every run draws masks, multiplies the weights by
+them, and takes the gradient with respect to the products from one graph: `dL/dm` is the sum of `w dL/d(w m)` over
+a block, whatever m is. The weights stay as they are.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Blocks:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one number per block."""
-        return self.sums(np.zeros(self.layer.grid.shape, np.float32)).shape
+        return tuple(np.shape(self.sums(np.zeros(self.layer.grid.shape, np.float32))))
 
     def sums(self, matrix: Array) -> Array:
         """Over each block of an array (outputs, columns)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -18,10 +18,12 @@ from onnxprune.patterns.pattern import Bools
 from onnxprune.sparsity.allocation import levels_by_loss
 from onnxprune.sparsity.choices import CONST, Settled, Sparsity
 from onnxprune.sparsity.layers import WeightLayer, same_layers
+from onnxprune.sparsity.movement import Moved, learn_movement
 from onnxprune.sparsity.scoring import Scorer
 from onnxprune.sparsity.select import select
 from onnxprune.sparsity.sequence import LayerSolution, Solver, Work
 from onnxprune.sparsity.solving import Order
+from onnxprune.sparsity.structure import resolve
 from onnxprune.statistics.learning import LearnedMasks
 from onnxprune.surgery.clone import clone_model
 
@@ -43,7 +45,7 @@ class Outcome:
     levels
         What each round was asked for.
     learned
-        Masks that were learned in the last round; None where none were.
+        Masks that were learned in the last round, or importance; None where none were.
     heads
         By the name of a group of attention heads, which of them are zero, and how many there are.
     """
@@ -52,13 +54,13 @@ class Outcome:
     zeros: Zeros
     solutions: Mapping[str, LayerSolution]
     levels: tuple[float, ...]
-    learned: LearnedMasks | None = None
+    learned: LearnedMasks | Moved | None = None
     heads: Mapping[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
 
     @property
     def statistics(self) -> dict[str, float]:
         """What a criterion that learns found, for the report."""
-        return {} if self.learned is None or self.learned.masks is None else self.learned.masks.statistics
+        return {} if self.learned is None else self.learned.statistics
 
     def notes(self, pattern: Pattern) -> list[str]:
         """What people should know about how zeros were chosen."""
@@ -105,9 +107,10 @@ def make_sparse(
     criterion = settled.criterion
     scorer = None if criterion is None else Scorer(layers, pattern, criterion, evidence)
     steps = levels(sparsity.schedule, sparsity.rounds, 0.0, sparsity.level)
-    for level in steps:
-        chosen = None
-        if scorer is not None:
+    moved = _moved(analysis, layers, sparsity, settled, evidence, zeros) if sparsity.staged else None
+    for level in steps if moved is None else steps[-1:]:
+        chosen = None if moved is None else dict(moved.zeros)
+        if scorer is not None and moved is None:
             with weights_of(graph.model, sparse):
                 scored = scorer.score(zeros, level)
             chosen = select(
@@ -147,14 +150,38 @@ def make_sparse(
                 progress=evidence.tick("spreading zeros"),
             )
         works = [
-            Work(original, layer, Order(shares[layer.name], chosen and chosen[layer.name], zeros[layer.name]))
+            Work(
+                original,
+                layer,
+                Order(shares[layer.name], None if chosen is None else chosen[layer.name], zeros[layer.name]),
+            )
             for original, layer in zip(layers, mine, strict=True)
         ]
         found = solver.solve(graph, sparse, works)
         zeros = {name: flags for name, (flags, _) in found.items()}
         solutions = {name: solution for name, (_, solution) in found.items()}
         mine = same_layers(sparse, layers)
-    return Outcome(sparse, zeros, solutions, steps, None if scorer is None else scorer.learned)
+    return Outcome(sparse, zeros, solutions, steps, moved or (None if scorer is None else scorer.learned))
+
+
+def _moved(
+    analysis: Analysis,
+    layers: Sequence[WeightLayer],
+    sparsity: Sparsity,
+    settled: Settled,
+    evidence: Evidence | None,
+    gone: Zeros,
+) -> Moved:
+    """What movement leads to, resolved to whole units where that is asked for."""
+    if evidence is None:
+        raise ValueError("importance accumulates on samples")
+    moved = learn_movement(layers, sparsity.shape, evidence.differentiation, sparsity, settled.scope, gone)
+    if not sparsity.structured:
+        return moved
+    zeros, units = resolve(analysis, layers, moved.zeros)
+    names = {name: analysis.groups[name].name or name for name in units}
+    counts = {names[name]: (int(flags.sum()), len(flags)) for name, flags in units.items()}
+    return replace(moved, zeros=zeros, structured=counts)
 
 
 @contextmanager

@@ -96,7 +96,9 @@ class Learning:
         """What is differentiated, for people."""
         return self.running.objective.sentence
 
-    def steps(self, passes: int, fed: Callable[[], Feed]) -> Iterator[tuple[float, dict[str, Array]]]:
+    def steps(
+        self, passes: int, fed: Callable[[], Feed], first: int = 0
+    ) -> Iterator[tuple[float, dict[str, Array]]]:
         """The loss of every run and its gradients by target, averaged over samples, pass after pass.
 
         Parameters
@@ -105,14 +107,17 @@ class Learning:
             How often all samples run, each time in another order.
         fed
             Gives the targets' values, asked before every run.
+        first
+            How many passes there were before: the order of the samples goes on from there.
         """
         differentiation = self.differentiation
         data, total = differentiation.data, passes * len(differentiation.data)
-        rng, draws = np.random.default_rng(differentiation.seed), Draws(differentiation.seed)
+        draws = Draws(differentiation.seed)
         wanted = [LOSS, *(gradient_name(name) for name in self.targets)]
         running, done = replace(self.running, names=wanted), 0
-        for _ in range(passes):
-            mixed = data.take(rng.permutation(len(data)))
+        for number in range(first, first + passes):
+            order = np.random.default_rng([differentiation.seed, number]).permutation(len(data))
+            mixed = data.take(order)
             for feed, labels in mixed.labelled_batches(differentiation.together):
                 found = running.at(feed, labels, draws, fed())
                 count = data.size_of(feed)
@@ -159,14 +164,19 @@ class LearnedMasks:
     loss: str = ""
     passes: int = PASSES
 
+    @property
+    def statistics(self) -> dict[str, float]:
+        """For reports."""
+        return {} if self.masks is None else self.masks.statistics
+
     def sentence(self, what: str) -> str:
         """What was learned, for reports; `what` is masked: "weights", "units"."""
         if self.masks is None:
             return "no masks were learned"
         return (
             f"masks were learned in {self.passes} passes with the {self.loss}: sigmoid(s) <= 0.5 alone would make "
-            f"{self.masks.below:.1%} of the {what} zero (mean_sparse_prob {self.masks.mean_sparse_prob:.3f}, asked for "
-            f"{self.masks.level:.3f}); what goes is what ranks lowest by sigmoid(s), as many as were asked for"
+            f"{self.masks.below:.1%} of the {what} zero (mean_sparse_prob {self.masks.mean_sparse_prob:.3f}, asked "
+            f"for {self.masks.level:.3f}); what goes is what ranks lowest by sigmoid(s), as many as were asked for"
         )
 
 
