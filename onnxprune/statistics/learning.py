@@ -34,7 +34,7 @@ PASSES = 16
 RAMP = 0.75
 """Share of the steps in which the level grows."""
 
-TRAVEL = 48.0
+TRAVEL = 36.0
 """How far a logit gets whose gradient always has the same sign; it starts at 4.6."""
 
 
