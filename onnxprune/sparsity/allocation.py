@@ -1,10 +1,10 @@
 """How many weights each layer loses where a solver chooses which: as much as costs the outputs least in all.
 
 The error of a layer's output is solved for at several levels, each layer for itself and with the original's
-inputs. How much of that error the model's outputs see is measured once per layer, at the level that is asked for,
-on samples that the statistics have not seen. The product is a curve of loss against zeros; of its lower convex hulls
-the cheapest stretches are taken, layer against layer, until there are enough zeros: what minimises the sum of the
-losses.
+inputs. How much of that error the model's outputs see is measured once per layer, at the level that is asked
+for, on samples that the statistics have not seen. The product is a curve of loss against zeros; of its lower
+convex hulls the cheapest stretches are taken, layer against layer, until there are enough zeros: what
+minimises the sum of the losses.
 """
 
 from __future__ import annotations

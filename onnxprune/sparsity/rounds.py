@@ -124,7 +124,11 @@ def make_sparse(
                 progress=evidence.tick("spreading zeros"),
             )
         works = [
-            Work(original, layer, Order(shares[layer.name], chosen and chosen[layer.name], zeros[layer.name]))
+            Work(
+                original,
+                layer,
+                Order(shares[layer.name], None if chosen is None else chosen[layer.name], zeros[layer.name]),
+            )
             for original, layer in zip(layers, mine, strict=True)
         ]
         found = solver.solve(graph, sparse, works)
