@@ -33,7 +33,7 @@ class Elements:
 
 @dataclass(frozen=True)
 class PerRow:
-    """Exactly `zeros` elements of every row; all stretches of columns give the same share of a row's live weights."""
+    """Exactly `zeros` elements of every row; all stretches of columns give the same share of its live weights."""
 
     zeros: int
 
@@ -99,11 +99,10 @@ def chooser(pattern: Pattern, layer: Layer, block: int) -> tuple[int, Choose]:
         if height * width > 1:
             units = units.reshape(rows // height, height, last - first, width).sum(axis=(1, 3))
         values, kinds = units.reshape(groups, -1), kind[:, first:last].reshape(groups, -1)
-        chosen = np.zeros(values.shape, np.bool_)
+        chosen: Bools = np.zeros(values.shape, np.bool_)
         for this, counts in enumerate(due):
             quota = counts[:, last] - counts[:, first]
-            if quota.any():
-                chosen |= least(np.where(kinds == this, values, np.inf), quota)
+            chosen |= least(np.where(kinds == this, values, np.inf), quota)
         chosen = chosen.reshape(units.shape)
         return chosen.repeat(height, axis=0).repeat(width, axis=1) if height * width > 1 else chosen
 
@@ -155,6 +154,8 @@ def least(values: Matrix, quota: np.ndarray) -> Bools:
     quota
         Shape (rows,): at most as many as there are finite values.
     """
+    if not quota.any():
+        return np.zeros(values.shape, np.bool_)
     ordered = np.sort(values, axis=1)
     last = np.take_along_axis(ordered, np.maximum(quota - 1, 0)[:, None], axis=1)
     last = np.where(quota[:, None] > 0, last, -np.inf)
@@ -162,7 +163,7 @@ def least(values: Matrix, quota: np.ndarray) -> Bools:
     wanted = quota - less.sum(axis=1)
     if (equal.sum(axis=1) > wanted).any():
         equal &= np.cumsum(equal, axis=1) <= wanted[:, None]
-    return less | equal
+    return np.asarray(less | equal, np.bool_)
 
 
 def least_of_groups(costs: Matrix, pattern: NOfM) -> Bools:
