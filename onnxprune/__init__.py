@@ -5,7 +5,7 @@
 '0.1.0'
 
 The functions carry the names of the command line: `load`, `analyze`, `plan`, `apply`, `prune`, `validate`,
-`explain`; `onnxprune gradients` is `differentiate`. Everything is imported on first use.
+`explain`, `stats`; `onnxprune gradients` is `differentiate`. Everything is imported on first use.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ _HOMES = {
     "validate": "onnxprune.api",
     "explain": "onnxprune.api",
     "differentiate": "onnxprune.api",
+    "stats": "onnxprune.api",
     "Analysis": "onnxprune.analysis",
     "Explanation": "onnxprune.explanation",
     "LoadedModel": "onnxprune.model.io",
+    "ModelStatistics": "onnxprune.inspection.collect",
     "Plan": "onnxprune.plans",
     "Pruned": "onnxprune.pruning",
     "Report": "onnxprune.report.report",
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from onnxprune.api import load as load
     from onnxprune.api import plan as plan
     from onnxprune.api import prune as prune
+    from onnxprune.api import stats as stats
     from onnxprune.api import validate as validate
     from onnxprune.criteria import Criterion as Criterion
     from onnxprune.criteria import CriterionTable as CriterionTable
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from onnxprune.errors import OnnxPruneError as OnnxPruneError
     from onnxprune.errors import Reason as Reason
     from onnxprune.explanation import Explanation as Explanation
+    from onnxprune.inspection.collect import ModelStatistics as ModelStatistics
     from onnxprune.model.io import LoadedModel as LoadedModel
     from onnxprune.plans import Plan as Plan
     from onnxprune.plans import read_plan as read_plan

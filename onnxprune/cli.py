@@ -1,10 +1,9 @@
-"""The command line. The only module that prints; heavy imports happen inside the commands."""
+"""The command line. It prints, together with `onnxprune.commands`; heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
 import gc
 import logging
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,10 @@ from typing import Any, NoReturn
 import click
 
 from onnxprune import __version__
-from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.commands.stats import stats
+from onnxprune.commands.terminal import log as _log
+from onnxprune.commands.terminal import width as _width
+from onnxprune.errors import OnnxPruneError
 from onnxprune.files import check_formats, default_output, open_checked, write_side_files
 from onnxprune.options import (
     FILE,
@@ -311,6 +313,9 @@ def gradients(
         click.echo(f"{made}\n\nmodel written to {output}")
 
 
+cli.add_command(stats)
+
+
 def _show(pruned: Any, quiet: bool, verbose: bool, plan: Path | None, reports: tuple[Path, ...]) -> None:
     if quiet:
         return
@@ -321,20 +326,6 @@ def _show(pruned: Any, quiet: bool, verbose: bool, plan: Path | None, reports: t
     for what, file in (("model", pruned.path), ("plan", plan), *(("report", r) for r in reports)):
         if file is not None:
             click.echo(f"{what} written to {file}")
-
-
-def _width() -> int | None:
-    """Columns of the terminal; None where the output is none."""
-    return max(shutil.get_terminal_size().columns, 60) if sys.stdout.isatty() else None
-
-
-def _log(quiet: bool, verbose: bool) -> None:
-    if quiet and verbose:
-        raise UsageError("-q and -v contradict each other", "Give one.")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    _LOG.handlers[:] = [handler]
-    _LOG.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

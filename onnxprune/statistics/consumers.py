@@ -106,10 +106,14 @@ class Consumer:
 
     def matrix(self, array: Array | None = None) -> Array:
         """The weight as (groups, outputs per group, taps x columns), float64, columns running fastest."""
-        w = np.asarray(self.array if array is None else array).astype(np.float64)
+        w = self.arranged(np.asarray(self.array if array is None else array).astype(np.float64))
+        return w if self.convolves else w * self._factor
+
+    def arranged(self, array: Array) -> Array:
+        """An array of the weight's shape as `matrix` lays it out; its type stays, and no factor is applied."""
         if not self.convolves:
-            return np.ascontiguousarray((w if self._transposed else w.T)[None]) * self._factor
-        split = w.reshape(self.groups, -1, w.shape[1], self.taps)
+            return np.ascontiguousarray((array if self._transposed else array.T)[None])
+        split = array.reshape(self.groups, -1, array.shape[1], self.taps)
         order = (0, 1, 3, 2) if self.node.op_type == "Conv" else (0, 2, 3, 1)
         turned = split.transpose(order)
         return np.ascontiguousarray(turned).reshape(self.groups, turned.shape[1], -1)
