@@ -10,6 +10,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.graph.axes import Bools
 from onnxprune.inspection.layers import Layers, WeightLayer
 from onnxprune.inspection.matching import Match, match
+from onnxprune.inspection.part import Part, locate
 from onnxprune.job import Progress
 from onnxprune.report.pruned import PrunedLayerSummary, PrunedModelStatistics
 from onnxprune.statistics.consumers import Array
@@ -59,7 +60,10 @@ class LayerChange:
     outputs_before, outputs_after, inputs_before, inputs_after
         Channels of all groups.
     weights
-        Element by element; None where the shape changed, because nothing then says which element was which.
+        Element by element; None where the shape changed.
+    part
+        What a weight of another shape is of the original; None where the shape is the same, or where a grouped
+        convolution lost some of each group's private columns.
     """
 
     name: str
@@ -72,6 +76,7 @@ class LayerChange:
     inputs_before: int
     inputs_after: int
     weights: WeightChange | None
+    part: Part | None
 
     @property
     def cut(self) -> bool:
@@ -123,6 +128,11 @@ class Comparison:
     def compared(self) -> int:
         """Layers that have kept their shape."""
         return sum(layer.weights is not None for layer in self.layers)
+
+    @property
+    def parts(self) -> tuple[LayerChange, ...]:
+        """Layers that changed shape."""
+        return tuple(layer for layer in self.layers if layer.weights is None)
 
     @property
     def changed(self) -> tuple[LayerChange, ...]:
@@ -201,6 +211,7 @@ def _summary(change: LayerChange) -> PrunedLayerSummary:
 
 def _change(pair: Match) -> LayerChange:
     before, after = pair.before, pair.after
+    same = _same_extents(before, after)
     return LayerChange(
         name=after.name,
         original=before.name,
@@ -211,13 +222,26 @@ def _change(pair: Match) -> LayerChange:
         outputs_after=after.outputs,
         inputs_before=before.inputs,
         inputs_after=after.inputs,
-        weights=_compare_weights(before, after) if _same_extents(before, after) else None,
+        weights=_compare_weights(before, after) if same else None,
+        part=None if same else _part(before, after),
     )
 
 
 def _same_extents(before: WeightLayer, after: WeightLayer) -> bool:
     extents = [(each.outputs, each.inputs, each.place.groups, each.place.taps) for each in (before, after)]
     return extents[0] == extents[1]
+
+
+def _part(before: WeightLayer, after: WeightLayer) -> Part | None:
+    """Groups that went whole are rows that went; private columns that went cannot be told by position."""
+    many = before.place.groups > 1 or after.place.groups > 1
+    if many and before.place.columns != after.place.columns:
+        return None
+    whole, part = (
+        layer.place.arranged(layer.place.array).reshape(layer.outputs, layer.place.taps, -1)
+        for layer in (before, after)
+    )
+    return locate(whole, part)
 
 
 def _compare_weights(before: WeightLayer, after: WeightLayer) -> WeightChange:

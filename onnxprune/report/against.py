@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from onnxprune.inspection.compare import Comparison, LayerChange, relative_change
+from onnxprune.inspection.part import Part
 from onnxprune.report.tables import columns, number, plural, share, some, wrap
 
 _ROWS = 20
@@ -36,6 +37,15 @@ def _layer(layer: LayerChange) -> dict[str, Any]:
         "filters": {"before": layer.outputs_before, "after": layer.outputs_after},
         "input_channels": {"before": layer.inputs_before, "after": layer.inputs_after},
         "weights": None if layer.weights is None else asdict(layer.weights),
+        "part": None if layer.part is None else _part(layer.part),
+    }
+
+
+def _part(part: Part) -> dict[str, Any]:
+    return {
+        "exact": part.exact,
+        "filters": None if part.rows is None else part.rows.tolist(),
+        "input_channels": None if part.columns is None else part.columns.tolist(),
     }
 
 
@@ -131,10 +141,13 @@ def _changed(comparison: Comparison, width: int | None) -> list[str]:
             f"No weight that stayed was changed in the {plural(comparison.compared, 'layer')} of unchanged shape.",
             width,
         )
-    if comparison.compared < len(comparison.layers):
-        others = len(comparison.layers) - comparison.compared
-        lines += wrap(
-            f"{plural(others, 'layer')} changed shape: whether their weights were changed, too, is not known.",
-            width,
+    if parts := comparison.parts:
+        verdicts = [None if layer.part is None else layer.part.exact for layer in parts]
+        told = (
+            (True, "hold exactly the original's weights of the channels that stayed"),
+            (False, "hold weights that the original does not have (repaired or retrained)"),
+            (None, "could be either"),
         )
+        counts = [f"{verdicts.count(verdict)} {what}" for verdict, what in told if verdict in verdicts]
+        lines += wrap(f"Of {plural(len(parts), 'layer')} that changed shape, {', '.join(counts)}.", width)
     return lines
