@@ -130,10 +130,13 @@ def _changed(comparison: Comparison, width: int | None) -> list[str]:
     lines = []
     if comparison.changed:
         first = comparison.changed[0]
+        how = f"{relative_change(first):.2g} of its largest weight"
+        if first.weights is not None and not first.weights.scale:
+            how = f"{first.weights.largest:.2g}, where all weights were zero"
         lines += wrap(
             f"Weights that stayed were changed (repaired or retrained) in {len(comparison.changed)} of "
             f"{plural(comparison.compared, 'layer')} of unchanged shape, in {first.name} by up to "
-            f"{relative_change(first):.2g} of its largest weight.",
+            f"{how}.",
             width,
         )
     elif comparison.compared:

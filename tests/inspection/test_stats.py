@@ -26,10 +26,13 @@ FLOATS = {
 
 
 def counted(path):
-    """Elements and zeros of all float initializers of a file, its sparse ones included."""
+    """Elements and zeros of all float initializers of a file and of its constants, sparse ones included."""
     graph = onnx.load(path).graph
+    constants = [
+        a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value"
+    ]
     elements = zeros = 0
-    for tensor in graph.initializer:
+    for tensor in [*graph.initializer, *constants]:
         if tensor.data_type in FLOATS:
             array = numpy_helper.to_array(tensor)
             elements += array.size
@@ -361,12 +364,8 @@ def test_models_of_the_repository(name):
 def test_real_models(name):
     path = REAL / "models" / name
     found = onnxprune.stats(path)
-    elements, zeros = counted(path)
+    assert (found.whole.elements, found.whole.zeros) == counted(path)
     assert found.whole.elements == onnxprune.analyze(path).cost.params
-    if "wild" not in name and "vision" not in name:  # those hold weights in Constant nodes and bodies
-        unused = elements - found.whole.elements
-        assert 0 <= unused <= 4
-        assert 0 <= zeros - found.whole.zeros <= unused
     assert sum(worth(found).values()) == found.handled.zeros
     for layer in found.layers:
         assert layer.found.elements == np.prod(layer.shape)
