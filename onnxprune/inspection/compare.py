@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,8 @@ class Comparison:
     ----------
     path, sha256
         Of the original.
+    bindings
+        Sizes of symbolic dims at which the original's MACs are counted.
     bytes_before, bytes_after
         Of the files, external data included.
     macs_before, macs_after
@@ -108,6 +111,7 @@ class Comparison:
 
     path: str
     sha256: str
+    bindings: Mapping[str, int]
     bytes_before: int
     bytes_after: int
     macs_before: int
@@ -172,6 +176,7 @@ def compare(
     return Comparison(
         path=str(original.source.path),
         sha256=original.source.sha256,
+        bindings=dict(original.bindings),
         bytes_before=original.source.bytes,
         bytes_after=analysis.source.bytes,
         macs_before=original.cost.macs,
@@ -245,25 +250,32 @@ def _part(before: WeightLayer, after: WeightLayer) -> Part | None:
 
 
 def _compare_weights(before: WeightLayer, after: WeightLayer) -> WeightChange:
-    """Element by element, in the layout of `Consumer.arranged`, which all spellings of a linear layer share."""
-    old, new = (layer.place.arranged(layer.place.array) for layer in (before, after))
+    """Element by element; two spellings of a linear layer are brought into one layout."""
+    old, new = before.place.array, after.place.array
+    there, here = (_live(layer, array) for layer, array in ((before, old), (after, new)))
+    filters, channels = (int(np.count_nonzero(then & ~now)) for then, now in zip(there, here, strict=True))
+    if before.place.layout != after.place.layout:
+        old, new = before.place.arranged(old), after.place.arranged(new)
+    wide = np.dtype(np.float64 if np.float64 in (old.dtype, new.dtype) else np.float32)
     zeroed = revived = 0
     largest = scale = 0.0
     flat_old, flat_new = old.reshape(-1), new.reshape(-1)
     for start in range(0, flat_old.size, _CHUNK):
-        a, b = (flat[start : start + _CHUNK].astype(np.float64) for flat in (flat_old, flat_new))
-        gone = (b == 0) & (a != 0)
+        a: Array = flat_old[start : start + _CHUNK].astype(wide)
+        b: Array = flat_new[start : start + _CHUNK].astype(wide)
+        present, stays = a != 0, b != 0
+        gone = present & ~stays
         zeroed += int(np.count_nonzero(gone))
-        revived += int(np.count_nonzero((a == 0) & (b != 0)))
-        largest = max(largest, float(np.abs(a - b)[~gone].max(initial=0)))
+        revived += int(np.count_nonzero(stays & ~present))
+        difference: Array = np.abs(a - b)
+        difference[gone] = 0
+        largest = max(largest, float(difference.max(initial=0)))
         scale = max(scale, float(np.abs(a).max(initial=0)))
-    there, here = (_live(layer, array) for layer, array in ((before, old), (after, new)))
-    filters, channels = (int(np.count_nonzero(then & ~now)) for then, now in zip(there, here, strict=True))
     return WeightChange(zeroed, revived, filters, channels, largest, scale)
 
 
-def _live(layer: WeightLayer, arranged: Array) -> tuple[Bools, Bools]:
+def _live(layer: WeightLayer, array: Array) -> tuple[Bools, Bools]:
     """Which output and which input channels have a weight that is not zero."""
-    groups, rows, _ = arranged.shape
-    nonzero = (arranged != np.zeros((), arranged.dtype)).reshape(groups, rows, -1, layer.place.columns)
-    return nonzero.any(axis=(2, 3)), nonzero.any(axis=(1, 2))
+    nonzero = layer.place.arranged(array != np.zeros((), array.dtype))
+    by_tap = nonzero.reshape(*nonzero.shape[:2], -1, layer.place.columns)
+    return np.asarray(by_tap.any(axis=(2, 3))), np.asarray(by_tap.any(axis=(1, 2)))

@@ -91,13 +91,25 @@ def count(nonzero: Bools, columns: int) -> Zeros:
     for pattern in BLOCKS:
         height, breadth = map(int, pattern.split("x"))
         if len(matrix) % height == 0 and width % breadth == 0:
-            blocks = matrix.reshape(len(matrix) // height, height, width // breadth, breadth)
-            empty = blocks.shape[0] * blocks.shape[2] - int(np.count_nonzero(blocks.any(axis=(1, 3))))
-            shares[pattern] = empty * height * breadth / zeros
+            shares[pattern] = _empty_blocks(matrix, height, breadth) * height * breadth / zeros
     return Zeros(nonzero.size, zeros, filters, channels.ravel(), shares)
 
 
 def _share_of_runs(matrix: Bools, n: int, m: int) -> float:
     """Share of the runs of `m` columns that have at least `n` zeros."""
-    present = np.count_nonzero(matrix.reshape(-1, m), axis=1)
-    return float(np.count_nonzero(present <= m - n) / len(present))
+    flags = matrix.view(np.uint8)
+    present = flags[:, ::m].copy(order="K")
+    for place in range(1, m):  # adding strided planes is many times faster than reducing a short axis
+        present += flags[:, place::m]
+    return int(np.count_nonzero(present <= m - n)) / present.size
+
+
+def _empty_blocks(matrix: Bools, height: int, breadth: int) -> int:
+    """How many blocks of `height` rows and `breadth` columns have nothing but zeros; one of the two is 1."""
+    planes = [matrix[place::height] for place in range(height)]
+    if breadth > 1:
+        planes = [matrix[:, place::breadth] for place in range(breadth)]
+    live = planes[0].copy(order="K")
+    for plane in planes[1:]:
+        live |= plane
+    return live.size - int(np.count_nonzero(live))

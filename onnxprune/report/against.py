@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ def against_dict(comparison: Comparison) -> dict[str, Any]:
     """As plain values, for the key `against` of schema `onnxprune-stats/1`."""
     return {
         "model": {"path": comparison.path, "sha256": comparison.sha256},
+        "bindings": dict(comparison.bindings),
         "bytes": {"before": comparison.bytes_before, "after": comparison.bytes_after},
         "macs": {"before": comparison.macs_before, "after": comparison.macs_after},
         "params": {"before": comparison.elements_before, "after": comparison.elements_after},
@@ -49,11 +51,15 @@ def _part(part: Part) -> dict[str, Any]:
     }
 
 
-def against_lines(comparison: Comparison, *, verbose: bool, width: int | None) -> list[str]:
+def against_lines(
+    comparison: Comparison, bindings: Mapping[str, int], *, verbose: bool, width: int | None
+) -> list[str]:
     """For a terminal.
 
     Parameters
     ----------
+    bindings
+        Sizes of symbolic dims at which the model's MACs are counted.
     verbose
         List all layers that lost something.
     width
@@ -61,6 +67,11 @@ def against_lines(comparison: Comparison, *, verbose: bool, width: int | None) -
     """
     statistics = comparison.statistics
     lines = wrap(f"compared with {comparison.path}:", width)
+    if dict(bindings) != dict(comparison.bindings):
+        sizes = ", ".join(f"{name}={size}" for name, size in comparison.bindings.items()) or "none"
+        lines += wrap(
+            f"symbolic dims there: {sizes}; MACs are only comparable at equal sizes (--bind)", width
+        )
     rows = [
         [name, number(before), number(after), share(after, before)]
         for name, before, after in (

@@ -149,7 +149,7 @@ def render(statistics: ModelStatistics, *, verbose: bool = False, width: int | N
     lines += _superfluous(statistics.removable, statistics, verbose, width)
     lines += _left_out(statistics, verbose, width)
     if statistics.against is not None:
-        lines += ["", *against_lines(statistics.against, verbose=verbose, width=width)]
+        lines += ["", *against_lines(statistics.against, statistics.bindings, verbose=verbose, width=width)]
     return "\n".join(lines)
 
 

@@ -230,6 +230,24 @@ def test_heads(tmp_path):
     assert [row.name for row in found.statistics.pruned_layers_summary] == ["q", "k", "v"]
 
 
+def test_two_spellings_of_a_linear_layer(tmp_path):
+    """Gemm with a transposed weight became MatMul, as converters do, and one weight was zeroed."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(6, 10)).astype(np.float32)
+    net = Net()
+    y = net.op("Gemm", net.data("x", ("n", 10)), net.constant(weight, "fc.weight"), name="fc", transB=1)
+    path = save(net.model(y), tmp_path / "gemm.onnx")
+    turned = weight.T.copy()
+    turned[3, :] = 0
+    net = Net()
+    y = net.op("MatMul", net.data("x", ("n", 10)), net.constant(turned, "fc.weight_t"), name="fc")
+    after = save(net.model(y), tmp_path / "matmul.onnx")
+    (layer,) = onnxprune.stats(after, against=path).against.layers
+    weights = layer.weights
+    assert (layer.matched_by, layer.outputs_after, layer.inputs_after) == ("node", 6, 10)
+    assert (weights.zeroed, weights.zeroed_filters, weights.zeroed_channels, weights.largest) == (6, 0, 1, 0)
+
+
 def test_another_float_type(tmp_path):
     path = save(convnet(), tmp_path / "net.onnx")
     half = save(convnet(dtype=ir.DataType.FLOAT16), tmp_path / "half.onnx")
@@ -249,6 +267,30 @@ def test_the_same_file(tmp_path):
     assert body["against"]["pruning"]["filter_pruning_level"] == 0
 
 
+def test_other_sizes_of_symbolic_dims_are_said(tmp_path):
+    path = save(convnet(batch="n"), tmp_path / "net.onnx")
+    other = save(convnet(batch=4), tmp_path / "four.onnx")
+    page = str(onnxprune.stats(other, against=path))
+    assert "symbolic dims there: n=1; MACs are only comparable at equal sizes" in page
+    assert "symbolic dims there" not in str(onnxprune.stats(path, against=path))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("turned", [False, True])
+def test_parts_that_lost_only_rows_or_only_columns(turned, dtype):
+    whole = np.random.default_rng(0).normal(size=(8, 4, 6)).astype(dtype)
+    whole[[2, 5]] = 0  # two equal rows
+    kept = [0, 2, 5, 7]
+    part = whole[kept]
+    found = locate(*(a.transpose(2, 1, 0) for a in (whole, part))) if turned else locate(whole, part)
+    went, stayed = (found.columns, found.rows) if turned else (found.rows, found.columns)
+    assert found.exact is True
+    assert went.tolist() == kept
+    assert stayed.tolist() == list(range(6))
+    part[3, 1, 1] += 1
+    assert locate(whole, part).exact is False
+
+
 def test_parts():
     rng = np.random.default_rng(0)
     whole = rng.normal(size=(12, 9, 10)).astype(np.float32)
@@ -263,6 +305,7 @@ def test_parts():
     moved = part.copy()
     moved[0, 0, 0], moved[1, 0, 0] = part[1, 0, 0], part[0, 0, 0]
     assert locate(whole, moved).exact is None
+    assert locate(whole.astype(np.float16), part.astype(np.float16)).exact is not False
     assert locate(np.ones((4, 1, 4)), np.ones((2, 1, 2))).exact is None
     empty_row = part.copy()
     empty_row[1] = 0
