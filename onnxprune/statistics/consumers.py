@@ -116,7 +116,7 @@ class Consumer:
         return w if self.convolves else w * self._factor
 
     def arranged(self, array: Array) -> Array:
-        """An array of the weight's shape, laid out as by `matrix`; of its own type, without factor, often a view."""
+        """An array of the weight's shape, laid out as by `matrix`; no factor, the same type, often a view."""
         if not self.convolves:
             return (array if self._transposed else array.T)[None]
         split = array.reshape(self.groups, -1, array.shape[1], self.taps)
