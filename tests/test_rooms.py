@@ -86,7 +86,7 @@ def test_only_the_model_room_knows_the_serialised_form(file):
 
 @pytest.mark.parametrize("file", FILES, ids=identify)
 def test_only_the_command_line_prints_and_exits(file):
-    if file.name == "cli.py":
+    if identify(file) == "cli.py" or room(file) == "commands":
         return
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.Call):

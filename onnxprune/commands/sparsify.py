@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from onnxprune.commands.output import log, name_files, width
+from onnxprune.commands.terminal import log, name_files, width
 from onnxprune.errors import UsageError
 from onnxprune.files import check_formats, open_checked
 from onnxprune.options import (
