@@ -27,9 +27,21 @@ from onnxprune.model.normalize import normalize
 from onnxprune.plans import MadeWith, Plan, made_with, read_plan
 from onnxprune.pruning import Pruned, apply_plan, prune_model
 from onnxprune.rules import RuleTable
+from onnxprune.sparsifying import sparsify
 from onnxprune.validation import validate
 
-__all__ = ["analyze", "apply", "differentiate", "explain", "load", "plan", "prune", "stats", "validate"]
+__all__ = [
+    "analyze",
+    "apply",
+    "differentiate",
+    "explain",
+    "load",
+    "plan",
+    "prune",
+    "sparsify",
+    "stats",
+    "validate",
+]
 
 Source = str | os.PathLike[str] | LoadedModel
 

@@ -158,7 +158,7 @@ class Differentiation:
             values.append(unit_rows(array, use, graph.blocked.get(use.axis), group.units))
             norms.append(float(np.linalg.norm(array)))
             totals.append(np.zeros(values[-1].shape))
-        for found in self._weights_by_batch(names):
+        for found in self.by_batch(names):
             for n, (group, use) in enumerate(members):
                 array = found[str(use.axis.value.name)]
                 rows = unit_rows(array, use, graph.blocked.get(use.axis), group.units)
@@ -170,8 +170,14 @@ class Differentiation:
             collected.setdefault(group.id, []).append(one)
         return collected
 
-    def _weights_by_batch(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
-        """Gradients of weights, by name, summed over the runs of each batch."""
+    def by_batch(self, names: Sequence[str]) -> Iterator[dict[str, Array]]:
+        """Gradients of weights, by name, float64, summed over the runs of each batch.
+
+        Raises
+        ------
+        GradientError, DataError
+            As of `masks`.
+        """
         running = self._running(self.axis_graph.model, names)
         runs, sums = max(1, self.size // self._together), dict[str, Array]()
         for number, found in enumerate(running.over(self.data, self._together, self.progress)):

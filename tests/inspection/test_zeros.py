@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.inspection.patterns import BLOCKS, CHANNELS, ELEMENT, INPUTS, N_M, ORDER, OUTPUTS, count
+from onnxprune.inspection.zeros import BLOCKS, CHANNELS, ELEMENT, INPUTS, N_M, ORDER, OUTPUTS, count
 
 
 def naive(matrix, taps, groups):
