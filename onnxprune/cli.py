@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 import click
 
 from onnxprune import __version__
-from onnxprune.commands.output import LOG, log, name_files, width
 from onnxprune.commands.sparsify import sparsify
 from onnxprune.commands.stats import stats
+from onnxprune.commands.terminal import LOG, log, name_files, width
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files import check_formats, default_output, open_checked, write_side_files
 from onnxprune.options import (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from onnxprune.commands.output import log, name_files, width
+from onnxprune.commands import terminal
 from onnxprune.files import open_checked
 from onnxprune.options import FILE, bind_option, parse_bindings, verbosity
 from onnxprune.progress import Bar
@@ -35,7 +35,7 @@ def stats(
     from onnxprune.model.io import write_text
     from onnxprune.report import stats as reporter
 
-    log(quiet, verbose)
+    terminal.log(quiet, verbose)
     bindings = parse_bindings(bind)
     to_file = None if json_file == Path("-") else json_file
     with Bar(quiet) as bar:
@@ -50,6 +50,6 @@ def stats(
         click.echo(text, nl=False)
         return
     if not quiet:
-        click.echo(reporter.render(found, verbose=verbose, width=width()))
+        click.echo(reporter.render(found, verbose=verbose, width=terminal.width()))
         if to_file is not None:
-            name_files([("statistics", to_file)])
+            click.echo(f"\nstatistics written to {to_file}")
