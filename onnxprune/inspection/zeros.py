@@ -69,13 +69,13 @@ def count(nonzero: Bools, columns: int) -> Zeros:
     groups, rows, width = nonzero.shape
     zeros = nonzero.size - int(np.count_nonzero(nonzero))
     filters = ~nonzero.any(axis=2).ravel()
-    by_tap = nonzero.reshape(groups, rows, -1, columns)
+    taps = width // columns if columns else 0
+    by_tap = nonzero.reshape(groups, rows, taps, columns)
     channels = ~by_tap.any(axis=(1, 2))
     if not zeros:
         return Zeros(nonzero.size, 0, filters, channels.ravel(), {})
     in_filters = filters.reshape(groups, rows).sum(axis=1)
     in_channels = channels.sum(axis=1)
-    taps = width // columns
     in_rows = int(in_filters.sum()) * width
     in_columns = int(in_channels.sum()) * taps * rows
     both = int((in_filters * in_channels).sum()) * taps

@@ -108,6 +108,12 @@ def test_channels_are_named_before_all_else():
     assert pattern_of(matrix)[0] == INPUTS
 
 
+@pytest.mark.parametrize("shape", [(1, 0, 6), (1, 4, 0), (0, 3, 3)])
+def test_weights_without_elements(shape):
+    found = count(np.zeros(shape, bool), shape[2])
+    assert (found.elements, found.zeros, found.patterns) == (0, 0, ())
+
+
 def test_scattered_zeros_and_none():
     assert pattern_of(scattered()) == (ELEMENT,)
     assert pattern_of(np.ones((8, 8), bool)) == ()
