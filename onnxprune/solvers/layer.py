@@ -160,7 +160,7 @@ def _upper(hessian: Matrix) -> Matrix | None:
         lower = np.linalg.cholesky(hessian[::-1, ::-1])
     except np.linalg.LinAlgError:
         return None
-    upper = lower[::-1, ::-1]
+    upper: Matrix = np.asarray(lower[::-1, ::-1], np.float64)
     pivots = np.square(np.diagonal(upper))
     singular = not (pivots > PIVOT * np.diagonal(hessian)).all()  # NaN, too
     return None if singular else upper

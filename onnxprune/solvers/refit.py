@@ -15,9 +15,10 @@ def refit(weight: Matrix, mask: Bools, hessian: Matrix, *, dampening: float = DA
     """Let the weights that are left make up for the zeros as well as they can.
 
     The result minimises `(w - w') (H + l I) (w - w')^T` exactly, l being `dampening` times the mean diagonal: no
-    update of the same mask has a smaller damped error. Its undamped `error` is smallest for dampening 0. Takes about
-    `2/3 m^3` floating-point operations for each different row of the mask, m being the number of its zeros or of
-    what it keeps, whichever is less.
+    update of the same mask has a smaller damped error. The undamped `error` is smallest for dampening 0, and it may
+    be a little larger than that of another update when both are damped. Takes about `2/3 m^3` floating-point
+    operations for each different row of the mask, m being the number of its zeros or of what it keeps, whichever is
+    less.
 
     Parameters
     ----------

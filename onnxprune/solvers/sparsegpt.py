@@ -1,8 +1,8 @@
 """SparseGPT: columns go from left to right, and later columns make up for the zeros of earlier ones.
 
-Frantar and Alistarh 2023, https://arxiv.org/abs/2301.00774. The paper works with U, the upper Cholesky factor of the
-inverse Hessian, `H^-1 = U^T U`. What it does needs no inverse: with `R = U^-1`, upper triangular and `H = R R^T`, and
-with `E = W - W'`, the error is
+Frantar and Alistarh 2023, https://arxiv.org/abs/2301.00774. The paper works with U, the upper Cholesky factor of
+the inverse Hessian, `H^-1 = U^T U`. What it does needs no inverse: with `R = U^-1`, upper triangular and
+`H = R R^T`, and with `E = W - W'`, the error is
 
     tr(E H E^T) = ||E R||^2,    (E R)_j = R_jj (E_j + sum over i < j of E_i R_ij / R_jj)
 
@@ -28,6 +28,9 @@ from onnxprune.solvers.patterns import Choose, Pattern, chooser
 
 NARROW = 16
 """So few columns are settled one by one."""
+
+WIDE = 256
+"""So many columns are checked at a time."""
 
 
 def sparsegpt(
@@ -69,7 +72,9 @@ def sparsegpt(
     Notes
     -----
     Weights of dead columns are chosen first. Those that are not chosen keep their values, where the paper's code
-    zeroes them on top of what was asked for.
+    zeroes them on top of what was asked for. A row is updated only if that makes its damped error smaller: where
+    nearly everything goes, weights that made up for others may have to go themselves. So neither `error` nor the
+    damped error is ever larger than those of the mask alone.
     """
     layer = Layer.of(weight, hessian, locked)
     columns = layer.weight.shape[1]
@@ -80,14 +85,16 @@ def sparsegpt(
     if isinstance(what, np.ndarray):
         sweep.fix(0, columns, flags(what, layer.weight, "the mask").T)
     else:
-        width, choose = (block, what) if callable(what) else chooser(what, layer, block)
+        width, choose = (block, what) if callable(what) else chooser(what, layer, sweep.costs.T, block)
         starts = [*range(0, columns, width), columns]
         _halves(starts, sweep.push, lambda first, last: sweep.choose(first, last, choose))
+    lost = float(sweep.check().sum())
+    ridges = damped.ridge * float(np.square(sweep.change[~layer.dead]).sum())
     new = np.where(sweep.kept, sweep.now, 0.0)
     return Solution(
         np.ascontiguousarray(new.T),
         np.ascontiguousarray(~sweep.kept.T),
-        sweep.error(layer.dead, damped.ridge),
+        max(lost - ridges, 0.0),
         damped.dampening,
     )
 
@@ -149,6 +156,11 @@ class _Sweep:
             np.where(layer.dead, 0.0, np.square(diagonal)),
         )
 
+    @property
+    def costs(self) -> Matrix:
+        """Shape (columns, rows): of each weight that was given, if it alone goes and later columns make up."""
+        return np.square(self.old) * self.scale[:, None]
+
     def push(self, first: int, middle: int, last: int) -> None:
         """Let columns from `middle` on make up for what changed in those before."""
         self.now[middle:last] += self.unit[first:middle, middle:last].T @ self.change[first:middle]
@@ -184,8 +196,23 @@ class _Sweep:
             np.multiply(now, kept[i], out=new)
             np.subtract(self.old[column], new, out=self.change[column])
 
-    def error(self, dead: Bools, ridge: float) -> float:
-        """What was lost: the costs of all that went, less what the ridge adds to them."""
-        lost = np.square(np.where(self.kept, 0.0, self.now)).sum(axis=1) @ self.scale
-        ridges = ridge * np.square(self.change[~dead]).sum()
-        return max(float(lost - ridges), 0.0)
+    def check(self) -> Matrix:
+        """Undo the updates of rows that lose less without them; what each row then loses, shape (rows,).
+
+        The cost of a row without updates is the square of `lost @ R`; its terms are summed from the left until they
+        exceed the row's cost, which for most rows is soon.
+        """
+        lost = np.where(self.kept, 0.0, self.old)
+        cost = self.scale @ np.square(np.where(self.kept, 0.0, self.now))
+        rows = np.flatnonzero(cost)
+        plain = np.zeros(len(rows))
+        for first in range(0, len(lost), WIDE):
+            last = min(first + WIDE, len(lost))
+            terms = self.unit[:last, first:last].T @ lost[:last, rows]
+            plain += self.scale[first:last] @ np.square(terms)
+            better = plain < cost[rows]
+            rows, plain = rows[better], plain[better]
+        self.now[:, rows] = self.old[:, rows]
+        self.change[:, rows] = lost[:, rows]
+        cost[rows] = plain
+        return cost

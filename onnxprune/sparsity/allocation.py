@@ -1,15 +1,16 @@
 """How many weights each layer loses where a solver chooses which: as much as costs the outputs least in all.
 
 The error of a layer's output is solved for at several levels, each layer for itself and with the original's
-inputs. How much of that error the model's outputs see is measured once per layer, at the level that is asked for,
-on samples that the statistics have not seen. The product is a curve of loss against zeros; of its lower convex hulls
-the cheapest stretches are taken, layer against layer, until there are enough zeros: what minimises the sum of the
-losses.
+inputs. How much of that error the model's outputs see is measured once per layer, at the level that is asked
+for, on samples that the statistics have not seen. The product is a curve of loss against zeros; of its lower
+convex hulls the cheapest stretches are taken, layer against layer, until there are enough zeros: what
+minimises the sum of the losses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from onnxprune.choosing.evidence import BATCH, Evidence
 from onnxprune.patterns import Pattern
+from onnxprune.patterns.pattern import Bools
 from onnxprune.sparsity.layers import WeightLayer
 from onnxprune.sparsity.select import count
 from onnxprune.sparsity.solving import Order, input_covariance, solve_alone
@@ -62,7 +64,7 @@ def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
     return (b[1] - a[1]) / (b[0] - a[0])
 
 
-def spread(curves: Sequence[Curve], total: float, least: Sequence[float]) -> list[float]:
+def spread(curves: Sequence[Curve], total: int, least: Sequence[int]) -> list[int]:
     """Numbers of zeros per curve that add up to `total` at the least loss in all.
 
     Parameters
@@ -72,7 +74,7 @@ def spread(curves: Sequence[Curve], total: float, least: Sequence[float]) -> lis
     least
         What every curve has at least.
     """
-    counts = list(least)
+    counts = [float(n) for n in least]
     parts = sorted(
         (slope, number, start, end)
         for number, curve in enumerate(curves)
@@ -83,7 +85,11 @@ def spread(curves: Sequence[Curve], total: float, least: Sequence[float]) -> lis
         more = min(max(end - counts[number], 0.0), room)
         counts[number] += more
         room -= more
-    return counts
+    whole = [math.floor(n + 1e-6) for n in counts]
+    order = sorted(range(len(curves)), key=lambda n: (whole[n] - counts[n], n))
+    for n in order[: max(total - sum(whole), 0)]:
+        whole[n] += 1
+    return whole
 
 
 def levels_by_loss(
@@ -92,11 +98,18 @@ def levels_by_loss(
     level: float,
     evidence: Evidence,
     *,
+    gone: Mapping[str, Bools],
     min_ratio: float = 0.0,
     max_ratio: float = 1.0,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> dict[str, float]:
-    """The level of each layer, by the weight's name."""
+    """The level of each layer, by the weight's name.
+
+    Parameters
+    ----------
+    gone
+        By the weight's name, flags (outputs, columns) of weights that stay zero.
+    """
     statistics = input_statistics(
         evidence.analysis.axis_graph,
         [layer.consumer for layer in layers],
@@ -115,10 +128,10 @@ def levels_by_loss(
     for number, layer in enumerate(layers):
         seen = statistics[layer.consumer.weight].moments
         curves.append(_curve(layer, pattern, level, seen, trial, top))
-        least.append(float(count(min_ratio, layer.grid.size)))
+        least.append(max(count(min_ratio, layer.grid.size), int(gone[layer.name].sum())))
         progress(number + 1, len(layers))
     sizes = [layer.grid.size for layer in layers]
-    counts = spread(curves, float(count(level, sum(sizes))), least)
+    counts = spread(curves, count(level, sum(sizes)), least)
     return {layer.name: n / size for layer, n, size in zip(layers, counts, sizes, strict=True)}
 
 

@@ -16,7 +16,7 @@ from onnxprune.patterns import REDUCTIONS, Head, InputChannel, NofM, OutputChann
 from onnxprune.sparsity.select import SCOPES
 
 SOLVERS = ("auto", "mask", "sparsegpt", "obc")
-"""auto: with samples sparsegpt, without mask."""
+"""auto: with samples obc where it is affordable and sparsegpt where not, without mask."""
 
 STORAGES = ("dense", "sparse")
 
@@ -205,7 +205,7 @@ class Sparsity:
         solver = self.solver
         if solver == AUTO:
             plain = self.criterion == CONST or isinstance(self.shape, Head)
-            solver = "sparsegpt" if has_data and not plain else "mask"
+            solver = AUTO if has_data and not plain else "mask"
         name = self.criterion
         if name == AUTO:
             name = WITHOUT_DATA if solver == "mask" else OWN
@@ -231,7 +231,7 @@ class Settled:
     Attributes
     ----------
     solver
-        "mask", "sparsegpt" or "obc".
+        "mask", "sparsegpt", "obc" or "auto": one of the latter two per layer.
     name
         Of the criterion.
     criterion
@@ -251,7 +251,7 @@ class Settled:
 
 def _scope(criterion: WeightCriterion | None, pattern: Pattern) -> str:
     if criterion is None:
-        return "local"
+        return "global"
     if criterion.scope == "row" and _across_outputs(pattern):
         return "local"
     return criterion.scope
