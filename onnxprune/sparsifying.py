@@ -353,7 +353,8 @@ def _warnings(
     lines = [*opened.inputs.notes, *measured.notes]
     if evidence is not None and opened.inputs.division:
         lines.append(opened.inputs.division)
-    if settled.criterion is not None and settled.criterion.fold is not None and evidence is not None:
+    folds = settled.criterion is not None and settled.criterion.fold is not None
+    if folds and evidence is not None and outcome.learned is None:
         lines.append(evidence.differentiated)
     lines += outcome.notes(sparsity.shape)
     if job.data is None:

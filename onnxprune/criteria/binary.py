@@ -4,8 +4,9 @@ NNCF's `RB` sparsity, after Louizos et al. 2018 (https://arxiv.org/abs/1712.0131
 `sigmoid(s)`: with u uniform in (0, 1) it is `sigmoid(s + logit(u)) > 0.5`. The loss is the task's plus
 `((D - (1 - level)) / 0.05)^2`, D being the expected density, the mean of `sigmoid(s)` over the weights that the
 masks cover. The gradient passes the threshold as if it were not there: `dL/ds = dL/dm p (1 - p)` with
-`p = sigmoid(s + logit(u))`. Adam (https://arxiv.org/abs/1412.6980) takes the steps. The level grows from 0 on NNCF's
-exponential schedule, `1 - (1 - level)^(step / ramp)`, so that masks go one after another, the least important first.
+`p = sigmoid(s + logit(u))`. Adam (https://arxiv.org/abs/1412.6980) takes the steps. The level grows from 0 on
+NNCF's exponential schedule, `1 - (1 - level)^(step / ramp)`, so that masks go one after another, those that
+matter least first.
 """
 
 from __future__ import annotations
