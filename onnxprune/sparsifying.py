@@ -188,7 +188,7 @@ def sparsify_model(
     settled = sparsity.settled(job.data is not None)
     opened = open_model(path, job, output=output, force=force, calibrate=settled.reads)
     check_metric(opened, job)
-    layers, left = _layers(opened, sparsity)
+    layers, left = _layers(opened, sparsity, settled)
     evidence = opened.evidence(job) if settled.reads else None
     if settled.reads and evidence is None:
         raise UsageError(
@@ -201,12 +201,20 @@ def sparsify_model(
     return _finish(opened, layers, left, sparsity, settled, outcome, evidence, job, output, storage, force)
 
 
-def _layers(opened: Opened, sparsity: Sparsity) -> tuple[list[WeightLayer], dict[str, str]]:
+def _layers(opened: Opened, sparsity: Sparsity, settled: Settled) -> tuple[list[WeightLayer], dict[str, str]]:
     """The layers that the pattern divides, and why others stay dense."""
-    found = find_layers(opened.analysis.axis_graph, only=sparsity.only, ignore=sparsity.ignore)
+    graph = opened.analysis.axis_graph
+    found = find_layers(graph, only=sparsity.only, ignore=sparsity.ignore)
     left, layers = dict(found.left), []
+    looks = settled.solver != "mask" or (settled.criterion is not None and settled.criterion.inputs)
     for layer in found.layers:
         why = sparsity.shape.refuses(layer.grid)
+        if (
+            looks
+            and not why
+            and not all(graph.shapes.dims.get(v) for v in (layer.consumer.x, layer.consumer.y))
+        ):
+            why = "the shape of its input or output is not known, so what it sees cannot be looked at"
         if why:
             left[layer.label] = why
         else:
