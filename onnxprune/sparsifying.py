@@ -15,6 +15,7 @@ from onnxprune.choosing.evidence import Evidence
 from onnxprune.clock import Clock
 from onnxprune.criteria.weights import WeightCriterionTable
 from onnxprune.errors import UsageError
+from onnxprune.graph.build import AxisGraph
 from onnxprune.job import Job, Opened, Progress, open_model
 from onnxprune.measuring import Measurements, check_metric, measure_both
 from onnxprune.model import io
@@ -209,11 +210,7 @@ def _layers(opened: Opened, sparsity: Sparsity, settled: Settled) -> tuple[list[
     looks = settled.solver != "mask" or (settled.criterion is not None and settled.criterion.inputs)
     for layer in found.layers:
         why = sparsity.shape.refuses(layer.grid)
-        if (
-            looks
-            and not why
-            and not all(graph.shapes.dims.get(v) for v in (layer.consumer.x, layer.consumer.y))
-        ):
+        if looks and not why and not _shaped(graph, layer):
             why = "the shape of its input or output is not known, so what it sees cannot be looked at"
         if why:
             left[layer.label] = why
@@ -226,6 +223,12 @@ def _layers(opened: Opened, sparsity: Sparsity, settled: Settled) -> tuple[list[
             "\n".join(whys[:8]) or "The model has no layer with a weight of its own.",
         )
     return layers, left
+
+
+def _shaped(graph: AxisGraph, layer: WeightLayer) -> bool:
+    """Whether all extents around a layer are known."""
+    shapes = [graph.shapes.dims.get(value) for value in (layer.consumer.x, layer.consumer.y)]
+    return all(shape is not None and None not in shape for shape in shapes)
 
 
 def _finish(
