@@ -19,6 +19,9 @@ import numpy as np
 
 from onnxprune.solvers.layer import Bools, Layer, Matrix
 
+FEW = 4
+"""Finding so many order statistics is faster than sorting."""
+
 Choose = Callable[[Matrix, int], Bools]
 """From the costs (rows, width) of a stretch of columns, and its first column: what goes, same shape.
 
@@ -87,7 +90,7 @@ def check(pattern: Pattern, shape: tuple[int, int]) -> None:
         raise ValueError(f"{pattern.zeros} zeros are asked for, of {units}")
 
 
-def chooser(pattern: Pattern, layer: Layer, costs: Matrix, block: int) -> tuple[int, Choose]:
+def chooser(pattern: Pattern, layer: Layer, scale: Matrix, block: int) -> tuple[int, Choose]:
     """How many columns to choose at a time, and how.
 
     Parameters
@@ -96,8 +99,8 @@ def chooser(pattern: Pattern, layer: Layer, costs: Matrix, block: int) -> tuple[
         What is wanted.
     layer
         Where.
-    costs
-        Shape (rows, columns): of each weight, before any has gone.
+    scale
+        Shape (columns,): what the square of a weight costs, if it alone goes and later columns make up for it.
     block
         How many columns at a time, if the pattern leaves that open.
     """
@@ -109,8 +112,8 @@ def chooser(pattern: Pattern, layer: Layer, costs: Matrix, block: int) -> tuple[
     groups = rows if isinstance(pattern, PerRow) else 1
     kind = _kinds(layer, height, width)
     shape = groups, -1, columns // width
-    first_costs = None if pattern.even else _units(costs, height, width).reshape(shape)
-    due = _due(kind.reshape(shape), pattern.zeros, first_costs)
+    alone = None if pattern.even else _units(np.square(layer.weight) * scale, height, width).reshape(shape)
+    due = _due(kind.reshape(shape), pattern.zeros, alone)
 
     def choose(costs: Matrix, start: int) -> Bools:
         first, last = start // width, (start + costs.shape[1]) // width
@@ -119,7 +122,9 @@ def chooser(pattern: Pattern, layer: Layer, costs: Matrix, block: int) -> tuple[
         chosen: Bools = np.zeros(values.shape, np.bool_)
         for this, counts in enumerate(due):
             quota = counts[:, last] - counts[:, first]
-            chosen |= least(np.where(kinds == this, values, np.inf), quota)
+            if quota.any():
+                these = kinds == this
+                chosen |= least(values if these.all() else np.where(these, values, np.inf), quota)
         chosen = chosen.reshape(units.shape)
         return chosen.repeat(height, axis=0).repeat(width, axis=1) if height * width > 1 else chosen
 
@@ -195,14 +200,18 @@ def least(values: Matrix, quota: np.ndarray) -> Bools:
     """
     if not quota.any():
         return np.zeros(values.shape, np.bool_)
-    ordered = np.sort(values, axis=1)
-    last = np.take_along_axis(ordered, np.maximum(quota - 1, 0)[:, None], axis=1)
+    places = np.maximum(quota - 1, 0)
+    some = np.unique(places)
+    ordered = np.partition(values, some, axis=1) if len(some) <= FEW else np.sort(values, axis=1)
+    last = np.take_along_axis(ordered, places[:, None], axis=1)
     last = np.where(quota[:, None] > 0, last, -np.inf)
-    less, equal = values < last, values == last
-    wanted = quota - less.sum(axis=1)
-    if (equal.sum(axis=1) > wanted).any():
-        equal &= np.cumsum(equal, axis=1) <= wanted[:, None]
-    return np.asarray(less | equal, np.bool_)
+    chosen: Bools = values <= last
+    surplus = np.flatnonzero(chosen.sum(axis=1) > quota)
+    if len(surplus):
+        less, equal = values[surplus] < last[surplus], values[surplus] == last[surplus]
+        wanted = quota[surplus] - less.sum(axis=1)
+        chosen[surplus] = less | (equal & (np.cumsum(equal, axis=1) <= wanted[:, None]))
+    return chosen
 
 
 def least_of_groups(costs: Matrix, pattern: NOfM) -> Bools:
