@@ -178,8 +178,8 @@ def page(data: dict[str, Any]) -> str:
         ]
         parts += [
             f"## {rows} outputs, {columns} inputs",
-            "What the paper's algorithm cannot do without, as plain numpy calls: Cholesky factor, inverse, Cholesky "
-            "factor of the inverse (d^3/3 + 2 d^3 + d^3/3 operations for d inputs), and the products that update "
+            "What the paper's algorithm cannot do without, as plain numpy calls: Cholesky factor, inverse, "
+            "Cholesky factor of the inverse (d^3/3 + 2 d^3 + d^3/3 operations for d inputs), and the products that update "
             f"later columns after every {BLOCK} (together about outputs x d^2).",
             table(["step", "10^9 operations", "seconds", "10^9 per second"], lines),
             "SparseGPT as a multiple of all four steps, which is to be at most "

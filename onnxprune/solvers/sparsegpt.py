@@ -33,6 +33,12 @@ NARROW = 16
 WIDE = 128
 """So many columns are checked at a time."""
 
+MOST = 0.98
+"""When so many rows are found to be well, the others are looked at one by one."""
+
+TILE = 64
+"""Matrices are transposed in squares of this size."""
+
 
 def sparsegpt(
     weight: Matrix,
@@ -85,14 +91,24 @@ def sparsegpt(
     sweep = _Sweep.of(layer, damped)
     if isinstance(what, np.ndarray):
         mask = flags(what, layer.weight, "the mask").T
-        _halves(_starts(columns, block), sweep.push, lambda first, last: sweep.fix(first, last, mask[first:last]))
+        _halves(
+            _starts(columns, block), sweep.push, lambda first, last: sweep.fix(first, last, mask[first:last])
+        )
     else:
         width, choose = (block, what) if callable(what) else chooser(what, layer, sweep.scale, block)
         _halves(_starts(columns, width), sweep.push, lambda first, last: sweep.choose(first, last, choose))
     lost = sweep.check() - damped.ridge * sweep.squares(layer.dead)
     np.copyto(sweep.now, 0.0, where=sweep.gone)
-    new, gone = np.ascontiguousarray(sweep.now.T), np.ascontiguousarray(sweep.gone.T)
-    return Solution(new, gone, max(lost, 0.0), damped.dampening)
+    return Solution(_turned(sweep.now), _turned(sweep.gone), max(lost, 0.0), damped.dampening)
+
+
+def _turned(matrix: np.ndarray) -> np.ndarray:
+    """The transpose, in rows of its own."""
+    turned = np.empty(matrix.shape[::-1], matrix.dtype)
+    for i in range(0, matrix.shape[0], TILE):
+        for j in range(0, matrix.shape[1], TILE):
+            turned[j : j + TILE, i : i + TILE] = matrix[i : i + TILE, j : j + TILE].T
+    return turned
 
 
 def _starts(columns: int, width: int) -> list[int]:
@@ -151,7 +167,7 @@ class _Sweep:
 
     @classmethod
     def of(cls, layer: Layer, damped: Damped) -> _Sweep:
-        old = np.ascontiguousarray(layer.weight.T)
+        old = _turned(layer.weight)
         diagonal = np.diagonal(damped.upper)
         return cls(
             old,
@@ -173,10 +189,11 @@ class _Sweep:
 
     def choose(self, first: int, last: int, choose: Choose) -> None:
         """Choose what goes in a stretch of columns, and settle it."""
-        ahead = np.linalg.inv(self.unit[first:last, first:last]).T
-        earlier = np.subtract(self.now[first:last], self.old[first:last], out=self.scratch[: last - first])
-        costs = ahead @ earlier
-        costs += self.old[first:last]
+        costs = self.old[first:last].copy()
+        if first:
+            ahead = np.linalg.inv(self.unit[first:last, first:last]).T
+            earlier = np.subtract(self.now[first:last], costs, out=self.scratch[: last - first])
+            costs += ahead @ earlier
         np.square(costs, out=costs)
         costs *= self.scale[first:last, None]
         if self.locked is not None:
@@ -213,9 +230,9 @@ class _Sweep:
         """Undo the updates of rows that lose less without them; the damped error after that.
 
         What a row loses without updates is the square of `lost @ R`; its terms are summed from the left until they
-        exceed what it loses with them, which for most rows is soon.
+        exceed what it loses with them.
         """
-        rows = np.flatnonzero(self.cost)
+        rows = np.flatnonzero((self.cost > 0) & ~self._surely())
         plain, paid = np.zeros(len(rows)), self.cost[rows]
         lost = np.empty((0, len(rows)))
         for first, last in itertools.pairwise(_starts(len(self.old), WIDE)):
@@ -227,11 +244,39 @@ class _Sweep:
             if not better.all():
                 rows, plain, paid, lost = rows[better], plain[better], paid[better], lost[:, better]
             if not len(rows):
-                return float(self.cost.sum())
+                break
+        if not len(rows):
+            return float(self.cost.sum())
         self.now[:, rows] = self.old[:, rows]
         self.change[:, rows] = lost
         self.cost[rows] = plain
         return float(self.cost.sum())
+
+    def _surely(self) -> Bools:
+        """Shape (rows,): rows that lose more without updates, for all that float32 can tell.
+
+        The same sums for all rows together, and no further than most of them need. A term is wrong by less than
+        `m eps |lost| |R_:j|` after m columns, so the root of the sum of the squares is wrong by less than
+        `m eps |lost| |R|`.
+        """
+        columns, rows = self.old.shape
+        lost = np.empty((columns, rows), np.float32)
+        plain, size, norm = np.zeros(rows), np.zeros(rows), 0.0
+        sure: Bools = np.zeros(rows, np.bool_)
+        for first, last in itertools.pairwise(_starts(columns, WIDE)):
+            if sure.mean() > MOST:
+                break
+            more = lost[first:last]
+            np.multiply(self.old[first:last], self.gone[first:last], out=more, casting="same_kind")
+            upper = self.unit[:last, first:last].astype(np.float32)
+            terms = upper.T @ lost[:last]
+            plain += self.scale[first:last] @ np.square(terms, out=terms)
+            size += np.einsum("cr,cr->r", more, more)
+            norm += float(self.scale[first:last] @ np.einsum("ij,ij->j", upper, upper))
+            wrong = 2 * (last + 4) * np.finfo(np.float32).eps * np.sqrt(size * norm)
+            sure = np.square(np.maximum(np.sqrt(plain) - wrong, 0.0)) > self.cost
+            sure &= np.isfinite(plain)
+        return sure
 
     def squares(self, dead: Bools) -> float:
         """Of all changes but those in dead columns."""
