@@ -217,7 +217,8 @@ def least(values: Matrix, quota: np.ndarray) -> Bools:
         return np.zeros(values.shape, np.bool_)
     places = np.maximum(quota - 1, 0)
     some = np.unique(places)
-    ordered = np.partition(values, some, axis=1) if len(some) <= FEW else np.sort(values, axis=1)
+    ordered = np.ascontiguousarray(values)  # ten times as fast to sort
+    ordered = np.partition(ordered, some, axis=1) if len(some) <= FEW else np.sort(ordered, axis=1)
     last = np.take_along_axis(ordered, places[:, None], axis=1)
     last = np.where(quota[:, None] > 0, last, -np.inf)
     chosen: Bools = values <= last
