@@ -232,7 +232,9 @@ class _Sweep:
         What a row loses without updates is the square of `lost @ R`; its terms are summed from the left until they
         exceed what it loses with them.
         """
-        rows = np.flatnonzero((self.cost > 0) & ~self._surely())
+        with np.errstate(over="ignore", invalid="ignore"):
+            sure = self._surely()
+        rows = np.flatnonzero((self.cost > 0) & ~sure)
         plain, paid = np.zeros(len(rows)), self.cost[rows]
         lost = np.empty((0, len(rows)))
         for first, last in itertools.pairwise(_starts(len(self.old), WIDE)):
@@ -257,7 +259,7 @@ class _Sweep:
 
         The same sums for all rows together, and no further than most of them need. A term is wrong by less than
         `m eps |lost| |R_:j|` after m columns, so the root of the sum of the squares is wrong by less than
-        `m eps |lost| |R|`.
+        `m eps |lost| |R|`. Where float32 overflows nothing is sure.
         """
         columns, rows = self.old.shape
         lost = np.empty((columns, rows), np.float32)
