@@ -26,7 +26,7 @@ from onnxprune.solvers import Blocks, Elements, NOfM, PerRow, layer_error, obc, 
 HERE = Path(__file__).parent
 SHAPES = ((768, 3072), (3072, 768))
 BLOCK = 128
-RUNS = 5
+RUNS = 3
 TARGET = 2.0
 OBC_SHAPES = ((64, 128), (64, 256), (256, 256), (64, 512))
 QUALITY = (128, 512)
