@@ -66,6 +66,26 @@ def test_which_groups_are_heads(tmp_path, einsum):
     assert {str(use.axis.value.name) for use in group.axes} >= {"q0", "k0", "v0", "o0"}
 
 
+@pytest.mark.parametrize("operator", ["MultiHeadAttention", "Attention"])
+def test_operators_that_hold_whole_attention(tmp_path, operator):
+    """The one of onnxruntime, and the one of opset 23 with heads on the last axis; heads are masked as by prune."""
+    contrib = operator == "MultiHeadAttention"
+    n = Net(seed=2, opset=18 if contrib else 23, domains={"com.microsoft": 1} if contrib else None)
+    x = n.data("x", ("n", 5, DIM))
+    q, k, v = (n.op("MatMul", x, n.normal((DIM, DIM), name, 0.4), name=f"{name}/mm") for name in "qkv")
+    how = {"num_heads": HEADS} if contrib else {"q_num_heads": HEADS, "kv_num_heads": HEADS}
+    mixed = n.op(operator, q, k, v, domain="com.microsoft" if contrib else "", **how)
+    y = n.ops("MatMul", mixed, n.normal((DIM, DIM), "o", 0.4), outputs=["logits"], name="o/mm")[0]
+    path = save(n.model(y), tmp_path / "net.onnx")
+    made = onnxprune.sparsify(path, pattern="head", criterion="magnitude", sparsity=0.5)
+    ((name, which),) = made.report.heads.items()
+    assert len(which) == 2 and made.report.achieved == 0.5
+    lost = np.isin(np.arange(DIM) // DEPTH, which)
+    for layer in LAYERS:
+        expected = np.broadcast_to(lost[:, None] if layer == "o" else lost[None], (DIM, DIM))
+        np.testing.assert_array_equal(made.zeros[layer], expected)
+
+
 def test_real_models_have_the_heads_that_they_have():
     for name, count in (("digits_vit", 4), ("digits_vit_ts", 4), ("digits_resnet", 0)):
         analysis = onnxprune.analyze(MODELS / f"{name}.onnx")
