@@ -201,6 +201,11 @@ def sparsify_model(
         raise UsageError(f"there is no storage {storage!r}", f"Known: {', '.join(STORAGES)}.")
     job = replace(job, progress=Clock(job.progress))
     settled = sparsity.settled(job.data is not None)
+    if job.loss != "auto" and not settled.differentiates:
+        raise UsageError(
+            f"--loss {job.loss} is about gradients, and the criterion {settled.name} reads none",
+            "Leave it out, or take one that does, such as fisher.",
+        )
     whole_heads = isinstance(sparsity.shape, Head)
     if whole_heads or sparsity.structured:
         job = replace(job, attention="heads")

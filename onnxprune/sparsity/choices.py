@@ -248,6 +248,11 @@ class Settled:
     scope: str
     reads: bool
 
+    @property
+    def differentiates(self) -> bool:
+        """Whether gradients are looked at."""
+        return self.criterion is not None and self.criterion.differentiates
+
 
 def _scope(criterion: WeightCriterion | None, pattern: Pattern) -> str:
     if criterion is None:
