@@ -33,11 +33,9 @@ _BATCH = 32
 
 
 class CompressionLoss:
-    """How far a compressed model's outputs are from the original's; NNCF's `CompressionLoss`, without a
-    gradient.
+    """How far a compressed model's outputs are from the original's, as NNCF's `CompressionLoss`.
 
-    `sum (y - y')^2 / sum y^2`, averaged over the float outputs, on the samples that the controller measures
-    on.
+    `sum (y - y')^2 / sum y^2`, averaged over the float outputs, on the samples that are measured on. No gradient.
     """
 
     def __init__(self, measure: Callable[[], float]) -> None:
@@ -59,8 +57,7 @@ class CompressionLoss:
 
 
 class CompressedModel:
-    """The model of a controller, as it is at the moment: what `create_compressed_model` gives beside the
-    controller.
+    """The model of a controller, as it is at the moment: what `create_compressed_model` gives with it.
 
     It follows the controller: after `set_pruning_level` or an epoch of the scheduler it is another model.
     """
@@ -203,8 +200,7 @@ class CompressionController:
         return CompressionStage.PARTIALLY_COMPRESSED
 
     def prepare_for_export(self) -> ir.Model:
-        """Bake the masks into the weights, in place: `model` has the zeros from now on. Outputs stay the
-        same."""
+        """Bake the masks into the weights: `model` has these zeros from now on, and the same outputs."""
         if not self._stripped:
             self._model = self._exported()
         return self.model

@@ -1,5 +1,4 @@
-"""Schedulers as objects: NNCF's, which drive a controller epoch by epoch, and what stands in when they are
-off.
+"""Schedulers as objects: NNCF's, which drive a controller epoch by epoch, and a dummy that does not.
 
 The curves are those of `onnxprune.allocate.schedule`. NNCF counts epochs e from 0. With i the initial level,
 t the target, and p = e / target epoch, at most 1:

@@ -1,0 +1,69 @@
+"""Zeros that somebody chose: put into a copy of the model, with or without weights that make up for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.analysis import Analysis
+from onnxprune.choosing.evidence import Evidence
+from onnxprune.patterns import Element
+from onnxprune.patterns.pattern import Bools
+from onnxprune.sparsity.layers import WeightLayer, same_layers
+from onnxprune.sparsity.sequence import LayerSolution, Solver, Work
+from onnxprune.sparsity.solving import Order
+from onnxprune.surgery.clone import clone_model
+
+
+def with_zeros(
+    analysis: Analysis,
+    layers: Sequence[WeightLayer],
+    zeros: Mapping[str, Bools],
+    *,
+    solver: str = "mask",
+    evidence: Evidence | None = None,
+) -> tuple[ir.Model, dict[str, LayerSolution]]:
+    """A copy of the model in which weights are zero.
+
+    Parameters
+    ----------
+    layers
+        Of the original, in topological order.
+    zeros
+        By the weight's name, flags (outputs, columns).
+    solver
+        "mask": all other weights stay as they are. "sparsegpt" or "obc": they make up for the zeros.
+    evidence
+        What the samples say; only solvers look at it.
+
+    Returns
+    -------
+    model, solutions
+        The copy, in the form in which it was analysed, and by the weight's name what the solver did.
+    """
+    sparse = clone_model(analysis.axis_graph.model).model
+    mine = same_layers(sparse, layers)
+    if solver == "mask" or not any(flags.any() for flags in zeros.values()):
+        for layer in mine:
+            if zeros[layer.name].any():
+                layer.set(np.where(zeros[layer.name], 0.0, layer.matrix()))
+        return sparse, {}
+    if evidence is None:
+        raise ValueError("a solver looks at samples")
+    tools = Solver(
+        solver,
+        Element(),
+        evidence.batches,
+        evidence.provider,
+        evidence.budget,
+        evidence.seed,
+        evidence.tick("solving"),
+    )
+    works = []
+    for original, layer in zip(layers, mine, strict=True):
+        flags = zeros[layer.name]
+        works.append(Work(original, layer, Order(float(flags.mean()), flags, np.zeros_like(flags))))
+    found = tools.solve(analysis.axis_graph, sparse, works)
+    return sparse, {name: solution for name, (_, solution) in found.items()}
