@@ -14,6 +14,12 @@ Bools = np.ndarray[Any, np.dtype[np.bool_]]
 DAMPENING = 0.01
 """Share of the mean diagonal that is added to the diagonal, as in the papers' code."""
 
+PIVOT = 1e-12
+"""A Cholesky pivot below this share of its diagonal element is rounding: the Hessian is singular."""
+
+INVERTIBLE = 1e-7
+"""A pivot above this share leaves an inverse that half of its digits are good for."""
+
 
 @dataclass(frozen=True, eq=False)
 class Solution:
@@ -28,7 +34,7 @@ class Solution:
     error
         `sum over rows of (w - w') H (w - w')^T`, with the Hessian that was given, not the damped one; in its units.
     dampening
-        Share of the mean diagonal that was added; more than asked for where the Hessian had no Cholesky factor.
+        Share of the mean diagonal that was added; more than asked for where the Hessian would have been singular.
     """
 
     weight: Matrix
@@ -38,17 +44,47 @@ class Solution:
 
 
 @dataclass(frozen=True, eq=False)
+class Damped:
+    """The Hessian that is solved with.
+
+    Attributes
+    ----------
+    hessian
+        Shape (columns, columns): `H + ridge I`; in dead columns the mean of the diagonal, and nothing else.
+    upper
+        Shape (columns, columns): the upper triangular R of `hessian = R R^T`. With U the upper Cholesky factor of
+        the inverse, `R = U^-1`.
+    ridge
+        What was added to the diagonal.
+    dampening
+        The same, as a share of the mean diagonal of the columns that are not dead.
+    """
+
+    hessian: Matrix
+    upper: Matrix
+    ridge: float
+    dampening: float
+
+    @property
+    def invertible(self) -> bool:
+        """Whether the inverse has enough correct digits to go on with."""
+        pivots = np.square(np.diagonal(self.upper))
+        return bool((pivots > INVERTIBLE * np.diagonal(self.hessian)).all())
+
+
+@dataclass(frozen=True, eq=False)
 class Layer:
-    """A layer that was checked, and its damped Hessian.
+    """A layer that was checked.
 
     Attributes
     ----------
     weight
         Shape (rows, columns), float64; a copy.
     hessian
-        Shape (columns, columns), float64, as given.
+        Shape (columns, columns), float64; zero in dead rows and columns.
     dead
-        Shape (columns,): the diagonal is zero, so the layer sees only zeros there.
+        Shape (columns,): the diagonal is zero, so the layer sees only zeros there (or constants, where the Hessian
+        is a covariance).
     locked
         Shape (rows, columns): stays zero.
     """
@@ -59,7 +95,7 @@ class Layer:
     locked: Bools
 
     @classmethod
-    def of(cls, weight: Matrix, hessian: Matrix, locked: Bools | None) -> Layer:
+    def of(cls, weight: Matrix, hessian: Matrix, locked: Bools | None = None) -> Layer:
         """Check what is given.
 
         Raises
@@ -70,33 +106,64 @@ class Layer:
         """
         weight = np.array(weight, np.float64)
         hessian = np.asarray(hessian, np.float64)
-        if weight.ndim != 2:
+        if weight.ndim != 2 or not weight.size:
             raise ValueError(f"the weight needs shape (rows, columns), not {weight.shape}")
         columns = weight.shape[1]
         if hessian.shape != (columns, columns):
             raise ValueError(f"the Hessian needs shape {(columns, columns)}, not {hessian.shape}")
         if not np.isfinite(weight).all():
             raise ValueError("the weight holds NaN or infinity")
-        diagonal = np.diagonal(hessian)
         if not np.isfinite(hessian).all():
             raise ValueError("the Hessian holds NaN or infinity")
-        if (diagonal < 0).any():
+        diagonal = np.diagonal(hessian)
+        if diagonal.min() < -1e-6 * np.abs(diagonal).max():  # less is the rounding of a variance
             raise ValueError(f"the Hessian's diagonal is negative in column {int(np.argmin(diagonal))}")
+        dead = diagonal <= 0
+        if dead.any():
+            hessian = hessian.copy()
+            hessian[dead] = 0.0
+            hessian[:, dead] = 0.0
         locked = flags(locked, weight, "locked")
         if weight[locked].any():
             raise ValueError("a locked weight is not zero")
-        return cls(weight, hessian, diagonal == 0, locked)
+        return cls(weight, hessian, dead, locked)
 
-    def damped(self, dampening: float) -> Matrix:
-        """Shape (columns, columns): with a share of the mean live diagonal added to the diagonal.
+    def damp(self, dampening: float) -> Damped:
+        """Add a share of the mean diagonal to the diagonal; ten times more, until there is a Cholesky factor.
 
-        Dead columns get that mean, and are tied to nothing.
+        Raises
+        ------
+        ValueError
+            A negative share, or a Hessian that is far from positive semidefinite.
         """
-        damped = self.hessian.copy()
-        damped[self.dead] = damped[:, self.dead] = 0.0
-        mean = float(np.diagonal(damped).sum()) / max(int((~self.dead).sum()), 1)
-        np.einsum("ii->i", damped)[...] += np.where(self.dead, mean or 1.0, dampening * mean)
-        return damped
+        if not 0 <= dampening < np.inf:
+            raise ValueError(f"the dampening must not be negative, and is {dampening}")
+        live = np.diagonal(self.hessian)[~self.dead]
+        mean = float(live.mean()) if live.size else 1.0
+        while dampening <= 1 or not live.size:
+            ridge = dampening * mean
+            hessian = self.hessian.copy()
+            np.einsum("ii->i", hessian)[...] += np.where(self.dead, mean, ridge)
+            if (upper := _upper(hessian)) is not None:
+                return Damped(hessian, upper, ridge, dampening)
+            dampening = max(10 * dampening, PIVOT)
+        raise ValueError("the Hessian is not positive semidefinite, so it is no matrix of second moments")
+
+    def error(self, new: Matrix) -> float:
+        """What new weights cost, not damped."""
+        return layer_error(self.weight, new, self.hessian)
+
+
+def _upper(hessian: Matrix) -> Matrix | None:
+    """R of `hessian = R R^T`; None where it is singular."""
+    try:
+        lower = np.linalg.cholesky(hessian[::-1, ::-1])
+    except np.linalg.LinAlgError:
+        return None
+    upper: Matrix = np.asarray(lower[::-1, ::-1], np.float64)
+    pivots = np.square(np.diagonal(upper))
+    singular = not (pivots > PIVOT * np.diagonal(hessian)).all()  # NaN, too
+    return None if singular else upper
 
 
 def flags(given: Bools | None, weight: Matrix, name: str) -> Bools:

@@ -1,8 +1,8 @@
 """Which zeros are wanted: any elements, equally many in each row, N in each M, whole blocks.
 
-A pattern says how many zeros there are; the solvers ask it stretch by stretch which ones, by what each would cost. The
-counts are exact: what a stretch cannot take is left to the next. Weights that cost nothing go first: locked ones,
-then those of columns in which the layer sees only zeros.
+A pattern says how many zeros there are; the solvers ask it stretch by stretch which ones, given what each would
+cost. Counts are exact: what the rounding of one stretch leaves over goes to the next. Weights that cost nothing go
+first: locked ones, then those of columns in which the layer sees only zeros.
 """
 
 from __future__ import annotations
@@ -10,32 +10,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from onnxprune.solvers.layer import Bools, Matrix
+import numpy as np
+
+from onnxprune.solvers.layer import Bools, Layer, Matrix
 
 Choose = Callable[[Matrix, int], Bools]
-"""From the costs (rows, width) of a stretch of columns and the first column's index: what goes, same shape.
+"""From the costs (rows, width) of a stretch of columns, and its first column: what goes, same shape.
 
-Costs of locked weights are -1, of weights in dead columns 0.
+Costs of locked weights are -1, of weights in dead columns 0. What is locked goes in any case.
 """
 
 
 @dataclass(frozen=True)
 class Elements:
-    """Exactly `zeros` elements of the whole matrix; every stretch of columns gives the same share of its weights."""
+    """Exactly `zeros` elements of the whole matrix; all stretches of columns give the same share of live weights.
+
+    More where more than that are locked.
+    """
 
     zeros: int
 
 
 @dataclass(frozen=True)
 class PerRow:
-    """Exactly `zeros` elements of every row; every stretch of columns gives the same share."""
+    """Exactly `zeros` elements of every row; all stretches of columns give the same share of its live weights."""
 
     zeros: int
 
 
 @dataclass(frozen=True)
 class NOfM:
-    """`n` zeros in each group of `m` neighbours of a row."""
+    """`n` zeros in each group of `m` neighbours of a row; more where more are locked."""
 
     n: int
     m: int
@@ -43,10 +48,141 @@ class NOfM:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Exactly `zeros` blocks of shape (rows, columns) go whole; whole columns: blocks of all rows and one column."""
+    """Exactly `zeros` blocks of shape (rows, columns) go whole. Whole columns are blocks of all rows by one."""
 
     zeros: int
     shape: tuple[int, int]
 
 
 Pattern = Elements | PerRow | NOfM | Blocks
+
+
+def check(pattern: Pattern, shape: tuple[int, int]) -> None:
+    """Refuse a pattern that a matrix cannot have.
+
+    Raises
+    ------
+    ValueError
+        With the reason.
+    """
+    rows, columns = shape
+    if isinstance(pattern, NOfM):
+        if not 0 <= pattern.n <= pattern.m or pattern.m < 1:
+            raise ValueError(f"{pattern.n} zeros in {pattern.m} are not possible")
+        if columns % pattern.m:
+            raise ValueError(f"groups of {pattern.m} do not divide {columns} columns")
+        return
+    units = columns if isinstance(pattern, PerRow) else rows * columns
+    if isinstance(pattern, Blocks):
+        height, width = pattern.shape
+        if height < 1 or width < 1 or rows % height or columns % width:
+            raise ValueError(f"blocks of {height} x {width} do not divide a matrix of {rows} x {columns}")
+        units //= height * width
+    if not 0 <= pattern.zeros <= units:
+        raise ValueError(f"{pattern.zeros} zeros are asked for, of {units}")
+
+
+def chooser(pattern: Pattern, layer: Layer, block: int) -> tuple[int, Choose]:
+    """How many columns to choose at a time, and how; costs of later stretches may depend on what was chosen."""
+    rows, columns = layer.weight.shape
+    check(pattern, (rows, columns))
+    if isinstance(pattern, NOfM):
+        return pattern.m, lambda costs, start: least_of_groups(costs, pattern)
+    height, width = pattern.shape if isinstance(pattern, Blocks) else (1, 1)
+    groups = rows if isinstance(pattern, PerRow) else 1
+    kind = _kinds(layer, height, width)
+    due = _due(kind.reshape(groups, -1, columns // width), pattern.zeros)
+
+    def choose(costs: Matrix, start: int) -> Bools:
+        first, last = start // width, (start + costs.shape[1]) // width
+        units = np.maximum(costs, 0.0)  # locked ones add nothing to their block
+        if height * width > 1:
+            units = units.reshape(rows // height, height, last - first, width).sum(axis=(1, 3))
+        values, kinds = units.reshape(groups, -1), kind[:, first:last].reshape(groups, -1)
+        chosen: Bools = np.zeros(values.shape, np.bool_)
+        for this, counts in enumerate(due):
+            quota = counts[:, last] - counts[:, first]
+            chosen |= least(np.where(kinds == this, values, np.inf), quota)
+        chosen = chosen.reshape(units.shape)
+        return chosen.repeat(height, axis=0).repeat(width, axis=1) if height * width > 1 else chosen
+
+    return max(block // width, 1) * width, choose
+
+
+def _kinds(layer: Layer, height: int, width: int) -> np.ndarray:
+    """Of each block: 0 all locked, 1 all locked or dead, 2 live."""
+    rows, columns = layer.weight.shape
+    shape = (rows // height, height, columns // width, width)
+    locked = layer.locked.reshape(shape).all(axis=(1, 3))
+    free = (layer.locked | layer.dead).reshape(shape).all(axis=(1, 3))
+    return np.where(locked, 0, np.where(free, 1, 2)).astype(np.int8)
+
+
+def _due(kind: np.ndarray, zeros: int) -> np.ndarray:
+    """How many units of each kind have to be gone before each column.
+
+    Parameters
+    ----------
+    kind
+        Shape (groups, units, columns).
+    zeros
+        Of each group.
+
+    Returns
+    -------
+    Shape (kinds, groups, columns + 1).
+    """
+    left = np.full(len(kind), zeros)
+    found = []
+    for this in range(3):
+        before = np.zeros((len(kind), kind.shape[2] + 1), np.int64)
+        np.cumsum((kind == this).sum(axis=1), axis=1, out=before[:, 1:])
+        total = before[:, -1]
+        gone = np.minimum(left, total)
+        left = left - gone
+        found.append(gone[:, None] * before // np.maximum(total, 1)[:, None])
+    return np.stack(found)
+
+
+def least(values: Matrix, quota: np.ndarray) -> Bools:
+    """The `quota` least of each row; equal ones by index.
+
+    Parameters
+    ----------
+    values
+        Shape (rows, columns); infinite where nothing may be taken.
+    quota
+        Shape (rows,): at most as many as there are finite values.
+    """
+    if not quota.any():
+        return np.zeros(values.shape, np.bool_)
+    ordered = np.sort(values, axis=1)
+    last = np.take_along_axis(ordered, np.maximum(quota - 1, 0)[:, None], axis=1)
+    last = np.where(quota[:, None] > 0, last, -np.inf)
+    less, equal = values < last, values == last
+    wanted = quota - less.sum(axis=1)
+    if (equal.sum(axis=1) > wanted).any():
+        equal &= np.cumsum(equal, axis=1) <= wanted[:, None]
+    return np.asarray(less | equal, np.bool_)
+
+
+def least_of_groups(costs: Matrix, pattern: NOfM) -> Bools:
+    """The n least of each m neighbours of a row; equal ones by index."""
+    rows, columns = costs.shape
+    if columns == pattern.m <= 8:
+        return np.stack([_rank(costs, column) < pattern.n for column in range(columns)], axis=1)
+    grouped = costs.reshape(rows, -1, pattern.m)
+    order = np.argsort(grouped, axis=2, kind="stable")
+    chosen = np.zeros(grouped.shape, np.bool_)
+    np.put_along_axis(chosen, order[:, :, : pattern.n], True, axis=2)
+    return chosen.reshape(rows, columns)
+
+
+def _rank(costs: Matrix, column: int) -> np.ndarray:
+    """How many of a row go before the one in this column: sorting few columns of many rows is slower."""
+    this = costs[:, column]
+    rank = np.zeros(len(costs), np.int8)
+    for other in range(costs.shape[1]):
+        if other != column:
+            rank += costs[:, other] <= this if other < column else costs[:, other] < this
+    return rank
