@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
+from onnxprune.analysis import analyze
 from onnxprune.choosing.evidence import Evidence
 from onnxprune.controllers.schedules import CompressionScheduler, StubCompressionScheduler
 from onnxprune.controllers.stage import CompressionStage, StripFormat, strip_format
@@ -27,6 +29,8 @@ from onnxprune.model import io
 
 log = logging.getLogger(__name__)
 
+Cut = Callable[[str, "np.ndarray[Any, Any]"], "np.ndarray[Any, Any]"]
+
 Source = str | os.PathLike[str] | io.LoadedModel
 
 _BATCH = 32
@@ -35,7 +39,8 @@ _BATCH = 32
 class CompressionLoss:
     """How far a compressed model's outputs are from the original's, as NNCF's `CompressionLoss`.
 
-    `sum (y - y')^2 / sum y^2`, averaged over the float outputs, on the samples that are measured on. No gradient.
+    `sum (y - y')^2 / sum y^2`, averaged over the float outputs, on the samples that are measured on. No
+    gradient.
     """
 
     def __init__(self, measure: Callable[[], float]) -> None:
@@ -109,6 +114,8 @@ class CompressionController:
         What a user should know about what was done or left out, in order.
     frozen
         Whether the scheduler has no say any more.
+    revision
+        Grows whenever the model changes.
     """
 
     name = ""
@@ -124,6 +131,7 @@ class CompressionController:
         self._evidence: Evidence | None = None
         self._model: ir.Model | None = None
         self._stripped = False
+        self.revision = 0
         for note in self.opened.inputs.notes:
             self.note(note)
 
@@ -237,7 +245,7 @@ class CompressionController:
                 "strip_model was given a model that is not this controller's",
                 "Give the model that came with the controller, or call controller.strip().",
             )
-        found = self._removed() if _format(strip_format).removes else self._exported()
+        found = self._removed() if _removes(strip_format) else self._exported()
         if not do_copy:
             self._model, self._stripped = found, True
         return found.clone()
@@ -279,14 +287,21 @@ class CompressionController:
             log.info("%s: %s", self.name, text)
             self.notes.append(text)
 
-    def rebase(self, source: io.LoadedModel) -> None:
-        """Start from another form of the same model, at the same level; used where algorithms are combined."""
+    def rebase(self, source: io.LoadedModel, cut: Cut | None = None) -> None:
+        """Start from another form of the same model, at the same level; used where algorithms are combined.
+
+        Parameters
+        ----------
+        cut
+            What other algorithms have left of an array of an initializer's shape, by the initializer's name.
+        """
         self.opened = replace_model(self.opened, source, self.job)
         self._evidence = None
         self._changed()
 
     def _changed(self) -> None:
         self._model, self._stripped = None, False
+        self.revision += 1
 
     def _seen(self) -> Evidence | None:
         """What the samples say; None without data, or where onnxruntime cannot run the model."""
@@ -301,18 +316,26 @@ class CompressionController:
         return self._evidence
 
     def _distance(self) -> float:
+        return self.distance_to(self.model)
+
+    def distance_to(self, model: ir.Model) -> float:
+        """How far a model's outputs are from the original's; see `CompressionLoss`.
+
+        Raises
+        ------
+        UsageError
+            There is no data, or onnxruntime cannot run the model.
+        """
         if self.job.data is None:
             raise UsageError(
                 "the compression loss compares outputs on samples, and the controller has no data",
                 'Give data=..., or data="synthetic" to generate samples.',
             )
-        run = as_runnable([self.source.ir, self.model], self.opened.inputs.data, self.job.provider)
+        run = as_runnable([self.source.ir, model], self.opened.inputs.data, self.job.provider)
         if run is None:
             raise UsageError(
                 "onnxruntime cannot run the model, so there is no compression loss", "Take other operators."
             )
-        if self._stripped and self.opened.analysis.refit_io:
-            raise UsageError("inputs or outputs got smaller, so outputs do not compare", "Ask before strip.")
         original, mine = run.models
         found = compare(original, mine, run.data, self.job.provider, _BATCH)
         ratios = [10 ** (-each.sqnr_db / 10) for each in found.outputs if each.sqnr_db is not None]
@@ -321,14 +344,12 @@ class CompressionController:
         return float(sum(ratios) / len(ratios))
 
 
-def _format(given: StripFormat | str) -> StripFormat:
-    return strip_format(given)
+def _removes(given: StripFormat | str) -> bool:
+    return strip_format(given).removes
 
 
 def replace_model(opened: Opened, source: io.LoadedModel, job: Job) -> Opened:
     """The same samples with another model, which is analysed."""
-    from onnxprune.analysis import analyze
-
     old = opened.analysis
     analysis = analyze(
         source,

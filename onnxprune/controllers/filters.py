@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.allocate.target import Target
@@ -13,7 +14,7 @@ from onnxprune.choosing.choices import Choices
 from onnxprune.choosing.learned import learn
 from onnxprune.choosing.scoring import Scored, score_groups
 from onnxprune.controllers.batchnorm import adapt_batchnorm, norms_of
-from onnxprune.controllers.controller import CompressionController, Source
+from onnxprune.controllers.controller import CompressionController, Cut, Source
 from onnxprune.controllers.layers import (
     FilterLayer,
     check_scopes,
@@ -41,8 +42,10 @@ from onnxprune.model import io
 from onnxprune.pruning import build
 from onnxprune.report.statistics import FilterPruningStatistics, PrunedModelTheoreticalBorderline
 from onnxprune.select import excluded_groups
-from onnxprune.surgery.keep import kept_positions
+from onnxprune.surgery.keep import kept_positions, slice_array
 from onnxprune.threads import few_threads
+
+Array = np.ndarray[Any, Any]
 
 FILTERS_OF_A_STEP = 8
 """NNCF rounds the filters that stay up to a multiple of this."""
@@ -384,9 +387,16 @@ class FilterPruningController(CompressionController):
             self.keep = accepted
             self._changed()
 
-    def rebase(self, source: io.LoadedModel) -> None:
+    def cut(self, name: str, array: Array) -> Array:
+        """What strip leaves of an array of an initializer's shape."""
+        graph, kept = self.opened.analysis.axis_graph, self._kept()
+        mine = [axis for axis in kept if axis.value.name == name]
+        blocked = {axis.dim: graph.blocked[axis] for axis in mine if axis in graph.blocked}
+        return slice_array(array, {axis.dim: kept[axis] for axis in mine}, blocked)
+
+    def rebase(self, source: io.LoadedModel, cut: Cut | None = None) -> None:
         """Start from another form of the same model; filters are ranked anew."""
-        super().rebase(source)
+        super().rebase(source, cut)
         self._find_groups()
         self.set_pruning_level(self._asked if self._by_group is None else self._by_group)
 

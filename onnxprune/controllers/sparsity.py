@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxprune.calibrate.checks import did_you_mean
 from onnxprune.controllers.batchnorm import adapt_batchnorm, norms_of
-from onnxprune.controllers.controller import CompressionController, Source
+from onnxprune.controllers.controller import CompressionController, Cut, Source
 from onnxprune.controllers.layers import check_scopes
 from onnxprune.controllers.nncf import CONST, MAGNITUDE, Config, patterns_of, section_of
 from onnxprune.controllers.schedules import StubCompressionScheduler
@@ -300,9 +300,9 @@ class BaseSparsityAlgoController(CompressionController):
                 adapt_batchnorm(model, evidence.batches, self.job.provider, self.job.budget)
         return finalize(model)
 
-    def rebase(self, source: io.LoadedModel) -> None:
+    def rebase(self, source: io.LoadedModel, cut: Cut | None = None) -> None:
         """Start from another form of the same model, at the same level."""
-        super().rebase(source)
+        super().rebase(source, cut)
         self._find_layers()
         self._set_all(self._asked)
 
@@ -386,6 +386,7 @@ class ConstSparsityController(BaseSparsityAlgoController):
         self._scheduler = StubCompressionScheduler(0.0)
         self._set_all(0.0)
         self._target = self._asked = self.level
+        self._first = {layer.name: layer.flags(self.zeros[layer.name]) for layer in self._layers}
 
     def _chosen(self) -> dict[str, Bools]:
         return zeros_of(self._layers)
@@ -409,8 +410,14 @@ class ConstSparsityController(BaseSparsityAlgoController):
         """How sparse the model is."""
         return ConstSparsityStatistics(self._model_statistics())
 
-    def rebase(self, source: io.LoadedModel) -> None:
-        """Start from another form of the same model; its zeros are those that stay."""
-        CompressionController.rebase(self, source)
+    def rebase(self, source: io.LoadedModel, cut: Cut | None = None) -> None:
+        """Start from another form of the same model; the zeros that stay are what is left of the original's."""
+        CompressionController.rebase(self, source, cut)
         self._find_layers()
-        self.zeros = self._chosen()
+        if cut is None:
+            self.zeros = self._chosen()
+            return
+        for layer in self._layers:
+            if layer.name in self._first:
+                flags = cut(layer.name, self._first[layer.name])
+                self.zeros[layer.name] = layer.matrix(flags.astype(np.float64)) != 0
