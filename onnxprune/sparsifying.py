@@ -113,7 +113,8 @@ def sparsify(
         By default what goes with the criterion.
     solver
         "mask" (the other weights stay as they are), "sparsegpt" or "obc" (they make up for the zeros), or
-        "auto": with data sparsegpt, else mask.
+        "auto": with data obc in layers in which it takes seconds rather than minutes, else sparsegpt; without
+        data mask.
     reduce
         "mean", "sum" or "max": how the scores of a block become one.
     min_ratio, max_ratio

@@ -15,7 +15,7 @@ from onnxprune.patterns import REDUCTIONS, InputChannel, OutputChannel, Pattern,
 from onnxprune.sparsity.select import SCOPES
 
 SOLVERS = ("auto", "mask", "sparsegpt", "obc")
-"""auto: with samples sparsegpt, without mask."""
+"""auto: with samples obc where it is affordable and sparsegpt where not, without mask."""
 
 STORAGES = ("dense", "sparse")
 
@@ -149,7 +149,7 @@ class Sparsity:
         """
         solver = self.solver
         if solver == AUTO:
-            solver = "sparsegpt" if has_data and self.criterion != CONST else "mask"
+            solver = AUTO if has_data and self.criterion != CONST else "mask"
         name = self.criterion
         if name == AUTO:
             name = WITHOUT_DATA if solver == "mask" else OWN
@@ -175,7 +175,7 @@ class Settled:
     Attributes
     ----------
     solver
-        "mask", "sparsegpt" or "obc".
+        "mask", "sparsegpt", "obc" or "auto": one of the latter two per layer.
     name
         Of the criterion.
     criterion
@@ -195,7 +195,7 @@ class Settled:
 
 def _scope(criterion: WeightCriterion | None, pattern: Pattern) -> str:
     if criterion is None:
-        return "local"
+        return "global"
     if criterion.scope == "row" and _across_outputs(pattern):
         return "local"
     return criterion.scope

@@ -14,6 +14,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.choosing.evidence import Evidence
 from onnxprune.model import edit
 from onnxprune.patterns.pattern import Bools
+from onnxprune.sparsity.allocation import levels_by_loss
 from onnxprune.sparsity.choices import CONST, Settled, Sparsity
 from onnxprune.sparsity.layers import WeightLayer, same_layers
 from onnxprune.sparsity.scoring import Scorer
@@ -111,11 +112,22 @@ def make_sparse(
             evidence.seed,
             evidence.tick("solving"),
         )
+        shares = dict.fromkeys(zeros, level)
+        if chosen is None and settled.scope == "global" and level < pattern.most:
+            shares = levels_by_loss(
+                layers,
+                pattern,
+                level,
+                evidence,
+                min_ratio=min(sparsity.min_ratio, level),
+                max_ratio=sparsity.max_ratio,
+                progress=evidence.tick("spreading zeros"),
+            )
         works = [
             Work(
                 original,
                 layer,
-                Order(level, None if chosen is None else chosen[layer.name], zeros[layer.name]),
+                Order(shares[layer.name], None if chosen is None else chosen[layer.name], zeros[layer.name]),
             )
             for original, layer in zip(layers, mine, strict=True)
         ]

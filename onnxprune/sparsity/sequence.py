@@ -22,7 +22,7 @@ from onnxprune.repair.targets import Pair, Target
 from onnxprune.repair.write import write
 from onnxprune.sparsity.layers import WeightLayer
 from onnxprune.sparsity.select import Scored, select
-from onnxprune.sparsity.solving import Order, Solved, solve_again, solve_layer
+from onnxprune.sparsity.solving import Order, Solved, affordable, solve_again, solve_layer
 from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.piecewise import Piecewise
 
@@ -39,6 +39,8 @@ class LayerSolution:
     ----------
     kind
         "weights" (the solver's), "bias" (zeros, and a bias that makes up for them) or "mask" (zeros alone).
+    solver
+        "obc" or "sparsegpt".
     before, after
         Error of the layer's output on held-out samples as a share of its variance: with zeros alone, and as
         it is. Where the fit looked behind a Relu or Clip, `after` is what is left there at most.
@@ -47,6 +49,7 @@ class LayerSolution:
     """
 
     kind: str
+    solver: str
     before: float = float("nan")
     after: float = float("nan")
     why: str = ""
@@ -73,7 +76,7 @@ class Solver:
     Parameters
     ----------
     kind
-        "sparsegpt" or "obc".
+        "sparsegpt", "obc" or "auto": obc in layers in which it takes seconds rather than minutes.
     pattern
         Of the zeros.
     batches
@@ -128,9 +131,15 @@ class Solver:
                 waiting.remove(work.mine.consumer.node)
             collector = Collector(axis_graph, teacher, student, targets, self.batches, rng)
             for work, solved in zip(now, self._solved(collector, targets, now), strict=True):
-                done[work.mine.name] = _written(work, solved, self.pattern)
+                done[work.mine.name] = self._written(work, solved)
             self.progress(len(done), len(works))
         return done
+
+    def of(self, layer: WeightLayer) -> str:
+        """What solves a layer."""
+        if self.kind != "auto":
+            return self.kind
+        return "obc" if affordable(layer.grid.outputs, layer.grid.columns) else "sparsegpt"
 
     def _solved(
         self, collector: Collector, targets: Sequence[Target], works: Sequence[Work]
@@ -140,7 +149,9 @@ class Solver:
         if not all(np.isfinite(each.gram).all() for pair in moments for each in pair):
             return [None] * len(works)
         solved = [
-            solve_layer(work.mine, work.order, self.kind, self.pattern, *pair, shifts=_shifts(work.mine))
+            solve_layer(
+                work.mine, work.order, self.of(work.mine), self.pattern, *pair, shifts=_shifts(work.mine)
+            )
             for work, pair in zip(works, moments, strict=True)
         ]
         behind = collector.behind([each.fit for each in solved], moments)
@@ -149,25 +160,24 @@ class Solver:
             for each, pair, target, work in zip(solved, behind, targets, works, strict=True)
         ]
 
+    def _written(self, work: Work, solved: Solved | None) -> tuple[Bools, LayerSolution]:
+        """Give a layer what was solved, or zeros alone."""
+        layer, kind = work.mine, self.of(work.mine)
+        if solved is None:
+            zeros = work.order.zeros
+            if zeros is None:
+                scored = Scored(layer.name, layer.grid, np.abs(layer.matrix()), work.order.gone)
+                zeros = select([scored], self.pattern, work.order.level, scope="local")[layer.name]
+            layer.set(np.where(zeros, 0.0, layer.matrix()))
+            return zeros, LayerSolution("mask", kind, why=NOT_FINITE)
+        found, scale = solved.fit, solved.fit.energy or 1.0
+        if found.kind == "mask" or not _shifts(layer):
+            layer.set(found.weight.reshape(layer.grid.shape))
+        else:
+            write(layer.consumer, layer.consumer.from_matrix(found.weight), found.bias.ravel())
+        return solved.zeros, LayerSolution(found.kind, kind, found.before / scale, found.error / scale)
+
 
 def _shifts(layer: WeightLayer) -> bool:
     """Whether a layer has a bias, or can get one without another node."""
     return layer.consumer.bias is not None or layer.consumer.node.op_type != "MatMul"
-
-
-def _written(work: Work, solved: Solved | None, pattern: Pattern) -> tuple[Bools, LayerSolution]:
-    """Give a layer what was solved, or zeros alone."""
-    layer = work.mine
-    if solved is None:
-        zeros = work.order.zeros
-        if zeros is None:
-            scored = Scored(layer.name, layer.grid, np.abs(layer.matrix()), work.order.gone)
-            zeros = select([scored], pattern, work.order.level, scope="local")[layer.name]
-        layer.set(np.where(zeros, 0.0, layer.matrix()))
-        return zeros, LayerSolution("mask", why=NOT_FINITE)
-    found, scale = solved.fit, solved.fit.energy or 1.0
-    if found.kind == "mask" or not _shifts(layer):
-        layer.set(found.weight.reshape(layer.grid.shape))
-    else:
-        write(layer.consumer, layer.consumer.from_matrix(found.weight), found.bias.ravel())
-    return solved.zeros, LayerSolution(found.kind, found.before / scale, found.error / scale)

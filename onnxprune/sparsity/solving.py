@@ -9,7 +9,6 @@ than zeros alone on samples that were held out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from onnxprune.patterns import Block, NofM, Pattern
 from onnxprune.patterns.pattern import Bools
-from onnxprune.repair.fit import Fit, error_of, fit
+from onnxprune.repair.fit import CONSTANT, Fit, error_of, fit
 from onnxprune.solvers import Blocks, Elements, NOfM, Solution, obc, refit, sparsegpt
 from onnxprune.sparsity.layers import WeightLayer
 from onnxprune.sparsity.select import Scored, count, select
@@ -25,7 +24,14 @@ from onnxprune.statistics.moments import Matrix, Moments
 
 Array = np.ndarray[Any, Any]
 
-SOLVE: dict[str, Callable[..., Solution]] = {"sparsegpt": sparsegpt, "obc": obc}
+OBC_MOST = 5e10
+"""Rows times columns cubed up to which `auto` takes obc: a minute or so on two cores."""
+
+REFIT_MOST = 2e11
+"""Rows times columns that stay, cubed, up to which a mask gets its least squares weights."""
+
+STRETCHES = 8
+"""Into how many stretches of columns SparseGPT divides narrow layers, so that it chooses by what is left."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +87,8 @@ def solve_layer(
     layer
         As it is in the sparse model.
     solver
-        "sparsegpt" or "obc".
+        "sparsegpt" or "obc"; both end with least squares for the mask that they chose where that is
+        affordable.
     seen, held
         Moments of rows `(x, t)`: features, then targets; to fit on, and to choose on.
     shifts
@@ -94,17 +101,8 @@ def solve_layer(
         seen, held = _around_zero(seen), _around_zero(held)
     goal = fit(seen, held, weight, bias, ("affine",)).weight
     features = weight.shape[2]
-    covariance = seen.covariance[:, :features, :features]
-    zeros = order.zeros
-    if zeros is None and consumer.groups == 1 and _adaptive(pattern, order.level):
-        found = _own(solver, goal[0], covariance[0], pattern, order)
-        zeros, solved = found.mask | order.gone, found.weight[None]
-    else:
-        if zeros is None:
-            zeros = _by_saliency(layer, goal, covariance, pattern, order)
-        parts = zeros.reshape(consumer.groups, -1, features)
-        each = [_update(solver, *part) for part in zip(goal, parts, covariance, strict=True)]
-        solved = np.stack(each)
+    covariance = input_covariance(seen, features)
+    zeros, solved = _solve(layer, order, solver, pattern, goal, covariance)
     flags = zeros.reshape(weight.shape)
     best = _better(seen, held, weight, bias, np.where(flags, 0.0, solved), flags, shifts=shifts)
     return Solved(best, zeros)
@@ -120,7 +118,7 @@ def solve_again(solved: Solved, seen: Moments, held: Moments) -> Solved:
     """
     found, features = solved.fit, solved.fit.weight.shape[2]
     goal = fit(seen, held, found.weight, found.bias, ("affine",)).weight
-    covariance, mean = seen.covariance[:, :features, :features], seen.mean
+    covariance, mean = input_covariance(seen, features), seen.mean
     flags = solved.zeros.reshape(found.weight.shape)
     weight = np.stack([refit(*part).weight for part in zip(goal, flags, covariance, strict=True)])
     bias = np.asarray(mean[:, features:] - np.einsum("gof,gf->go", weight, mean[:, :features]))
@@ -128,6 +126,18 @@ def solve_again(solved: Solved, seen: Moments, held: Moments) -> Solved:
     if not error < error_of(held, found.weight, found.bias):
         return solved
     return replace(solved, fit=replace(found, kind="weights", weight=weight, bias=bias, error=error))
+
+
+def input_covariance(moments: Moments, features: int) -> Matrix:
+    """Shape (groups, features, features): of the first columns; what does not vary but for rounding is
+    zero."""
+    found = moments.covariance[:, :features, :features].copy()
+    squares = np.square(moments.mean[:, :features])
+    for part, square in zip(found, squares, strict=True):
+        variance = np.diagonal(part)
+        constant = variance <= CONSTANT * (square + variance)
+        part[constant] = part[:, constant] = 0.0
+    return found
 
 
 def _around_zero(moments: Moments) -> Moments:
@@ -159,6 +169,56 @@ def _better(
     return best
 
 
+def solve_alone(
+    layer: WeightLayer, order: Order, pattern: Pattern, matrix: Matrix, covariance: Matrix
+) -> Matrix:
+    """Weights (groups, outputs per group, features) for the inputs of the original, by SparseGPT.
+
+    Parameters
+    ----------
+    matrix
+        The layer's weight, of that shape.
+    covariance
+        Shape (groups, features, features), of its input.
+    """
+    return _solve(layer, order, "sparsegpt", pattern, matrix, covariance)[1]
+
+
+def _solve(
+    layer: WeightLayer, order: Order, solver: str, pattern: Pattern, goal: Matrix, covariance: Matrix
+) -> tuple[Bools, Matrix]:
+    """Zeros (outputs, columns) and weights (groups, outputs per group, features)."""
+    zeros = order.zeros
+    if zeros is None and count(order.level, layer.grid.size) <= int(order.gone.sum()):
+        zeros = order.gone
+    if zeros is None and layer.consumer.groups == 1 and _adaptive(pattern, order.level):
+        found = _own(solver, goal[0], covariance[0], pattern, order)
+        zeros = found.mask | order.gone
+        if solver == "obc":  # which has refitted
+            return zeros, found.weight[None]
+    elif zeros is None:
+        zeros = _by_saliency(layer, goal, covariance, pattern, order)
+    flags = zeros.reshape(goal.shape)
+    parts = zip(goal, flags, covariance, strict=True)
+    exact = refits(layer.grid.outputs, goal.shape[2], float(flags.mean()))
+    return zeros, np.stack([(refit if exact else _update)(*part).weight for part in parts])
+
+
+def _update(goal: Matrix, zeros: Bools, covariance: Matrix) -> Solution:
+    """The other weights by SparseGPT, which is cheaper than least squares row by row."""
+    return sparsegpt(goal, covariance, zeros)
+
+
+def affordable(rows: int, columns: int) -> bool:
+    """Whether `obc` takes a layer in seconds rather than minutes."""
+    return rows * columns**3 <= OBC_MOST
+
+
+def refits(rows: int, columns: int, level: float) -> bool:
+    """Whether least squares row by row, for a mask that is known, take seconds rather than minutes."""
+    return rows * ((1 - level) * columns) ** 3 <= REFIT_MOST
+
+
 def _adaptive(pattern: Pattern, level: float) -> bool:
     """Whether solvers choose zeros of this pattern as they go."""
     if isinstance(pattern, NofM):
@@ -167,6 +227,7 @@ def _adaptive(pattern: Pattern, level: float) -> bool:
 
 
 def _own(solver: str, goal: Matrix, covariance: Matrix, pattern: Pattern, order: Order) -> Solution:
+    """What a solver gives that chooses zeros as it goes."""
     what: NOfM | Elements | Blocks
     size = count(order.level, goal.size)
     if isinstance(pattern, NofM):
@@ -178,14 +239,10 @@ def _own(solver: str, goal: Matrix, covariance: Matrix, pattern: Pattern, order:
     locked = order.gone if order.gone.any() else None
     if locked is not None:
         goal = refit(goal, locked, covariance).weight
-    return SOLVE[solver](goal, covariance, what, locked=locked)
-
-
-def _update(solver: str, goal: Matrix, zeros: Bools, covariance: Matrix) -> Matrix:
-    """The other weights, where it is settled which ones go."""
-    if solver == "sparsegpt":
-        return sparsegpt(goal, covariance, zeros).weight
-    return refit(goal, zeros, covariance).weight
+    if solver == "obc":
+        return obc(goal, covariance, what, locked=locked)
+    stretch = min(128, max(16, goal.shape[1] // STRETCHES))
+    return sparsegpt(goal, covariance, what, locked=locked, block=stretch)
 
 
 def _by_saliency(

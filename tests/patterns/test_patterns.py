@@ -83,7 +83,9 @@ def test_tuples_do_not_go_from_one_tap_to_the_next():
     assert not parse_pattern("2:4").refuses(Grid(4, 4, 3))
 
 
-@pytest.mark.parametrize("text", ["", "4", "0x1", "4x0", "2:2", "0:4", "5:4", "channel", "x", "2:4:8", "-1x4"])
+@pytest.mark.parametrize(
+    "text", ["", "4", "0x1", "4x0", "2:2", "0:4", "5:4", "channel", "x", "2:4:8", "-1x4"]
+)
 def test_unknown_patterns_are_errors(text):
     with pytest.raises(UsageError, match="there is no pattern"):
         parse_pattern(text)

@@ -93,7 +93,8 @@ def test_blocks_are_ranked_by_what_their_scores_become(how):
 
 
 def test_blocks_of_different_sizes_stop_before_the_budget():
-    """Channels of a 3x3 convolution are 9 times as many weights as those of a matrix: never more than asked for go."""
+    """Channels of a 3x3 convolution are 9 times as many weights as those of a matrix: never more than asked
+    for go."""
     pattern = parse_pattern("1xchannel")
     mine = layers(np.random.default_rng(5), *GRIDS)
     for level in np.linspace(0.05, 0.9, 12):
