@@ -54,8 +54,8 @@ class CompositeScheduler(CompressionScheduler):
 class CompositeCompressionController:
     """NNCF's controller of a config with several algorithms; they are applied one after the other.
 
-    Each works on the model that those before it made, filters that are gone really gone. Levels of sparsity are shares
-    of what is left then. Zeros that const sparsity keeps are those of the original.
+    Each works on the model that those before it made, filters that are gone really gone. Levels of sparsity
+    are shares of what is left then. Zeros that const sparsity keeps are those of the original.
 
     Attributes
     ----------
@@ -113,7 +113,7 @@ class CompositeCompressionController:
             each.disable_scheduler()
 
     def statistics(self, quickly_collected_only: bool = False) -> dict[str, Any]:
-        """Of every algorithm, by its name; what works on what earlier ones left is brought up to date first."""
+        """Of every algorithm, by its name, each brought up to date first."""
         _ = self.model
         return {each.name: each.statistics(quickly_collected_only) for each in self.child_controllers}
 
@@ -138,9 +138,7 @@ class CompositeCompressionController:
         """The same as `model`: all masks are in it."""
         return self.model
 
-    def strip(
-        self, do_copy: bool = True, strip_format: StripFormat | str = StripFormat.NATIVE
-    ) -> ir.Model:
+    def strip(self, do_copy: bool = True, strip_format: StripFormat | str = StripFormat.NATIVE) -> ir.Model:
         """The model with all algorithms applied; filters that are gone are cut out."""
         return self.strip_model(None, do_copy, strip_format)
 

@@ -1,4 +1,4 @@
-"""Neural Compressor's entry points: `prepare_compression`, and a manager with the callbacks that users call."""
+"""Neural Compressor's entry point `prepare_compression`, and a manager with the callbacks that users call."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import onnx_ir as ir
 
 from onnxprune.controllers.controller import save_model
 from onnxprune.controllers.inc import Config, read_pruner_configs
-from onnxprune.controllers.modules import Array, ModelModules
+from onnxprune.controllers.modules import ModelModules
 from onnxprune.controllers.pruners import BasePruner, get_pruner
 from onnxprune.controllers.registry import ClassTable
 from onnxprune.errors import UsageError
 from onnxprune.job import Job, Opened, open_model
 from onnxprune.model import io
+from onnxprune.model.finalize import finalize
 from onnxprune.patterns.pattern import Bools
 from onnxprune.sparsity.given import with_zeros
 from onnxprune.sparsity.layers import WeightLayer
@@ -24,9 +25,10 @@ from onnxprune.threads import few_threads
 
 
 class Callbacks:
-    """Neural Compressor's callbacks. One step of all pruners is `on_step_begin`; the others have nothing to do.
+    """Neural Compressor's callbacks: `on_step_begin` is one step of all pruners, the others do nothing.
 
-    They are there so that a loop that was written for training runs as it is: without training its steps are rounds.
+    They are there so that a loop that was written for training runs as it is: without training its steps are
+    rounds.
     """
 
     def __init__(self, manager: CompressionManager) -> None:
@@ -114,8 +116,6 @@ class CompressionManager:
         """The model with the zeros of all pruners, a copy."""
         if len(self.pruners) == 1:
             return self.pruners[0].model
-        from onnxprune.model.finalize import finalize
-
         order = {op.node: n for n, op in enumerate(self.opened.analysis.axis_graph.ops)}
         pairs = sorted(self._zeros(), key=lambda pair: order[pair[0].consumer.node])
         layers = [layer for layer, _ in pairs]
@@ -124,9 +124,7 @@ class CompressionManager:
         widest = max(layer.grid.columns for layer in layers)
         with few_threads(widest if evidence is not None else 0):
             solver = self._solver if evidence is not None else "mask"
-            model, _ = with_zeros(
-                self.opened.analysis, layers, zeros, solver=solver, evidence=evidence
-            )
+            model, _ = with_zeros(self.opened.analysis, layers, zeros, solver=solver, evidence=evidence)
         return finalize(model)
 
     def _zeros(self) -> Iterator[tuple[WeightLayer, Bools]]:
@@ -236,8 +234,5 @@ def prepare_compression(
 def prepare_pruning(
     model: str | os.PathLike[str] | io.LoadedModel, config: Config = None, data: Any = None, **options: Any
 ) -> CompressionManager:
-    """Neural Compressor's newer name; the same as `prepare_compression`. No optimizer is taken, as none is needed."""
+    """Neural Compressor's newer name for `prepare_compression`; no optimizer is taken."""
     return prepare_compression(model, config, data, **options)
-
-
-Gradients = Mapping[str, Array]

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -61,13 +61,27 @@ class CompressionLoss:
         return self.calculate()
 
 
+class Handle(Protocol):
+    """What a model that follows a controller asks of it."""
+
+    @property
+    def model(self) -> ir.Model:
+        """The model as it is now."""
+        ...
+
+    @property
+    def source(self) -> io.LoadedModel:
+        """The original."""
+        ...
+
+
 class CompressedModel:
     """The model of a controller, as it is at the moment: what `create_compressed_model` gives with it.
 
     It follows the controller: after `set_pruning_level` or an epoch of the scheduler it is another model.
     """
 
-    def __init__(self, controller: CompressionController) -> None:
+    def __init__(self, controller: Handle) -> None:
         self.controller = controller
 
     @property

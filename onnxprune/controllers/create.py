@@ -1,4 +1,4 @@
-"""NNCF's entry points: `create_compressed_model`, and the search for the highest level that accuracy allows."""
+"""NNCF's entry points: `create_compressed_model`, and the accuracy-aware search."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import Any
 from onnxprune.controllers.composite import CompositeCompressionController
 from onnxprune.controllers.controller import CompressedModel, CompressionController, Source
 from onnxprune.controllers.filters import FilterPruningController
-from onnxprune.controllers.learned import MovementSparsityController, RBSparsityController
+from onnxprune.controllers.magnitude import ConstSparsityController, MagnitudeSparsityController
 from onnxprune.controllers.nncf import (
     CONST,
     MAGNITUDE,
-    MOVEMENT,
     PRUNING,
-    RB,
     AlgorithmConfig,
     Config,
     pruning_config,
@@ -23,19 +21,13 @@ from onnxprune.controllers.nncf import (
 )
 from onnxprune.controllers.options import TRAINING, Options
 from onnxprune.controllers.sparse_config import sparsity_config
-from onnxprune.controllers.sparsity import (
-    BaseSparsityAlgoController,
-    ConstSparsityController,
-    MagnitudeSparsityController,
-)
-from onnxprune.errors import UsageError
+from onnxprune.controllers.sparsity import BaseSparsityAlgoController
+from onnxprune.errors import TargetError, UsageError
 from onnxprune.job import Job
 
 SPARSITY: Mapping[str, type[BaseSparsityAlgoController]] = {
     MAGNITUDE: MagnitudeSparsityController,
     CONST: ConstSparsityController,
-    RB: RBSparsityController,
-    MOVEMENT: MovementSparsityController,
 }
 
 Controller = CompressionController | CompositeCompressionController
@@ -127,8 +119,8 @@ class Trial:
 class AdaptiveCompressionLoop:
     """NNCF's accuracy-aware search: the highest level at which accuracy has not fallen too far.
 
-    The level goes up by a step while accuracy holds; where it does not, it goes back, and the step is halved; below the
-    least step the search ends. Without training, an epoch is one evaluation.
+    The level goes up by a step while accuracy holds; where it does not, it goes back, and the step is halved;
+    below the least step the search ends. Without training, an epoch is one evaluation.
 
     Parameters
     ----------
@@ -213,8 +205,6 @@ class AdaptiveCompressionLoop:
         return best
 
     def _holds(self, level: float, floor: float, validate_fn: Callable[[Any], float]) -> bool:
-        from onnxprune.errors import TargetError
-
         try:
             self.controller.set_level(level)
         except TargetError as error:

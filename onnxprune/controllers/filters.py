@@ -9,46 +9,33 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.allocate.target import Target
-from onnxprune.choosing.choices import Choices
-from onnxprune.choosing.learned import learn
-from onnxprune.choosing.scoring import Scored, score_groups
 from onnxprune.controllers.batchnorm import adapt_batchnorm, norms_of
 from onnxprune.controllers.controller import CompressionController, Cut, Source
 from onnxprune.controllers.layers import (
     FilterLayer,
-    check_scopes,
-    filter_layers,
     find_layer,
-    left_whole,
     pruned_statistics,
 )
-from onnxprune.controllers.levels import Groups
 from onnxprune.controllers.masks import bake_masks
 from onnxprune.controllers.nncf import (
     PRUNING,
     Config,
     PruningConfig,
-    patterns_of,
     pruning_config,
     section_of,
 )
-from onnxprune.controllers.schedules import PRUNING_SCHEDULERS
-from onnxprune.errors import Reason, UsageError
+from onnxprune.controllers.pruning_groups import find_pruning_groups
+from onnxprune.controllers.pruning_schedules import PRUNING_SCHEDULERS
+from onnxprune.errors import UsageError
 from onnxprune.graph.axes import Bools
-from onnxprune.graph.groups import Group
 from onnxprune.job import Job
 from onnxprune.model import io
 from onnxprune.pruning import build
 from onnxprune.report.statistics import FilterPruningStatistics, PrunedModelTheoreticalBorderline
-from onnxprune.select import excluded_groups
 from onnxprune.surgery.keep import kept_positions, slice_array
 from onnxprune.threads import few_threads
 
 Array = np.ndarray[Any, Any]
-
-FILTERS_OF_A_STEP = 8
-"""NNCF rounds the filters that stay up to a multiple of this."""
 
 
 class FilterPruningController(CompressionController):
@@ -142,66 +129,12 @@ class FilterPruningController(CompressionController):
 
     def _find_groups(self) -> None:
         """Which groups there are, and in which order their filters go."""
-        config, analysis = self.config, self.opened.analysis
-        graph = analysis.axis_graph
-        ignore, only = patterns_of(config.ignored_scopes), patterns_of(config.target_scopes)
-        check_scopes(graph, "ignored_scopes", ignore)
-        check_scopes(graph, "target_scopes", only)
-        whole = left_whole(
-            graph,
-            analysis.groups,
-            first=not config.prune_first_conv,
-            downsample=not config.prune_downsample_convs,
-        )
-        for name, reason in excluded_groups(graph, analysis.groups, ignore=ignore, only=only).items():
-            whole[name] = _SCOPES.get(reason, reason.sentence)
-        names = [name for name in analysis.groups if name not in whole]
-        self.groups: dict[int, Group] = {int(name[1:]): analysis.groups[name] for name in names}
-        self._layers = filter_layers(analysis, names)
-        scored = self._scored(names)
-        units = sum(group.units for group in self.groups.values())
-        self._ladders = Groups(scored.ladders, analysis.costs, units, config.ranks)
-        self._narrow = {name for name, why in scored.excluded.items() if why is Reason.TOO_NARROW}
-        self.not_pruned = self._reasons(whole)
+        seed = self.job.seed if self.config.seed is None else self.config.seed
+        found = find_pruning_groups(self.opened.analysis, self.config, seed, self._seen)
+        self.groups, self.not_pruned = found.groups, found.not_pruned
+        self._layers, self._ladders = found.layers, found.ladders
         if not self.groups:
             self.note("no layer may be pruned: controller.not_pruned says why")
-
-    def _scored(self, names: list[str]) -> Scored:
-        config, analysis = self.config, self.opened.analysis
-        choices = Choices(
-            criterion=config.criterion,
-            scope="global" if config.ranks else "uniform",
-            round_to=1 if config.ranks else FILTERS_OF_A_STEP,
-            seed=self.job.seed if config.seed is None else config.seed,
-        )
-        scored = score_groups(analysis, choices)
-        others = tuple(name for name in analysis.groups if name not in names)
-        units = sum(analysis.groups[name].units for name in names)
-        scored = replace(scored.without(others, Reason.IGNORED), units=units)
-        if not config.learned:
-            return scored
-        evidence = self._seen()
-        if evidence is None:
-            raise UsageError(
-                "interlayer_ranking_type learned_ranking searches for the ranking that changes the outputs least, "
-                "and there is no data",
-                'Give data=... (data="synthetic" generates samples), or take unweighted_ranking.',
-            )
-        if not config.target:
-            return scored
-        target = Target("macs", 1 - config.target) if config.prune_flops else Target("ratio", config.target)
-        return learn(analysis, scored, replace(choices, target=target), evidence, trials=config.trials)
-
-    def _reasons(self, whole: Mapping[str, str]) -> dict[str, str]:
-        analysis = self.opened.analysis
-        found = {layer: f"{b.reason.sentence} ({b.where})" for b in analysis.blocked for layer in b.layers}
-        for each in filter_layers(analysis, whole):
-            if each.group is not None:
-                found[each.layer.label] = whole[each.group]
-        for each in self._layers:
-            if each.group in self._narrow:
-                found[each.layer.label] = f"it has no more than {FILTERS_OF_A_STEP} filters, which all stay"
-        return found
 
     # -- levels ----------------------------------------------------------------------------------------------
 
@@ -405,12 +338,6 @@ class FilterPruningController(CompressionController):
             f"FilterPruningController({str(self.source.path)!r}: level {self.pruning_level:.3f}, "
             f"{len(self.groups)} groups, {self.compression_stage().name})"
         )
-
-
-_SCOPES = {
-    Reason.IGNORED: "it is in ignored_scopes",
-    Reason.NOT_SELECTED: "it is not in target_scopes",
-}
 
 
 def _in_range(level: Any) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 from onnxprune.calibrate.checks import did_you_mean
 from onnxprune.controllers.options import TRAINING, Options, one_of
-from onnxprune.controllers.schedules import PRUNING_SCHEDULERS, Spans
+from onnxprune.controllers.pruning_schedules import PRUNING_SCHEDULERS, Spans
 from onnxprune.errors import UsageError
 
 Config = Mapping[str, Any] | str | os.PathLike[str]

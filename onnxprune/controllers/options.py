@@ -146,7 +146,7 @@ class Options:
     def ignore(self, reasons: Mapping[str, str]) -> None:
         """Note the options among these that were given: they mean nothing here, for the reason given."""
         for name, why in reasons.items():
-            if name in self:
+            if name in self and self._given[name] is not False:
                 self.ignored[name] = why
 
     def finish(self) -> dict[str, str]:
