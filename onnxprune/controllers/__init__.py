@@ -1,5 +1,4 @@
-"""Handles that users of NNCF and Neural Compressor know, over the functions of `onnxprune prune` and
-`sparsify`.
+"""Handles that users of NNCF and Neural Compressor know, over the same functions as `onnxprune prune`.
 
 A controller or pruner holds a level and masks; it asks the pure functions of the other rooms for everything
 else, and never modifies the model that it was given. Names, options, defaults and figures are those of the
