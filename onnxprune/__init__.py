@@ -5,7 +5,7 @@
 '0.1.0'
 
 The functions carry the names of the command line: `load`, `analyze`, `plan`, `apply`, `prune`, `validate`,
-`explain`, `sparsify`; `onnxprune gradients` is `differentiate`. Everything is imported on first use.
+`explain`, `sparsify`, `stats`; `onnxprune gradients` is `differentiate`. Everything is imported on first use.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ _HOMES = {
     "explain": "onnxprune.api",
     "differentiate": "onnxprune.api",
     "sparsify": "onnxprune.api",
+    "stats": "onnxprune.api",
     "Analysis": "onnxprune.analysis",
     "Explanation": "onnxprune.explanation",
     "LoadedModel": "onnxprune.model.io",
+    "ModelStatistics": "onnxprune.inspection.collect",
     "Plan": "onnxprune.plans",
     "Pruned": "onnxprune.pruning",
     "Report": "onnxprune.report.report",
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from onnxprune.api import plan as plan
     from onnxprune.api import prune as prune
     from onnxprune.api import sparsify as sparsify
+    from onnxprune.api import stats as stats
     from onnxprune.api import validate as validate
     from onnxprune.criteria import Criterion as Criterion
     from onnxprune.criteria import CriterionTable as CriterionTable
@@ -64,6 +67,7 @@ if TYPE_CHECKING:
     from onnxprune.errors import OnnxPruneError as OnnxPruneError
     from onnxprune.errors import Reason as Reason
     from onnxprune.explanation import Explanation as Explanation
+    from onnxprune.inspection.collect import ModelStatistics as ModelStatistics
     from onnxprune.model.io import LoadedModel as LoadedModel
     from onnxprune.plans import Plan as Plan
     from onnxprune.plans import read_plan as read_plan

@@ -17,6 +17,7 @@ from onnxprune.criteria import CriterionTable
 from onnxprune.differentiation import differentiate
 from onnxprune.errors import UsageError
 from onnxprune.explanation import explain
+from onnxprune.inspection.collect import stats
 from onnxprune.job import Job, Progress
 from onnxprune.model import io
 from onnxprune.model.batchnorm import fold_batchnorm as fold
@@ -29,7 +30,18 @@ from onnxprune.rules import RuleTable
 from onnxprune.sparsifying import sparsify
 from onnxprune.validation import validate
 
-__all__ = ["analyze", "apply", "differentiate", "explain", "load", "plan", "prune", "sparsify", "validate"]
+__all__ = [
+    "analyze",
+    "apply",
+    "differentiate",
+    "explain",
+    "load",
+    "plan",
+    "prune",
+    "sparsify",
+    "stats",
+    "validate",
+]
 
 Source = str | os.PathLike[str] | LoadedModel
 

@@ -1,4 +1,4 @@
-"""The command line. The only module that prints; heavy imports happen inside the commands."""
+"""The command line. It prints, together with `onnxprune.commands`; heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any, NoReturn
 import click
 
 from onnxprune import __version__
-from onnxprune.commands.output import LOG, log, name_files, width
 from onnxprune.commands.sparsify import sparsify
+from onnxprune.commands.stats import stats
+from onnxprune.commands.terminal import LOG, log, name_files, width
 from onnxprune.errors import OnnxPruneError
 from onnxprune.files import check_formats, default_output, open_checked, write_side_files
 from onnxprune.options import (
@@ -310,6 +311,7 @@ def gradients(
 
 
 cli.add_command(sparsify)
+cli.add_command(stats)
 
 
 def _show(pruned: Any, quiet: bool, verbose: bool, plan: Path | None, reports: tuple[Path, ...]) -> None:

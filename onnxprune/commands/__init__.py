@@ -1,1 +1,1 @@
-"""Commands with a file of their own; `onnxprune.cli` gathers them."""
+"""Commands of `onnxprune.cli` that have a module of their own. They print, as `cli` does; nothing else does."""

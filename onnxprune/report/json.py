@@ -48,7 +48,7 @@ def render(report: Report) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The same plain values with None for numbers that JSON has no spelling for."""
+    """Nested plain values with None in place of infinite and undefined numbers."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

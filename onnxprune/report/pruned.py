@@ -112,7 +112,7 @@ class PrunedModelStatistics:
         return (
             f"{head}Statistics of the pruned model:\n{model}\n"
             "Prompt: statistic pruning level = 1 - statistic current / statistic full.\n"
-            "FLOPs: 2 x MACs of one sample. Params: weights of convolutions and linear layers only. "
+            "FLOPs: 2 x MACs of one sample. Params: weights of convolutions and linear layers only.\n"
             "Filters: output channels of all convolutions and linear layers."
         )
 

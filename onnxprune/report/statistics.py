@@ -97,7 +97,7 @@ class SparsifiedModelStatistics:
         )
         text = (
             f"Statistics of the sparsified model:\n{model}\n"
-            "Whole model: zeros / elements of all float initializers. "
+            "Whole model: zeros / elements of all float initializers.\n"
             "Sparsified layers: zeros / elements of these layers' weights."
         )
         if not self.sparsified_layers_summary:
@@ -111,7 +111,7 @@ class SparsifiedModelStatistics:
         )
         return (
             f"{text}\n\nStatistics by sparsified layers:\n{layers}\n"
-            "Sparsity level: zeros / elements of the weight. "
+            "Sparsity level: zeros / elements of the weight.\n"
             "Weight's percentage: its elements in % of all float initializers."
         )
 
@@ -222,8 +222,8 @@ class RBSparsityStatistics:
         )
         return (
             f"{self.model_statistics.to_str()}\n\nStatistics of the RB-sparsity algorithm:\n{algorithm}\n"
-            "The target is a share of the weights of the sparsified layers; "
-            "the probability is a mean over the same weights."
+            "The target is a share of the weights of the sparsified layers.\n"
+            "The probability is a mean over the same weights."
         )
 
     def to_dict(self) -> dict[str, Any]:

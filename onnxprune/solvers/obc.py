@@ -7,8 +7,8 @@ losing the weights p (one, or a block of neighbours) costs `w_p (G_pp)^-1 w_p^T`
 
 The paper updates G for each row and step, which is as slow as memory is. What a step subtracts from G is the
 product of `v = L^-1 G_p:` with itself, `G_pp = L L^T`: a Cholesky factorisation that pivots by cost. So the v are
-kept, of G only the diagonal is updated, and its other rows are made when they are needed, until the v are many: then
-they are subtracted all at once, by a product of matrices, and what can no longer go is forgotten.
+kept, of G only the diagonal is updated, and its other rows are made when they are needed, until the v are many:
+then they are subtracted all at once, by a product of matrices, and what can no longer go is forgotten.
 """
 
 from __future__ import annotations

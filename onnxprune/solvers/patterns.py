@@ -3,6 +3,11 @@
 A pattern says how many zeros there are; the solvers ask it stretch by stretch which ones, given what each would
 cost. Counts are exact: what the rounding of one stretch leaves over goes to the next. Weights that cost nothing go
 first: locked ones, then those of columns in which the layer sees only zeros.
+
+`sparsegpt` has to know how many go in a stretch before it knows what later stretches cost. With `even`, as in the
+paper, all stretches give the same share of their live weights. Otherwise each gives as many as it has among the
+cheapest of the whole matrix, at the weights that were given: fewer in late columns, for which nobody makes up; that
+goes well with `block` 32. `obc` compares what it gives up in any case.
 """
 
 from __future__ import annotations
@@ -23,19 +28,18 @@ Costs of locked weights are -1, of weights in dead columns 0. What is locked goe
 
 @dataclass(frozen=True)
 class Elements:
-    """Exactly `zeros` elements of the whole matrix; all stretches of columns give the same share of live weights.
-
-    More where more than that are locked.
-    """
+    """Exactly `zeros` elements of the whole matrix; more where more are locked."""
 
     zeros: int
+    even: bool = True
 
 
 @dataclass(frozen=True)
 class PerRow:
-    """Exactly `zeros` elements of every row; all stretches of columns give the same share of its live weights."""
+    """Exactly `zeros` elements of every row; more where more are locked."""
 
     zeros: int
+    even: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Blocks:
 
     zeros: int
     shape: tuple[int, int]
+    even: bool = True
 
 
 Pattern = Elements | PerRow | NOfM | Blocks
@@ -82,8 +87,20 @@ def check(pattern: Pattern, shape: tuple[int, int]) -> None:
         raise ValueError(f"{pattern.zeros} zeros are asked for, of {units}")
 
 
-def chooser(pattern: Pattern, layer: Layer, block: int) -> tuple[int, Choose]:
-    """How many columns to choose at a time, and how; costs of later stretches may depend on what was chosen."""
+def chooser(pattern: Pattern, layer: Layer, costs: Matrix, block: int) -> tuple[int, Choose]:
+    """How many columns to choose at a time, and how.
+
+    Parameters
+    ----------
+    pattern
+        What is wanted.
+    layer
+        Where.
+    costs
+        Shape (rows, columns): of each weight, before any has gone.
+    block
+        How many columns at a time, if the pattern leaves that open.
+    """
     rows, columns = layer.weight.shape
     check(pattern, (rows, columns))
     if isinstance(pattern, NOfM):
@@ -91,13 +108,13 @@ def chooser(pattern: Pattern, layer: Layer, block: int) -> tuple[int, Choose]:
     height, width = pattern.shape if isinstance(pattern, Blocks) else (1, 1)
     groups = rows if isinstance(pattern, PerRow) else 1
     kind = _kinds(layer, height, width)
-    due = _due(kind.reshape(groups, -1, columns // width), pattern.zeros)
+    shape = groups, -1, columns // width
+    first_costs = None if pattern.even else _units(costs, height, width).reshape(shape)
+    due = _due(kind.reshape(shape), pattern.zeros, first_costs)
 
     def choose(costs: Matrix, start: int) -> Bools:
         first, last = start // width, (start + costs.shape[1]) // width
-        units = np.maximum(costs, 0.0)  # locked ones add nothing to their block
-        if height * width > 1:
-            units = units.reshape(rows // height, height, last - first, width).sum(axis=(1, 3))
+        units = _units(np.maximum(costs, 0.0), height, width)  # locked ones add nothing to their block
         values, kinds = units.reshape(groups, -1), kind[:, first:last].reshape(groups, -1)
         chosen: Bools = np.zeros(values.shape, np.bool_)
         for this, counts in enumerate(due):
@@ -109,6 +126,14 @@ def chooser(pattern: Pattern, layer: Layer, block: int) -> tuple[int, Choose]:
     return max(block // width, 1) * width, choose
 
 
+def _units(costs: Matrix, height: int, width: int) -> Matrix:
+    """What blocks cost."""
+    if height * width == 1:
+        return costs
+    rows, columns = costs.shape
+    return np.asarray(costs.reshape(rows // height, height, -1, width).sum(axis=(1, 3)), np.float64)
+
+
 def _kinds(layer: Layer, height: int, width: int) -> np.ndarray:
     """Of each block: 0 all locked, 1 all locked or dead, 2 live."""
     rows, columns = layer.weight.shape
@@ -118,7 +143,7 @@ def _kinds(layer: Layer, height: int, width: int) -> np.ndarray:
     return np.where(locked, 0, np.where(free, 1, 2)).astype(np.int8)
 
 
-def _due(kind: np.ndarray, zeros: int) -> np.ndarray:
+def _due(kind: np.ndarray, zeros: int, costs: Matrix | None) -> np.ndarray:
     """How many units of each kind have to be gone before each column.
 
     Parameters
@@ -127,6 +152,8 @@ def _due(kind: np.ndarray, zeros: int) -> np.ndarray:
         Shape (groups, units, columns).
     zeros
         Of each group.
+    costs
+        Shape as `kind`: the cheapest are due. Without them all columns give the same share.
 
     Returns
     -------
@@ -135,13 +162,25 @@ def _due(kind: np.ndarray, zeros: int) -> np.ndarray:
     left = np.full(len(kind), zeros)
     found = []
     for this in range(3):
-        before = np.zeros((len(kind), kind.shape[2] + 1), np.int64)
-        np.cumsum((kind == this).sum(axis=1), axis=1, out=before[:, 1:])
+        these = kind == this
+        before = _before(these)
         total = before[:, -1]
         gone = np.minimum(left, total)
         left = left - gone
-        found.append(gone[:, None] * before // np.maximum(total, 1)[:, None])
+        if costs is None:
+            found.append(gone[:, None] * before // np.maximum(total, 1)[:, None])
+        else:
+            flat = np.where(these, costs, np.inf).reshape(len(kind), -1)
+            found.append(_before(least(flat, gone).reshape(kind.shape)))
     return np.stack(found)
+
+
+def _before(flags: Bools) -> np.ndarray:
+    """How many are set before each column and before the end: (groups, units, columns) to (groups, columns + 1)."""
+    groups, _, columns = flags.shape
+    before = np.zeros((groups, columns + 1), np.int64)
+    np.cumsum(flags.sum(axis=1), axis=1, out=before[:, 1:])
+    return before
 
 
 def least(values: Matrix, quota: np.ndarray) -> Bools:

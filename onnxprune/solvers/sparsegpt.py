@@ -85,7 +85,7 @@ def sparsegpt(
     if isinstance(what, np.ndarray):
         sweep.fix(0, columns, flags(what, layer.weight, "the mask").T)
     else:
-        width, choose = (block, what) if callable(what) else chooser(what, layer, block)
+        width, choose = (block, what) if callable(what) else chooser(what, layer, sweep.costs.T, block)
         starts = [*range(0, columns, width), columns]
         _halves(starts, sweep.push, lambda first, last: sweep.choose(first, last, choose))
     lost = float(sweep.check().sum())
@@ -155,6 +155,11 @@ class _Sweep:
             damped.upper / diagonal,
             np.where(layer.dead, 0.0, np.square(diagonal)),
         )
+
+    @property
+    def costs(self) -> Matrix:
+        """Shape (columns, rows): of each weight that was given, if it alone goes and later columns make up."""
+        return np.square(self.old) * self.scale[:, None]
 
     def push(self, first: int, middle: int, last: int) -> None:
         """Let columns from `middle` on make up for what changed in those before."""

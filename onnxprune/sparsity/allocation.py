@@ -9,7 +9,7 @@ minimises the sum of the losses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from onnxprune.choosing.evidence import BATCH, Evidence
 from onnxprune.patterns import Pattern
+from onnxprune.patterns.pattern import Bools
 from onnxprune.sparsity.layers import WeightLayer
 from onnxprune.sparsity.select import count
 from onnxprune.sparsity.solving import Order, input_covariance, solve_alone
@@ -92,11 +93,18 @@ def levels_by_loss(
     level: float,
     evidence: Evidence,
     *,
+    gone: Mapping[str, Bools],
     min_ratio: float = 0.0,
     max_ratio: float = 1.0,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> dict[str, float]:
-    """The level of each layer, by the weight's name."""
+    """The level of each layer, by the weight's name.
+
+    Parameters
+    ----------
+    gone
+        By the weight's name, flags (outputs, columns) of weights that stay zero.
+    """
     statistics = input_statistics(
         evidence.analysis.axis_graph,
         [layer.consumer for layer in layers],
@@ -115,7 +123,7 @@ def levels_by_loss(
     for number, layer in enumerate(layers):
         seen = statistics[layer.consumer.weight].moments
         curves.append(_curve(layer, pattern, level, seen, trial, top))
-        least.append(float(count(min_ratio, layer.grid.size)))
+        least.append(float(max(count(min_ratio, layer.grid.size), int(gone[layer.name].sum()))))
         progress(number + 1, len(layers))
     sizes = [layer.grid.size for layer in layers]
     counts = spread(curves, float(count(level, sum(sizes))), least)

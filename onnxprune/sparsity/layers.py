@@ -125,14 +125,15 @@ def find_layers(axis_graph: AxisGraph, *, only: Sequence[str] = (), ignore: Sequ
         if not _has_weight(op.node):
             continue
         consumer = consumer_of(op.node)
+        label = op.node.name or op.label
         if isinstance(consumer, str):
-            left[op.label] = consumer
+            left[label] = consumer
             continue
         names = (op.node.name or "", str(consumer.weight.name))
         if only and not any(test(name) for test in chosen for name in names):
-            left[op.label] = NOT_SELECTED
+            left[label] = NOT_SELECTED
         elif any(test(name) for test in ignored for name in names):
-            left[op.label] = IGNORED
+            left[label] = IGNORED
         else:
             layers.append(WeightLayer(consumer))
     return Found(tuple(layers), left)

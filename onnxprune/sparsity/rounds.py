@@ -119,6 +119,7 @@ def make_sparse(
                 pattern,
                 level,
                 evidence,
+                gone=zeros,
                 min_ratio=min(sparsity.min_ratio, level),
                 max_ratio=sparsity.max_ratio,
                 progress=evidence.tick("spreading zeros"),

@@ -129,8 +129,7 @@ def solve_again(solved: Solved, seen: Moments, held: Moments) -> Solved:
 
 
 def input_covariance(moments: Moments, features: int) -> Matrix:
-    """Shape (groups, features, features): of the first columns; what does not vary but for rounding is
-    zero."""
+    """Shape (groups, features, features): of the first columns; zero where one varies by rounding only."""
     found = moments.covariance[:, :features, :features].copy()
     squares = np.square(moments.mean[:, :features])
     for part, square in zip(found, squares, strict=True):

@@ -91,6 +91,45 @@ def test_exact_counts(seed, size, level, per_row, block):
     assert np.isfinite(found.weight).all()
 
 
+@given(seeds, sizes, st.floats(0, 1), st.integers(1, 70))
+def test_exact_counts_where_the_cheapest_are(seed, size, level, block):
+    weight, hessian = slow.layer(seed, *size)
+    locked = np.random.default_rng(seed).random(size) < 0.3
+    weight[locked] = 0.0
+    zeros = int(level * weight.size)
+    found = sparsegpt(weight, hessian, Elements(zeros, even=False), locked=locked, block=block)
+    assert found.mask.sum() == max(zeros, locked.sum())
+    assert found.mask[locked].all()
+    zeros = int(level * size[1])
+    found = sparsegpt(weight, hessian, PerRow(zeros, even=False), locked=locked, block=block)
+    np.testing.assert_array_equal(found.mask.sum(axis=1), np.maximum(locked.sum(axis=1), zeros))
+
+
+def test_stretches_give_what_is_cheap():
+    """Uncorrelated inputs: nothing makes up for anything, and the cheapest of the whole matrix go."""
+    rng = np.random.default_rng(0)
+    weight, variance = rng.standard_normal((6, 40)), rng.uniform(0.1, 2, 40)
+    cost = np.square(weight) * (variance + 0.01 * variance.mean())
+    chosen = cost <= np.sort(cost, axis=None)[95]
+    found = sparsegpt(weight, np.diag(variance), Elements(96, even=False), block=8)
+    np.testing.assert_array_equal(found.mask, chosen)
+    even = sparsegpt(weight, np.diag(variance), Elements(96), block=8)
+    assert [even.mask[:, start : start + 8].sum() for start in range(0, 40, 8)] == [19, 19, 19, 19, 20]
+    blocks = sparsegpt(weight, np.diag(variance), Blocks(12, (2, 4), even=False), block=8)
+    sums = cost.reshape(3, 2, 10, 4).sum(axis=(1, 3))
+    np.testing.assert_array_equal(blocks.mask[::2, ::4], sums <= np.sort(sums, axis=None)[11])
+
+
+def test_the_cheapest_lose_less_than_even_shares():
+    wins = []
+    for seed in range(6):
+        weight, hessian = slow.layer(seed, 16, 96)
+        even = sparsegpt(weight, hessian, Elements(900))
+        cheap = sparsegpt(weight, hessian, Elements(900, even=False), block=32)
+        wins.append(cheap.error < even.error)
+    assert np.mean(wins) > 0.8
+
+
 def test_what_costs_nothing_goes_first():
     weight, hessian = slow.layer(0, 6, 40)
     hessian[:, 30:] = hessian[30:] = 0.0

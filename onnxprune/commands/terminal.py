@@ -1,4 +1,4 @@
-"""What commands have in common: how much they log, how wide they print, which files they name."""
+"""What all commands need of the terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ def width() -> int | None:
 
 
 def log(quiet: bool, verbose: bool) -> None:
-    """Log errors, warnings or everything to the standard error stream."""
+    """Send the project's log to standard error, at the level that `-q` and `-v` ask for.
+
+    Raises
+    ------
+    UsageError
+        Both are given.
+    """
     if quiet and verbose:
         raise UsageError("-q and -v contradict each other", "Give one.")
     handler = logging.StreamHandler()
@@ -31,7 +37,7 @@ def log(quiet: bool, verbose: bool) -> None:
 
 
 def name_files(files: Iterable[tuple[str, Path | None]]) -> None:
-    """Say what was written where."""
+    """Say what was written where, after an empty line."""
     click.echo()
     for what, file in files:
         if file is not None:
