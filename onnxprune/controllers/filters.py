@@ -151,7 +151,7 @@ class FilterPruningController(CompressionController):
 
     def _gone(self, name: str) -> float:
         flags = self.keep.get(name)
-        return 0.0 if flags is None else 1 - float(flags.sum()) / len(flags)
+        return 0.0 if flags is None else int((~flags).sum()) / len(flags)
 
     @property
     def level(self) -> float:

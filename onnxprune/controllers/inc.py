@@ -138,7 +138,7 @@ def read_pruner_configs(config: Config) -> tuple[PrunerConfig, ...]:
         return (config,)
     body = _body(config)
     local = body.pop("pruning_configs", None) or [{}]
-    if isinstance(local, Mapping) or not isinstance(local, Sequence):
+    if isinstance(local, str | Mapping) or not isinstance(local, Sequence):
         raise UsageError(f"pruning_configs is {local!r}", "Give a list of dicts.")
     return tuple(_read(Options({**body, **_body(each)}, "WeightPruningConfig")) for each in local)
 

@@ -163,7 +163,7 @@ def pruned_statistics(
             each.layer.label,
             list(each.layer.shape),
             [each.filters],
-            1 - float(each.mask(kept).sum()) / each.filters,
+            int((~each.mask(kept)).sum()) / each.filters,
         )
         for each in layers
         if each.group is not None
