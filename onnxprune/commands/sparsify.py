@@ -52,7 +52,7 @@ from onnxprune.progress import Bar
     type=click.Choice(["auto", "mask", "sparsegpt", "obc"]),
     default="auto",
     show_default=True,
-    help="What becomes of the other weights; auto: with data obc or, in wide layers, sparsegpt; else mask (nothing).",
+    help="What becomes of the other weights; auto: with data obc, in wide layers sparsegpt; else mask (nothing).",
 )
 @click.option("--reduce", type=click.Choice(["mean", "sum", "max"]), default="mean", help="Score of a block.")
 @click.option("--min-ratio", type=float, default=0.0, help="At least this share of every layer becomes zero.")

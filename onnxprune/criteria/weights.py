@@ -30,13 +30,13 @@ movement
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from onnxprune.calibrate.checks import did_you_mean
 from onnxprune.criteria.gradient import ALPHA, BETA
 from onnxprune.errors import UsageError
 from onnxprune.patterns import Grid, NofM, Pattern
@@ -219,8 +219,10 @@ def find_weight_criterion(
     """
     table = default_weight_criteria() if table is None else table
     if name not in table:
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise UsageError(
-            f"there is no criterion {name!r} for single weights{did_you_mean(name, list(table))}",
+            f"there is no criterion {name!r} for single weights{hint}",
             f"Known: {', '.join(sorted(table))}.",
         )
     if table[name].in_blocks and isinstance(pattern, NofM):

@@ -14,8 +14,8 @@ from onnxprune.analysis import Analysis, analyze
 from onnxprune.graph.axes import Axis, Bools
 from onnxprune.inspection.compare import Comparison, compare
 from onnxprune.inspection.layers import Layers, OtherLayer, WeightLayer, find_layers
-from onnxprune.inspection.patterns import Zeros, count
 from onnxprune.inspection.removable import Removable, live_positions, needed_axes, removable
+from onnxprune.inspection.zeros import Zeros, count
 from onnxprune.job import Progress
 from onnxprune.model.io import LoadedModel
 from onnxprune.report.statistics import SparsifiedLayerSummary, SparsifiedModelStatistics

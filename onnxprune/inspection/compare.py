@@ -277,5 +277,5 @@ def _compare_weights(before: WeightLayer, after: WeightLayer) -> WeightChange:
 def _live(layer: WeightLayer, array: Array) -> tuple[Bools, Bools]:
     """Which output and which input channels have a weight that is not zero."""
     nonzero = layer.place.arranged(array != np.zeros((), array.dtype))
-    by_tap = nonzero.reshape(*nonzero.shape[:2], -1, layer.place.columns)
+    by_tap = nonzero.reshape(*nonzero.shape[:2], layer.place.taps, layer.place.columns)
     return np.asarray(by_tap.any(axis=(2, 3))), np.asarray(by_tap.any(axis=(1, 2)))

@@ -129,12 +129,14 @@ def _zeroed(comparison: Comparison, verbose: bool, width: int | None) -> list[st
     filters = sum(layer.weights.zeroed_filters for layer in layers if layer.weights is not None)
     inputs = sum(layer.weights.zeroed_channels for layer in layers if layer.weights is not None)
     names = some([layer.name for layer in layers], 10**6 if verbose else 6)
-    return wrap(
-        f"{plural(comparison.zeroed, 'weight')} in {plural(len(layers), 'layer')} became zero, among them "
-        f"{plural(filters, 'whole filter')} and {plural(inputs, 'whole input channel')}, which are still computed: "
-        f"{names}.",
-        width,
+    whole = (
+        f", among them {plural(filters, 'whole filter')} and {plural(inputs, 'whole input channel')}, which are "
+        "still computed"
+        if filters or inputs
+        else ""
     )
+    became = f"{plural(comparison.zeroed, 'weight')} in {plural(len(layers), 'layer')} became zero"
+    return wrap(f"{became}{whole}: {names}.", width)
 
 
 def _changed(comparison: Comparison, width: int | None) -> list[str]:

@@ -8,53 +8,44 @@ from dataclasses import replace
 from typing import Any
 
 from onnxprune.inspection.collect import LayerZeros, ModelStatistics, Tally
-from onnxprune.inspection.patterns import BLOCKS, CHANNELS, N_M
 from onnxprune.inspection.removable import Removable
+from onnxprune.inspection.zeros import BLOCKS, CHANNELS, ELEMENT, N_M, ORDER
+from onnxprune.patterns import InputChannel, parse_pattern
 from onnxprune.report.against import against_dict, against_lines
 from onnxprune.report.json import finite
 from onnxprune.report.tables import columns, number, plural, share, some, wrap
+from onnxprune.sparsity.benefit import buys
 
 SCHEMA = "onnxprune-stats/1"
 _ROWS = 20
-_SCATTERED = "scattered"
-
-_WORTH = {
-    CHANNELS: "fill whole channels. As long as the channels are in the file, every kernel multiplies these zeros, "
-    "too: only cutting the channels out, as `onnxprune prune` does, makes the model smaller and faster",
-    "2:4": "follow 2:4 (2 zeros in every 4 weights along the input channels). Sparse tensor cores (NVIDIA GPUs "
-    "from Ampere on, through a runtime that uses them, such as TensorRT) run that faster; onnxruntime's own "
-    "kernels do not",
-    "N:M": "follow N:M (N zeros in every M weights along the input channels), which no kernel of onnxruntime makes "
-    "use of",
-    "blocks": "fill whole blocks. Only runtimes with kernels that skip such blocks gain from them; "
-    "onnxruntime's own kernels multiply them",
-    _SCATTERED: "are scattered. They do not make the model faster: kernels multiply zeros like other numbers. They "
-    "make a compressed (zipped) file smaller, and a sparse_initializer takes less space than a dense "
-    "one only above about 67 % zeros in float32",
-}
-"""What each pattern buys at run time."""
 
 
 def worth(statistics: ModelStatistics) -> dict[str, int]:
-    """How many zeros of the handled layers lie in which kind of pattern; each counts once.
+    """How many zeros of the handled layers lie in which pattern; each counts once.
 
     Returns
     -------
     dict
-        Keys: "input and output channels", "2:4", "N:M", "blocks", "scattered".
+        Most useful patterns first, without those that have none. Zeros in whole channels count as `CHANNELS` also
+        where the layer has others, which are `element` then.
     """
-    found = dict.fromkeys(_WORTH, 0)
+    found = dict.fromkeys((CHANNELS, *ORDER), 0)
     for layer in statistics.layers:
         zeros, pattern = layer.found.zeros, layer.pattern
-        if pattern in N_M:
-            found["2:4" if pattern == "2:4" else "N:M"] += zeros
-        elif pattern in BLOCKS:
-            found["blocks"] += zeros
+        if pattern in (*N_M, *BLOCKS):
+            found[pattern] += zeros
         else:
             whole = round(layer.found.shares.get(CHANNELS, 0.0) * zeros)
             found[CHANNELS] += whole
-            found[_SCATTERED] += zeros - whole
-    return found
+            found[ELEMENT] += zeros - whole
+    return {pattern: zeros for pattern, zeros in found.items() if zeros}
+
+
+def _worth_line(pattern: str, part: str) -> str:
+    if pattern == CHANNELS:
+        return f"{part} fill whole channels: {buys(InputChannel())}"
+    where = "are scattered" if pattern == ELEMENT else f"follow {pattern}"
+    return f"{part} {where}: {buys(parse_pattern(pattern))}"
 
 
 def to_dict(statistics: ModelStatistics) -> dict[str, Any]:
@@ -199,9 +190,8 @@ def _patterns(statistics: ModelStatistics, verbose: bool, width: int | None) -> 
         )
     lines = ["", *columns(rows, right=(1, 3, 4), width=width)]
     lines += ["", "what the zeros of these layers are worth at run time:"]
-    for kind, count in worth(statistics).items():
-        if count:
-            lines += wrap(f"  {share(count, zeros)} {_WORTH[kind]}.", width, indent=4)
+    for pattern, count in worth(statistics).items():
+        lines += wrap(f"  {_worth_line(pattern, share(count, zeros))}", width, indent=4)
     return lines
 
 

@@ -9,6 +9,7 @@ minimises the sum of the losses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,7 @@ def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
     return (b[1] - a[1]) / (b[0] - a[0])
 
 
-def spread(curves: Sequence[Curve], total: float, least: Sequence[float]) -> list[float]:
+def spread(curves: Sequence[Curve], total: int, least: Sequence[int]) -> list[int]:
     """Numbers of zeros per curve that add up to `total` at the least loss in all.
 
     Parameters
@@ -73,7 +74,7 @@ def spread(curves: Sequence[Curve], total: float, least: Sequence[float]) -> lis
     least
         What every curve has at least.
     """
-    counts = list(least)
+    counts = [float(n) for n in least]
     parts = sorted(
         (slope, number, start, end)
         for number, curve in enumerate(curves)
@@ -84,7 +85,11 @@ def spread(curves: Sequence[Curve], total: float, least: Sequence[float]) -> lis
         more = min(max(end - counts[number], 0.0), room)
         counts[number] += more
         room -= more
-    return counts
+    whole = [math.floor(n + 1e-6) for n in counts]
+    order = sorted(range(len(curves)), key=lambda n: (whole[n] - counts[n], n))
+    for n in order[: max(total - sum(whole), 0)]:
+        whole[n] += 1
+    return whole
 
 
 def levels_by_loss(
@@ -123,10 +128,10 @@ def levels_by_loss(
     for number, layer in enumerate(layers):
         seen = statistics[layer.consumer.weight].moments
         curves.append(_curve(layer, pattern, level, seen, trial, top))
-        least.append(float(max(count(min_ratio, layer.grid.size), int(gone[layer.name].sum()))))
+        least.append(max(count(min_ratio, layer.grid.size), int(gone[layer.name].sum())))
         progress(number + 1, len(layers))
     sizes = [layer.grid.size for layer in layers]
-    counts = spread(curves, float(count(level, sum(sizes))), least)
+    counts = spread(curves, count(level, sum(sizes)), least)
     return {layer.name: n / size for layer, n, size in zip(layers, counts, sizes, strict=True)}
 
 

@@ -337,13 +337,17 @@ def test_what_zeros_are_worth_adds_up(tmp_path):
     assert kinds == {
         "input and output channels": 3 * 4,
         "2:4": zeros["conv1"],
-        "N:M": 0,
-        "blocks": zeros["conv2"],
-        "scattered": 1,
+        "8x1": zeros["conv2"],
+        "element": 1,
     }
     page = str(found)
-    for part in ("do not make the model faster", "Sparse tensor cores", "`onnxprune prune`", "whole blocks"):
+    for part in (
+        "are scattered: zeros anywhere make the model neither faster",
+        "TensorRT",
+        "onnxprune prune",
+    ):
         assert part in page
+    assert "follow 8x1: zero blocks of 8x1 make the model neither faster" in page
 
 
 @pytest.mark.parametrize("name", ["digits_resnet", "digits_resnet_ts", "digits_vit", "digits_vit_ts"])

@@ -1,8 +1,8 @@
 """Where the zeros of one weight lie: in whole channels, N of every M, in blocks, or anywhere. Arrays only.
 
-A weight is seen as Neural Compressor sees it: one row per output channel, kernel taps x input channels as columns,
-input channels running fastest. `N:M` counts zeros, as there: `2:4` holds where every run of 4 input channels has at
-least 2 zeros. A block `RxC` is R rows by C columns. A pattern that does not divide a weight is not considered.
+The patterns are those of `onnxprune.patterns`, looked for instead of made. `2:4` holds where every run of 4 input
+channels has at least 2 zeros, `4x1` where all zeros lie in blocks of nothing but zeros. A pattern that does not
+divide a weight is not considered.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.graph.axes import Bools
+from onnxprune.patterns import Grid, parse_pattern
 
 OUTPUTS, INPUTS, CHANNELS = "output channels", "input channels", "input and output channels"
 ELEMENT = "element"
@@ -68,13 +69,13 @@ def count(nonzero: Bools, columns: int) -> Zeros:
     groups, rows, width = nonzero.shape
     zeros = nonzero.size - int(np.count_nonzero(nonzero))
     filters = ~nonzero.any(axis=2).ravel()
-    by_tap = nonzero.reshape(groups, rows, -1, columns)
+    taps = width // columns if columns else 0
+    by_tap = nonzero.reshape(groups, rows, taps, columns)
     channels = ~by_tap.any(axis=(1, 2))
     if not zeros:
         return Zeros(nonzero.size, 0, filters, channels.ravel(), {})
     in_filters = filters.reshape(groups, rows).sum(axis=1)
     in_channels = channels.sum(axis=1)
-    taps = width // columns
     in_rows = int(in_filters.sum()) * width
     in_columns = int(in_channels.sum()) * taps * rows
     both = int((in_filters * in_channels).sum()) * taps
@@ -83,14 +84,14 @@ def count(nonzero: Bools, columns: int) -> Zeros:
         INPUTS: in_columns / zeros,
         CHANNELS: (in_rows + in_columns - both) / zeros,
     }
-    matrix = nonzero.reshape(groups * rows, width)
+    matrix, grid = nonzero.reshape(groups * rows, width), Grid(groups * rows, columns, taps)
     for pattern in N_M:
         n, m = map(int, pattern.split(":"))
-        if columns % m == 0:
+        if not parse_pattern(pattern).refuses(grid):
             shares[pattern] = _share_of_runs(matrix, n, m)
     for pattern in BLOCKS:
         height, breadth = map(int, pattern.split("x"))
-        if len(matrix) % height == 0 and width % breadth == 0:
+        if not parse_pattern(pattern).refuses(grid):
             shares[pattern] = _empty_blocks(matrix, height, breadth) * height * breadth / zeros
     return Zeros(nonzero.size, zeros, filters, channels.ravel(), shares)
 

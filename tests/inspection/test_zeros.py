@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.inspection.patterns import BLOCKS, CHANNELS, ELEMENT, INPUTS, N_M, ORDER, OUTPUTS, count
+from onnxprune.inspection.zeros import BLOCKS, CHANNELS, ELEMENT, INPUTS, N_M, ORDER, OUTPUTS, count
 
 
 def naive(matrix, taps, groups):
@@ -106,6 +106,12 @@ def test_channels_are_named_before_all_else():
     matrix[:8] = True
     matrix[:, 8:16] = False
     assert pattern_of(matrix)[0] == INPUTS
+
+
+@pytest.mark.parametrize("shape", [(1, 0, 6), (1, 4, 0), (0, 3, 3)])
+def test_weights_without_elements(shape):
+    found = count(np.zeros(shape, bool), shape[2])
+    assert (found.elements, found.zeros, found.patterns) == (0, 0, ())
 
 
 def test_scattered_zeros_and_none():
