@@ -210,7 +210,7 @@ def prepare_compression(
     )
     configs = read_pruner_configs(confs)
     opened = open_model(model, job, calibrate=data is not None)
-    chosen = ("mask" if data is None else "sparsegpt") if solver == "auto" else solver
+    chosen = "mask" if solver == "auto" and data is None else solver
     made = [
         get_pruner(
             each,

@@ -152,7 +152,7 @@ class ModelModules:
     layers
         Those that are pruned.
     solver
-        What makes up for the zeros: "mask" (nothing), "sparsegpt" or "obc".
+        What makes up for the zeros: "mask" (nothing), "sparsegpt", "obc" or "auto" (of these two).
     """
 
     def __init__(

@@ -49,7 +49,7 @@ class BasePruner:
         Of which gradients are taken; as of `onnxprune.prune`.
     solver
         What makes up for the zeros of a model, where Neural Compressor trains: "mask" (nothing), "sparsegpt",
-        "obc", or "auto": with data sparsegpt, else mask.
+        "obc", or "auto": with data what `onnxprune.sparsify` takes, else mask.
     criteria
         Table of criteria; `CRITERIA` by default.
 
@@ -112,7 +112,7 @@ class BasePruner:
             loss=loss,
         )
         if solver == "auto":
-            solver = "mask" if data is None or isinstance(modules, Mapping) else "sparsegpt"
+            solver = "mask" if data is None or isinstance(modules, Mapping) else "auto"
         self._modules: Modules = self._opened(modules, solver)
         self.skipped = self._modules.skipped
         self.scheduler = get_scheduler(self.config)

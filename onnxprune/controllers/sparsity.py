@@ -45,7 +45,7 @@ class BaseSparsityAlgoController(CompressionController):
         As of `onnxprune.sparsify`.
     solver
         What makes up for the zeros, where NNCF trains: "mask" (nothing), "sparsegpt", "obc", or "auto": with
-        data sparsegpt, else mask. Which weights are zero it does not decide.
+        data what `onnxprune.sparsify` takes, else mask. Which weights are zero it does not decide.
 
     Attributes
     ----------
@@ -113,7 +113,7 @@ class BaseSparsityAlgoController(CompressionController):
             raise UsageError(
                 f"the solver {solver} needs data", "Give data=..., or take solver='mask', which needs none."
             )
-        return ("mask" if self.job.data is None else "sparsegpt") if solver == "auto" else solver
+        return "mask" if solver == "auto" and self.job.data is None else solver
 
     def _find_layers(self) -> None:
         ignore, only = patterns_of(self.config.ignored_scopes), patterns_of(self.config.target_scopes)

@@ -34,7 +34,7 @@ def with_zeros(
     zeros
         By the weight's name, flags (outputs, columns).
     solver
-        "mask": all other weights stay as they are. "sparsegpt" or "obc": they make up for the zeros.
+        "mask": all other weights stay as they are. "sparsegpt", "obc" or "auto": they make up for the zeros.
     evidence
         What the samples say; only solvers look at it.
 
