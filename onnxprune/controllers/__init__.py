@@ -35,6 +35,7 @@ from onnxprune.controllers.criteria import (
 )
 from onnxprune.controllers.filters import FilterPruningController
 from onnxprune.controllers.inc import WeightPruningConfig
+from onnxprune.controllers.learned import MovementSparsityController, RBSparsityController
 from onnxprune.controllers.magnitude import ConstSparsityController, MagnitudeSparsityController
 from onnxprune.controllers.pruners import (
     PRUNERS,
@@ -67,8 +68,10 @@ __all__ = [
     "GradientCriterion",
     "MagnitudeCriterion",
     "MagnitudeSparsityController",
+    "MovementSparsityController",
     "PatternLockPruner",
     "PruningCriterion",
+    "RBSparsityController",
     "RetrainFreeCriterion",
     "SnipCriterion",
     "SnipMomentumBlockCriterion",

@@ -9,11 +9,14 @@ from typing import Any
 from onnxprune.controllers.composite import CompositeCompressionController
 from onnxprune.controllers.controller import CompressedModel, CompressionController, Source
 from onnxprune.controllers.filters import FilterPruningController
+from onnxprune.controllers.learned import MovementSparsityController, RBSparsityController
 from onnxprune.controllers.magnitude import ConstSparsityController, MagnitudeSparsityController
 from onnxprune.controllers.nncf import (
     CONST,
     MAGNITUDE,
+    MOVEMENT,
     PRUNING,
+    RB,
     AlgorithmConfig,
     Config,
     pruning_config,
@@ -28,6 +31,8 @@ from onnxprune.job import Job
 SPARSITY: Mapping[str, type[BaseSparsityAlgoController]] = {
     MAGNITUDE: MagnitudeSparsityController,
     CONST: ConstSparsityController,
+    RB: RBSparsityController,
+    MOVEMENT: MovementSparsityController,
 }
 
 Controller = CompressionController | CompositeCompressionController

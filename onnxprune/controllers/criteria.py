@@ -119,7 +119,7 @@ class WeightCriterionAdapter(PruningCriterion):
         if fold is None or gradients is None:
             return
         for name in self.modules.grids:
-            weight, gradient = self.modules.matrix(name), self.modules.matrix(name, gradients[name])
+            weight, gradient = self.modules.matrix(name), self.modules.gradient(name, gradients[name])
             state = self._folded.get(name, np.zeros(()))
             self._folded[name] = fold(state, weight, gradient, self._blocks[name])
         self._score()

@@ -40,7 +40,7 @@ class MagnitudeSparsityController(BaseSparsityAlgoController):
 
     def _scores(self) -> list[Scored]:
         criterion = find_weight_criterion(self.config.criterion, Element())
-        return Scorer(self._layers, Element(), criterion).score({})
+        return Scorer(self._layers, Element(), criterion).score({}, self._asked)
 
     def _chosen(self) -> dict[str, Bools]:
         scores = self._scores()
@@ -53,12 +53,8 @@ class MagnitudeSparsityController(BaseSparsityAlgoController):
         return found
 
     def _set_all(self, level: float) -> None:
-        before, self._levels = self._levels, {}
-        try:
-            super()._set_all(level)
-        except Exception:
-            self._levels = before
-            raise
+        self._levels = {}
+        super()._set_all(level)
 
     def _set_one(self, layer: object, level: float) -> None:
         if self.config.mode != LOCAL:
@@ -67,7 +63,7 @@ class MagnitudeSparsityController(BaseSparsityAlgoController):
                 "Leave the layer out, or set sparsity_level_setting_mode to local.",
             )
         self._levels[self._layer(layer).name] = level
-        self.zeros = self._chosen()
+        self._zeros = None
 
     def statistics(self, quickly_collected_only: bool = False) -> MagnitudeSparsityStatistics:
         """How sparse the model is, and the magnitudes that decided. All of it is quick."""
@@ -121,10 +117,10 @@ class ConstSparsityController(BaseSparsityAlgoController):
         """Start from another form of the same model; what is left of the original's zeros stays."""
         CompressionController.rebase(self, source, cut)
         self._find_layers()
+        self._zeros = self._chosen()
         if cut is None:
-            self.zeros = self._chosen()
             return
         for layer in self._layers:
             if layer.name in self._first:
                 flags = cut(layer.name, self._first[layer.name])
-                self.zeros[layer.name] = layer.matrix(flags.astype(np.float64)) != 0
+                self._zeros[layer.name] = layer.matrix(flags.astype(np.float64)) != 0

@@ -55,6 +55,10 @@ class Modules(Protocol):
         """A weight as it is now, or an array of its shape, as (outputs, columns), float64."""
         ...
 
+    def gradient(self, name: str, array: Array) -> Array:
+        """A gradient with respect to the weight as it lies, as one with respect to `matrix`."""
+        ...
+
     def laid(self, name: str, matrix: Array) -> Array:
         """What `matrix` gives, as the weight lies."""
         ...
@@ -116,6 +120,10 @@ class ArrayModules:
             )
         apart = given.astype(np.float64).reshape(grid.outputs, grid.channels, grid.taps)
         return np.ascontiguousarray(apart.transpose(0, 2, 1)).reshape(grid.shape)
+
+    def gradient(self, name: str, array: Array) -> Array:
+        """The same numbers."""
+        return self.matrix(name, array)
 
     def laid(self, name: str, matrix: Array) -> Array:
         """Back as it lies."""
@@ -183,6 +191,10 @@ class ModelModules:
         """As of the layer."""
         return self._mine[name].matrix(array)
 
+    def gradient(self, name: str, array: Array) -> Array:
+        """As of the layer."""
+        return self._mine[name].gradient(array)
+
     def laid(self, name: str, matrix: Array) -> Array:
         """As of the layer."""
         return self._mine[name].from_matrix(matrix)
@@ -199,7 +211,7 @@ class ModelModules:
         """On the calibration samples, with the weights as they are now."""
         layers, graph = list(self.layers.values()), self.opened.analysis.axis_graph
         with weights_of(graph.model, self._sparse):
-            found = Scorer(layers, Element(), criterion, self._seen()).score({})
+            found = Scorer(layers, Element(), criterion, self._seen()).score({}, 0.0)
         return {layer.label: scored.scores for layer, scored in zip(layers, found, strict=True)}
 
     def put(self, zeros: Mapping[str, Bools]) -> None:

@@ -104,7 +104,7 @@ class BaseSparsityAlgoController(CompressionController):
         self._solver = self._settled(solver)
         self._target, self._asked = config.schedule.target, 0.0
         self._adapts = False
-        self.zeros: dict[str, Bools] = {}
+        self._zeros: dict[str, Bools] | None = None
         self._find_layers()
         self._begin()
 
@@ -128,7 +128,7 @@ class BaseSparsityAlgoController(CompressionController):
             )
         self._layers: tuple[WeightLayer, ...] = found.layers
         self.not_sparsified = dict(found.left)
-        self.zeros = {layer.name: np.zeros(layer.grid.shape, bool) for layer in self._layers}
+        self._zeros = None
 
     # -- what kinds say --------------------------------------------------------------------------------------
 
@@ -142,6 +142,13 @@ class BaseSparsityAlgoController(CompressionController):
         raise NotImplementedError
 
     # -- levels ----------------------------------------------------------------------------------------------
+
+    @property
+    def zeros(self) -> dict[str, Bools]:
+        """Chosen when they are first asked for at a level."""
+        if self._zeros is None:
+            self._zeros = self._chosen()
+        return self._zeros
 
     @property
     def current_sparsity_level(self) -> float:
@@ -197,12 +204,7 @@ class BaseSparsityAlgoController(CompressionController):
         self._changed()
 
     def _set_all(self, level: float) -> None:
-        before, self._asked = self._asked, level
-        try:
-            self.zeros = self._chosen()
-        except Exception:
-            self._asked = before
-            raise
+        self._asked, self._zeros = level, None
 
     def _set_one(self, layer: object, level: float) -> None:
         raise UsageError(
