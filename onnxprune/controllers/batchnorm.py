@@ -7,6 +7,8 @@ what those before it make of the pruned model: what the running averages of trai
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 
@@ -56,6 +58,15 @@ def adapt_batchnorm(
             _give(norm, VARIANCE, np.maximum(variance, 0.0))
             done.append(norm.label)
     return tuple(done)
+
+
+def first_batches(batches: Batches, samples: int) -> Batches:
+    """The first batches, as many as hold so many samples."""
+    count = total = 0
+    while count < len(batches) and total < samples:
+        total += batches.sizes[count]
+        count += 1
+    return replace(batches, feeds=batches.feeds[:count], sizes=batches.sizes[:count])
 
 
 def _give(norm: Norm, slot: int, array: np.ndarray) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.controllers.controller import save_model
@@ -20,7 +21,7 @@ from onnxprune.model import io
 from onnxprune.model.finalize import finalize
 from onnxprune.patterns.pattern import Bools
 from onnxprune.sparsity.given import with_zeros
-from onnxprune.sparsity.layers import WeightLayer
+from onnxprune.sparsity.layers import WeightLayer, find_layers
 from onnxprune.threads import few_threads
 
 
@@ -141,6 +142,31 @@ class CompressionManager:
     def export(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
         """As `save`: what Neural Compressor exports is an ONNX file."""
         return self.save(path, force=force)
+
+    def sparsity_ratios(self) -> dict[str, float]:
+        """Zeros of the masks, by Neural Compressor's three names.
+
+        elementwise_over_matmul_gemm_conv
+            Zeros in pruned layers / weights of all convolutions and linear layers.
+        elementwise_over_all
+            Zeros in pruned layers / all float initializers.
+        blockwise_over_matmul_gemm_conv
+            Weights in blocks that are zero as a whole / weights of all convolutions and linear layers.
+        """
+        analysis = self.opened.analysis
+        weights = sum(layer.grid.size for layer in find_layers(analysis.axis_graph).layers)
+        zeros = sum(int((~mask).sum()) for mask in self.masks.values())
+        whole = 0.0
+        for pruner in self.pruners:
+            for name, flags in pruner._zeros.items():
+                grid = pruner._modules.grids[name]
+                shares = pruner.pattern.reduce(flags.astype(np.float64), grid, np.mean)
+                whole += grid.size * float((shares == 1).mean())
+        return {
+            "elementwise_over_matmul_gemm_conv": zeros / weights,
+            "elementwise_over_all": zeros / analysis.cost.params,
+            "blockwise_over_matmul_gemm_conv": whole / weights,
+        }
 
     def sparsity(self) -> Mapping[str, float]:
         """Zeros that the masks make / weights, by layer."""

@@ -181,10 +181,28 @@ class RetrainFreeCriterion(WeightCriterionAdapter):
 
     It accumulates over batches and rounds; weights do not move. The rearrangement that follows in the paper,
     of whole units, is that of `onnxprune.prune(criterion="retrain_free")`.
+
+    Attributes
+    ----------
+    collected_grads
+        By name, batch by batch: the gradient of every block's mask value.
     """
 
     kind = "retrain_free"
     carries = True
+
+    def __init__(self, modules: Modules | Mapping[str, Array], config: Config = None) -> None:
+        super().__init__(modules, config)
+        self.collected_grads: dict[str, list[Array]] = {name: [] for name in self.modules.grids}
+
+    def on_before_optimizer_step(self, gradients: Mapping[str, Array] | None = None) -> None:
+        """Take the gradients of one batch in, and keep what they say of the masks."""
+        super().on_before_optimizer_step(gradients)
+        if gradients is None:
+            return
+        for name, grid in self.modules.grids.items():
+            products = self.modules.matrix(name) * self.modules.gradient(name, gradients[name])
+            self.collected_grads[name].append(self.pattern.reduce(products, grid, np.sum))
 
 
 class WandaCriterion(WeightCriterionAdapter):

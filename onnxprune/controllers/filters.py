@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.controllers.batchnorm import adapt_batchnorm, norms_of
+from onnxprune.controllers.batchnorm import adapt_batchnorm, first_batches, norms_of
 from onnxprune.controllers.controller import CompressionController, Cut, Source
 from onnxprune.controllers.layers import (
     FilterLayer,
@@ -216,7 +216,7 @@ class FilterPruningController(CompressionController):
         self._changed()
 
     def _checked(self, levels: Mapping[Any, float]) -> dict[str, float]:
-        names = {f"g{key}" if isinstance(key, int) else str(key): value for key, value in levels.items()}
+        names = {str(key) if str(key).startswith("g") else f"g{key}": value for key, value in levels.items()}
         known = {group.id: number for number, group in self.groups.items()}
         unknown, missing = [n for n in names if n not in known], [n for n in known if n not in names]
         if unknown or missing:
@@ -226,6 +226,17 @@ class FilterPruningController(CompressionController):
                 f"the dict of pruning levels {what}", f"It needs exactly the ids of controller.groups: {ids}."
             )
         return {name: _in_range(value) for name, value in names.items()}
+
+    def get_state(self) -> dict[str, Any]:
+        """With the levels of groups, where these were set."""
+        levels = None if self._by_group is None else dict(self._by_group)
+        return {**super().get_state(), "groups": levels}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `get_state` was asked."""
+        super().load_state({name: value for name, value in state.items() if name != "groups"})
+        if state.get("groups") is not None:
+            self.set_pruning_level(state["groups"])
 
     def _can_adapt(self) -> bool:
         if self.job.data is None:
@@ -298,16 +309,9 @@ class FilterPruningController(CompressionController):
         with few_threads(evidence.largest if evidence is not None else 0):
             model, _ = build(self.opened.analysis, self.keep, job, evidence)
             if self._adapts and not folded and evidence is not None:
-                adapt_batchnorm(model, self._few(evidence.batches), self.job.provider, self.job.budget)
+                batches = first_batches(evidence.batches, self.config.samples)
+                adapt_batchnorm(model, batches, self.job.provider, self.job.budget)
         return model
-
-    def _few(self, batches: Any) -> Any:
-        """The batches that hold as many samples as are to be adapted on."""
-        count = total = 0
-        while count < len(batches) and total < self.config.samples:
-            total += batches.sizes[count]
-            count += 1
-        return replace(batches, feeds=batches.feeds[:count], sizes=batches.sizes[:count])
 
     def _prove(self) -> None:
         """Show that masked == removed; groups for which that does not hold stay whole, and it is said."""

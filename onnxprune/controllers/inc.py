@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from onnxprune.controllers.options import Options, one_of
+from onnxprune.calibrate.checks import did_you_mean
+from onnxprune.controllers.options import TRAINING_OPTIONS, Options, one_of
 from onnxprune.errors import UsageError
 from onnxprune.patterns import REDUCTIONS
 from onnxprune.sparsity.select import SCOPES
@@ -18,7 +19,7 @@ TYPES = {"Conv": ("Conv", "ConvTranspose"), "Linear": ("Gemm", "MatMul")}
 PROGRESSIVE = "_progressive"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class WeightPruningConfig:
     """Neural Compressor's options of these names, with its defaults.
 
@@ -75,6 +76,25 @@ class WeightPruningConfig:
     criterion_type: str | None = None
     lock_init_sparsity: bool = False
     resume_from_pruned_checkpoint: bool = False
+
+    def __init__(self, *values: Any, **options: Any) -> None:
+        names = [each.name for each in fields(self)]
+        if len(values) > len(names):
+            raise UsageError(
+                f"WeightPruningConfig takes {len(names)} options, and {len(values)} were given",
+                "Give them by name.",
+            )
+        given = {**dict(zip(names, values, strict=False)), **options}
+        ignored = {name: value for name, value in options.items() if name in TRAINING_OPTIONS}
+        for name in given:
+            if name not in names and name not in ignored:
+                raise UsageError(
+                    f"WeightPruningConfig has no option {name!r}{did_you_mean(name, names)}",
+                    f"Known: {', '.join(names)}.",
+                )
+        for each in fields(self):
+            object.__setattr__(self, each.name, given.get(each.name, each.default))
+        object.__setattr__(self, "weight_compression", ignored)
 
 
 @dataclass(frozen=True)
@@ -191,6 +211,7 @@ def _read(o: Options) -> PrunerConfig:
     types = o.names("pruning_op_types") or tuple(TYPES)
     for each in types:
         one_of("pruning_op_types", each, tuple(TYPES))
+    o.ignore(TRAINING_OPTIONS)
     o.ignore(
         {
             "backend": "ONNX models have no framework",

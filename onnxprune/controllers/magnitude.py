@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from onnxprune.controllers.controller import CompressionController, Cut
@@ -46,10 +49,9 @@ class MagnitudeSparsityController(BaseSparsityAlgoController):
         scores = self._scores()
         if self.config.mode != LOCAL:
             return select(scores, Element(), self._asked, scope="global")
-        self._levels = {layer.name: self._levels.get(layer.name, self._asked) for layer in self._layers}
         found: dict[str, Bools] = {}
         for scored in scores:
-            found |= select([scored], Element(), self._levels[scored.name], scope="local")
+            found |= select([scored], Element(), self._levels.get(scored.name, self._asked), scope="local")
         return found
 
     def _set_all(self, level: float) -> None:
@@ -64,6 +66,16 @@ class MagnitudeSparsityController(BaseSparsityAlgoController):
             )
         self._levels[self._layer(layer).name] = level
         self._zeros = None
+
+    def get_state(self) -> dict[str, Any]:
+        """With the levels of layers, where these were set."""
+        return {**super().get_state(), "layers": dict(self._levels)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `get_state` was asked."""
+        super().load_state({name: value for name, value in state.items() if name != "layers"})
+        for name, level in state.get("layers", {}).items():
+            self.set_sparsity_level(level, name)
 
     def statistics(self, quickly_collected_only: bool = False) -> MagnitudeSparsityStatistics:
         """How sparse the model is, and the magnitudes that decided. All of it is quick."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.calibrate.checks import did_you_mean
-from onnxprune.controllers.options import TRAINING, Options, one_of
+from onnxprune.controllers.options import TRAINING, TRAINING_OPTIONS, Options, one_of
 from onnxprune.controllers.pruning_schedules import PRUNING_SCHEDULERS, Spans
 from onnxprune.errors import UsageError
 
@@ -38,10 +38,7 @@ RANKINGS = ("unweighted_ranking", "learned_ranking")
 BN_SAMPLES = 2000
 """Samples for the adaptation of batch norms."""
 
-_TRAINED = {
-    "compression_lr_multiplier": TRAINING,
-    "checkpoint_path": "there is no training to go on with",
-}
+_TRAINED = {**TRAINING_OPTIONS, "checkpoint_path": "there is no training to go on with"}
 _TOP = {
     "input_info": "the file itself says what the model's inputs are",
     "target_device": "an ONNX file is not made for a device; see --provider",

@@ -19,6 +19,17 @@ log = logging.getLogger(__name__)
 TRAINING = "nothing is trained here: weights are repaired in closed form on calibration samples"
 
 
+TRAINING_OPTIONS = {
+    name: TRAINING
+    for name in (
+        *("lr", "base_lr", "learning_rate", "lr_schedule", "optimizer", "weight_decay", "momentum"),
+        *("epochs", "num_epochs", "train_epochs", "num_train_epochs", "batch_size", "train_batch_size"),
+        *("compression_lr_multiplier", "warmup_steps", "distillation", "loss_weight"),
+    )
+}
+"""Options of training that people write beside those of pruning."""
+
+
 def one_of(option: str, given: Any, known: Sequence[str]) -> str:
     """`given`, if it is one of the known words.
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.allocate.cost import inner_values
 from onnxprune.calibrate.checks import did_you_mean
-from onnxprune.controllers.batchnorm import adapt_batchnorm, norms_of
+from onnxprune.controllers.batchnorm import adapt_batchnorm, first_batches, norms_of
 from onnxprune.controllers.controller import CompressionController, Cut, Source
 from onnxprune.controllers.layers import check_scopes
 from onnxprune.controllers.nncf import Config, patterns_of, section_of
@@ -25,7 +26,7 @@ from onnxprune.report.statistics import (
     SparsifiedModelStatistics,
 )
 from onnxprune.sparsity.choices import SOLVERS
-from onnxprune.sparsity.given import with_zeros
+from onnxprune.sparsity.given import RESCALE, with_zeros
 from onnxprune.sparsity.layers import WeightLayer, find_layers
 from onnxprune.sparsity.select import level_of
 from onnxprune.threads import few_threads
@@ -187,7 +188,8 @@ class BaseSparsityAlgoController(CompressionController):
         layer
             Name of the node or of its weight: the level is that of this layer alone. In local mode only.
         run_batchnorm_adaptation
-            Let the model's batch norms fit what they see then. Needs data.
+            Let the model's batch norms fit what they see then; where they are folded, every channel is scaled
+            and shifted to do the same. Needs data.
         """
         if isinstance(sparsity_level, bool) or not isinstance(sparsity_level, int | float):
             raise UsageError(f"a sparsity level of {sparsity_level!r} is no number", "Give one in [0, 1).")
@@ -214,10 +216,11 @@ class BaseSparsityAlgoController(CompressionController):
     def _can_adapt(self) -> bool:
         if self.job.data is None:
             self.note("batch norms were not adapted, although asked for: that needs data")
-        elif not norms_of(self.source.ir):
+        elif not self.config.samples:
+            self.note("batch norms were not adapted: num_bn_adaptation_samples is 0")
+        elif not norms_of(self.source.ir) and self._solver != "mask":
             self.note(
-                "batch norms were not adapted: the model has none, they are folded; a solver (sparsegpt) makes "
-                "up for more than means and variances"
+                f"folded batch norms were not adapted apart: the solver ({self._solver}) refits the layers"
             )
         else:
             return True
@@ -267,7 +270,11 @@ class BaseSparsityAlgoController(CompressionController):
             total, zeros = total + data.size, zeros + gone
             if layer is not None:
                 rows.append((layer, gone))
-        total = max(total + analysis.costs.inner_params, 1)
+        for value in inner_values(graph):  # of the bodies of If, Loop and Scan
+            if value.const_value is not None:
+                array = np.asarray(value.const_value.numpy())
+                total, zeros = total + array.size, zeros + int((array == 0).sum())
+        total = max(total, 1)
         size = sum(layer.grid.size for layer, _ in rows)
         return SparsifiedModelStatistics(
             zeros / total,
@@ -284,14 +291,16 @@ class BaseSparsityAlgoController(CompressionController):
 
     def _built(self) -> ir.Model:
         evidence = self._seen() if self._solver != "mask" or self._adapts else None
-        solver = self._solver if evidence is not None else "mask"
+        folded = self._adapts and not norms_of(self.source.ir)
+        solver = (RESCALE if folded else self._solver) if evidence is not None else "mask"
         widest = max(layer.grid.columns for layer in self._layers)
         with few_threads(widest if evidence is not None else 0):
             model, _ = with_zeros(
                 self.opened.analysis, self._layers, self.zeros, solver=solver, evidence=evidence
             )
-            if self._adapts and evidence is not None:
-                adapt_batchnorm(model, evidence.batches, self.job.provider, self.job.budget)
+            if self._adapts and not folded and evidence is not None:
+                batches = first_batches(evidence.batches, self.config.samples)
+                adapt_batchnorm(model, batches, self.job.provider, self.job.budget)
         return finalize(model)
 
     def rebase(self, source: io.LoadedModel, cut: Cut | None = None) -> None:

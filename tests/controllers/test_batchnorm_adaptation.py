@@ -116,9 +116,28 @@ def test_what_is_not_done_is_said(adapted, tmp_path):
     none = FilterPruningController(adapted, section, DATA, compensate="none")
     none.set_pruning_level(0.5, run_batchnorm_adaptation=True)
     assert any("num_bn_adaptation_samples is 0" in note for note in none.notes)
-    folded = MagnitudeSparsityController(save(convnet(), tmp_path / "n.onnx"), None, DATA, solver="mask")
-    folded.set_sparsity_level(0.5, run_batchnorm_adaptation=True)
-    assert any("folded" in note for note in folded.notes)
+    solved = MagnitudeSparsityController(save(convnet(), tmp_path / "n.onnx"), None, DATA)
+    solved.set_sparsity_level(0.5, run_batchnorm_adaptation=True)
+    assert any("refits the layers" in note for note in solved.notes)
+
+
+def test_sparse_models_with_folded_norms_are_scaled_and_shifted(tmp_path):
+    path = save(convnet((16, 24), seed=2), tmp_path / "folded.onnx")
+    controller = MagnitudeSparsityController(path, {"sparsity_target": 0.7}, DATA, solver="mask")
+    controller.set_sparsity_level(0.7)
+    before, plain = controller.loss(), controller.model
+    controller.set_sparsity_level(0.7, run_batchnorm_adaptation=True)
+    assert controller.loss() < 0.9 * before
+    old, new = (
+        m.graph.initializers["conv1.weight"].const_value.numpy().astype(np.float64)
+        for m in (plain, controller.model)
+    )
+    mask = controller.get_mask("conv1")
+    assert not new[~mask].any()
+    for channel in range(24):  # one factor for each output channel
+        stays = mask[channel]
+        ratio = new[channel][stays] / old[channel][stays]
+        assert np.allclose(ratio, ratio[0], rtol=1e-4)
 
 
 def test_sparse_models_are_closer_afterwards(adapted):

@@ -321,6 +321,28 @@ def test_local_configs_inherit():
         assert (two.pruning_type, two.criterion_type, two.target_sparsity) == ("magnitude", "magnitude", 0.7)
 
 
+def test_the_config_object():
+    config = WeightPruningConfig([{}], 0.7, "snip", "2:4", op_names=["a"], num_epochs=3)
+    (read,) = read_pruner_configs(config)
+    assert (read.target_sparsity, read.pruning_type, read.pattern, read.op_names) == (
+        0.7,
+        "snip",
+        "2:4",
+        ("a",),
+    )
+    assert set(read.ignored) == {"num_epochs"}
+    assert "trained" in read.ignored["num_epochs"]
+    with pytest.raises(UsageError, match="did you mean 'target_sparsity'"):
+        WeightPruningConfig(target_sparsit=0.5)
+    with pytest.raises(UsageError, match="by name"):
+        WeightPruningConfig(*range(30))
+
+
+def test_options_of_training_inside_an_algorithm_are_ignored(path):
+    controller = FilterPruningController(path, {"pruning_target": 0.3, "lr": 0.1, "num_epochs": 5})
+    assert set(controller.ignored) == {"lr", "num_epochs"}
+
+
 def test_what_means_nothing_here_is_said():
     (config,) = read_pruner_configs({"backend": "itex", "pruning_type": "snip_momentum_progressive"})
     assert config.pruning_type == "snip_momentum"
@@ -373,6 +395,14 @@ def test_prepare_compression(path, tmp_path):
     for name, mask in manager.masks.items():
         weight = saved.graph.initializers[f"{name}.weight"].const_value.numpy()
         assert np.array_equal(weight != 0, mask)
+    ratios = manager.sparsity_ratios()
+    everything = {n: v.const_value.numpy() for n, v in saved.graph.initializers.items()}
+    dense = sum(array.size for array in everything.values() if array.ndim > 1)
+    zeros = sum(int((~mask).sum()) for mask in manager.masks.values())
+    assert ratios["elementwise_over_matmul_gemm_conv"] == zeros / dense
+    assert ratios["elementwise_over_all"] == zeros / sum(array.size for array in everything.values())
+    # half of every four is never a block that is zero as a whole
+    assert ratios["blockwise_over_matmul_gemm_conv"] == pytest.approx((~manager.masks["conv2"]).sum() / dense)
     original = ir.load(path).graph.initializers["conv0.weight"].const_value.numpy()
     assert np.array_equal(saved.graph.initializers["conv0.weight"].const_value.numpy(), original)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -236,6 +238,11 @@ def test_state(chain):
     assert second.scheduler.current_level == first.scheduler.current_level
     with pytest.raises(UsageError):
         second.load_state({"level": 0.1})
+    first.set_pruning_level({0: 0.5, 1: 0.0, 2: 0.4})
+    second.load_state(json.loads(json.dumps(first.get_state())))
+    assert second.current_groupwise_pruning_level == first.current_groupwise_pruning_level
+    second.set_pruning_level({"0": 0.5, "g1": 0.0, 2: 0.0})
+    assert second.current_groupwise_pruning_level == {0: 0.5, 1: 0.0, 2: 0.0}
 
 
 def test_scopes(chain):
@@ -387,3 +394,19 @@ def test_ties_are_broken_by_index(tmp_path):
     controller = made(path)
     controller.set_pruning_level(0.4)
     assert np.flatnonzero(~controller.get_mask("conv1")).tolist() == list(range(8))
+
+
+def test_norms_and_softmax_over_filters_stop_pruning(tmp_path):
+    net = Net(seed=1)
+    x = net.linear(net.data("x", ("n", 16)), "first", 16, 32)
+    x = net.op("LayerNormalization", x, net.normal((32,), "scale"), net.normal((32,), "shift"), name="norm")
+    x = net.op("Softmax", net.linear(x, "second", 32, 24), name="softmax")
+    x = net.op("Relu", net.linear(x, "third", 24, 40), name="relu")
+    path = save(net.model(net.linear(x, "last", 40, 4)), tmp_path / "net.onnx")
+    controller = FilterPruningController(path)
+    controller.set_pruning_level(0.5)
+    assert "normalises over this axis" in controller.not_pruned["first"]
+    assert "softmax" in controller.not_pruned["second"]
+    assert controller.get_mask("first").all()
+    assert controller.get_mask("second").all()
+    assert controller.get_mask("third").sum() == 24

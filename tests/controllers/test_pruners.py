@@ -258,6 +258,9 @@ def test_criteria_of_blocks(kind):
             state = state + mask**2 if kind is RetrainFreeCriterion else 0.9 * state + np.abs(mask)
         expected = as_weight(state.repeat(4, axis=0), weight.shape)
         assert np.allclose(criterion.scores[name], expected, rtol=1e-9)
+        if kind is RetrainFreeCriterion:
+            kept = np.sum(np.square(criterion.collected_grads[name]), axis=0)
+            assert np.allclose(kept, state, rtol=1e-9)
 
 
 def test_block_criteria_need_blocks():

@@ -75,6 +75,11 @@ def test_local_masks(path, level):
     assert controller.statistics().target_sparsity_level is None
     thresholds = {each.name: each.threshold for each in controller.statistics().thresholds}
     assert len(set(thresholds.values())) == (2 if level == 0 else 4)
+    other = MagnitudeSparsityController(
+        path, {"sparsity_level_setting_mode": "local", "weight_importance": "abs"}
+    )
+    other.load_state(controller.get_state())
+    assert all(np.array_equal(other.get_mask(name), controller.get_mask(name)) for name in LAYERS)
     controller.set_sparsity_level(0.2)  # of all layers again
     assert controller.get_mask("conv1").mean() == pytest.approx(0.8, abs=0.01)
 
