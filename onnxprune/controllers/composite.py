@@ -14,15 +14,20 @@ from onnxprune.controllers.controller import CompressionController, CompressionL
 from onnxprune.controllers.filters import FilterPruningController
 from onnxprune.controllers.schedules import CompressionScheduler
 from onnxprune.controllers.stage import CompressionStage, StripFormat, strip_format
-from onnxprune.errors import UnsupportedError
+from onnxprune.errors import UnsupportedError, UsageError
 
 
 class CompositeScheduler(CompressionScheduler):
-    """Drives the schedulers of all algorithms alike."""
+    """Drives the schedulers that the controllers have at the moment, all alike."""
 
-    def __init__(self, schedulers: Sequence[CompressionScheduler]) -> None:
+    def __init__(self, controllers: Sequence[CompressionController]) -> None:
         super().__init__(None, 0.0, 0.0)
-        self.schedulers = tuple(schedulers)
+        self._controllers = tuple(controllers)
+
+    @property
+    def schedulers(self) -> tuple[CompressionScheduler, ...]:
+        """One for each algorithm."""
+        return tuple(each.scheduler for each in self._controllers)
 
     def level_at(self, epoch: int) -> float:
         """The highest level that one of them asks for."""
@@ -66,6 +71,7 @@ class CompositeCompressionController:
     def __init__(self, controllers: Sequence[CompressionController]) -> None:
         self.child_controllers = tuple(controllers)
         self._original = controllers[0].source
+        self._scheduler = CompositeScheduler(self.child_controllers)
         self._seen: tuple[int, ...] = ()
         self._model: ir.Model | None = None
 
@@ -77,7 +83,7 @@ class CompositeCompressionController:
     @property
     def scheduler(self) -> CompositeScheduler:
         """All schedulers together."""
-        return CompositeScheduler([each.scheduler for each in self.child_controllers])
+        return self._scheduler
 
     @property
     def ignored(self) -> dict[str, str]:
@@ -133,6 +139,30 @@ class CompositeCompressionController:
 
     def _revisions(self) -> tuple[int, ...]:
         return tuple(each.revision for each in self.child_controllers)
+
+    def get_state(self) -> dict[str, Any]:
+        """Plain values from which `load_state` goes on."""
+        counts = {
+            "current_step": self._scheduler.current_step,
+            "current_epoch": self._scheduler.current_epoch,
+        }
+        return {**counts, "algorithms": {each.name: each.get_state() for each in self.child_controllers}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `get_state` was asked.
+
+        Raises
+        ------
+        UsageError
+            The state is that of other algorithms.
+        """
+        states = state.get("algorithms")
+        if not isinstance(states, Mapping) or set(states) != {each.name for each in self.child_controllers}:
+            raise UsageError("this is no state of these algorithms", "Give what get_state returned.")
+        self._scheduler.current_step = state["current_step"]
+        self._scheduler.current_epoch = state["current_epoch"]
+        for each in self.child_controllers:
+            each.load_state(states[each.name])
 
     def prepare_for_export(self) -> ir.Model:
         """The same as `model`: all masks are in it."""

@@ -98,6 +98,11 @@ def create_compressed_model(
     for name, why in read.ignored.items():
         made[0].ignored[name] = why
         made[0].note(f"{name} is ignored: {why}")
+    if read.accuracy_aware is not None:
+        made[0].note(
+            "accuracy_aware_training is for create_accuracy_aware_training_loop(config, controller), which asks "
+            "for a function that measures accuracy"
+        )
     if len(made) == 1:
         return made[0], CompressedModel(made[0])
     if names != [each.name for each in read.algorithms]:
@@ -199,10 +204,11 @@ class AdaptiveCompressionLoop:
         if uncompressed_accuracy is None:
             uncompressed_accuracy = float(validate_fn(self.controller.source.ir))
         lost = self._absolute if self._relative is None else uncompressed_accuracy * self._relative / 100
+        self.controller.frozen = False  # the search decides from here on, not the scheduler
         best, step = 0.0, self._step
         while step >= self._least - 1e-12:
             level = best + step
-            if level < 1 and self._holds(level, uncompressed_accuracy - lost, validate_fn):
+            if level < 1 - 1e-9 and self._holds(level, uncompressed_accuracy - lost, validate_fn):
                 best = level
             else:
                 step *= self._factor

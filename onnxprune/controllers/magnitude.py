@@ -106,6 +106,11 @@ class ConstSparsityController(BaseSparsityAlgoController):
     def _chosen(self) -> dict[str, Bools]:
         return zeros_of(self._layers)
 
+    def set_level(self, level: float) -> None:
+        """Nothing where the level is the model's own; refused otherwise."""
+        if abs(level - self._asked) > 1e-9:
+            self.set_sparsity_level(level)
+
     def set_sparsity_level(
         self, sparsity_level: float, layer: object = None, run_batchnorm_adaptation: bool = False
     ) -> None:

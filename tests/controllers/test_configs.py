@@ -233,9 +233,21 @@ def test_several_algorithms(path, tmp_path):
         controller.strip(strip_format="in_place")
     out = controller.export_model(tmp_path / "out.onnx")
     assert np.allclose(outputs(ir.load(out)), outputs(made), atol=1e-5)
-    state = controller.scheduler.get_state()
-    controller.scheduler.load_state(state)
+    assert controller.scheduler.current_epoch == 1
+    state = json.loads(json.dumps(controller.get_state()))
+    other, _ = create_compressed_model(sparse, config, data)
+    other.load_state(state)
+    assert other.scheduler.current_epoch == 1
+    _ = other.model  # what earlier algorithms left is known to later ones then
+    assert [each.level for each in other.child_controllers] == [
+        pytest.approx(each.level, abs=0.02) for each in controller.child_controllers
+    ]
+    with pytest.raises(UsageError, match="no state"):
+        other.load_state({})
     controller.disable_scheduler()
+    controller.scheduler.epoch_step()
+    assert controller.scheduler.current_epoch == 2
+    assert magnitude.requested == 0.7
 
 
 # -- accuracy-aware --------------------------------------------------------------------------------------
@@ -274,6 +286,20 @@ def test_the_relative_degradation_is_in_percent(path):
     )
     assert level == pytest.approx(0.2)  # 2 % are lost at 0.2
     assert "patience_epochs" in loop.ignored
+
+
+def test_the_search_goes_on_where_a_schedule_has_frozen_the_controller(path):
+    config = {
+        "compression": {"algorithm": "magnitude_sparsity", "params": {"sparsity_freeze_epoch": 1}},
+        "accuracy_aware_training": {"params": {"maximal_absolute_accuracy_degradation": 0.1}},
+    }
+    controller, _ = create_compressed_model(path, config)
+    assert any("create_accuracy_aware_training_loop" in note for note in controller.notes)
+    controller.scheduler.epoch_step(5)
+    assert controller.frozen
+    level = create_accuracy_aware_training_loop(config, controller).run(lambda model: 1.0)
+    assert level == pytest.approx(0.975)
+    assert controller.current_sparsity_level == pytest.approx(level, abs=1e-3)
 
 
 def test_nothing_holds(path):
