@@ -27,8 +27,9 @@ from onnxprune.report.tables import plural, some
 from onnxprune.rules import RuleTable
 from onnxprune.sparsity.benefit import buys, kernel_note, pays_from
 from onnxprune.sparsity.choices import CONST, STORAGES, Settled, Sparsity
+from onnxprune.sparsity.handled import handled
 from onnxprune.sparsity.heads import find_heads, make_heads_sparse
-from onnxprune.sparsity.layers import WeightLayer, find_layers, same_layers
+from onnxprune.sparsity.layers import WeightLayer, same_layers
 from onnxprune.sparsity.rounds import Outcome, make_sparse, zeros_of
 from onnxprune.threads import few_threads
 
@@ -205,7 +206,7 @@ def sparsify_model(
         job = replace(job, attention="heads")
     opened = open_model(path, job, output=output, force=force, calibrate=settled.reads)
     check_metric(opened, job)
-    layers, left = _layers(opened, sparsity)
+    layers, left = handled(opened.analysis.axis_graph, sparsity, settled)
     if whole_heads:
         heads, layers, left = find_heads(opened.analysis, layers, left)
     evidence = opened.evidence(job) if settled.reads else None
@@ -221,25 +222,6 @@ def sparsify_model(
         else:
             outcome = make_sparse(opened.analysis, layers, sparsity, settled, evidence)
     return _finish(opened, layers, left, sparsity, settled, outcome, evidence, job, output, storage, force)
-
-
-def _layers(opened: Opened, sparsity: Sparsity) -> tuple[list[WeightLayer], dict[str, str]]:
-    """The layers that the pattern divides, and why others stay dense."""
-    found = find_layers(opened.analysis.axis_graph, only=sparsity.only, ignore=sparsity.ignore)
-    left, layers = dict(found.left), []
-    for layer in found.layers:
-        why = sparsity.shape.refuses(layer.grid)
-        if why:
-            left[layer.label] = why
-        else:
-            layers.append(layer)
-    if not layers:
-        whys = [f"  {name}: {why}" for name, why in left.items()]
-        raise UsageError(
-            f"no layer can get zeros in the pattern {sparsity.shape.name}",
-            "\n".join(whys[:8]) or "The model has no layer with a weight of its own.",
-        )
-    return layers, left
 
 
 def _finish(
@@ -353,7 +335,8 @@ def _warnings(
     lines = [*opened.inputs.notes, *measured.notes]
     if evidence is not None and opened.inputs.division:
         lines.append(opened.inputs.division)
-    if settled.criterion is not None and settled.criterion.fold is not None and evidence is not None:
+    folds = settled.criterion is not None and settled.criterion.fold is not None
+    if folds and evidence is not None and outcome.learned is None:
         lines.append(evidence.differentiated)
     lines += outcome.notes(sparsity.shape)
     if job.data is None:

@@ -4,7 +4,9 @@ NNCF's `RB` sparsity, after Louizos et al. 2018 (https://arxiv.org/abs/1712.0131
 `sigmoid(s)`: with u uniform in (0, 1) it is `sigmoid(s + logit(u)) > 0.5`. The loss is the task's plus
 `((D - (1 - level)) / 0.05)^2`, D being the expected density, the mean of `sigmoid(s)` over the weights that the
 masks cover. The gradient passes the threshold as if it were not there: `dL/ds = dL/dm p (1 - p)` with
-`p = sigmoid(s + logit(u))`. Adam (https://arxiv.org/abs/1412.6980) takes the steps.
+`p = sigmoid(s + logit(u))`. Adam (https://arxiv.org/abs/1412.6980) takes the steps. The level grows from 0 on
+NNCF's exponential schedule, `1 - (1 - level)^(step / ramp)`, so that masks go one after another, those that
+matter least first.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ class BinaryMasks:
         Of Adam: about how far a logit moves in one step.
     seed
         Of what is drawn.
+    ramp
+        Steps in which the level is reached.
     logits
         Shape (masks,), float32; mutated by `step`.
     """
@@ -50,6 +54,7 @@ class BinaryMasks:
     level: float
     rate: float
     seed: int = 0
+    ramp: int = 1
     logits: Array = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,14 +97,19 @@ class BinaryMasks:
         return float(self._shares @ sigmoid(self.logits))
 
     @property
+    def wanted(self) -> float:
+        """The density of the step that comes: `1 - level` from the end of the ramp on."""
+        return float((1 - self.level) ** min((self._steps + 1) / self.ramp, 1.0))
+
+    @property
     def penalty(self) -> float:
-        """`((density - (1 - level)) / 0.05)^2`."""
-        return ((self.density - (1 - self.level)) / TOLERANCE) ** 2
+        """`((density - wanted) / 0.05)^2`."""
+        return ((self.density - self.wanted) / TOLERANCE) ** 2
 
     def penalty_gradient(self) -> Array:
         """Its gradient with respect to the logits, shape (masks,)."""
         p = sigmoid(self.logits)
-        slope = 2 * (self.density - (1 - self.level)) / TOLERANCE**2
+        slope = 2 * (self.density - self.wanted) / TOLERANCE**2
         return np.asarray(slope * self._shares * p * (1 - p))
 
     @property

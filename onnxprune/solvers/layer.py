@@ -79,7 +79,7 @@ class Layer:
     Attributes
     ----------
     weight
-        Shape (rows, columns), float64; a copy.
+        Shape (rows, columns), float64.
     hessian
         Shape (columns, columns), float64; zero in dead rows and columns.
     dead
@@ -104,7 +104,7 @@ class Layer:
             Shapes that do not fit, values that are not finite, a negative variance, a locked weight that is not
             zero.
         """
-        weight = np.array(weight, np.float64)
+        weight = np.asarray(weight, np.float64)
         hessian = np.asarray(hessian, np.float64)
         if weight.ndim != 2 or not weight.size:
             raise ValueError(f"the weight needs shape (rows, columns), not {weight.shape}")
@@ -124,7 +124,7 @@ class Layer:
             hessian[dead] = 0.0
             hessian[:, dead] = 0.0
         locked = flags(locked, weight, "locked")
-        if weight[locked].any():
+        if locked.any() and weight[locked].any():
             raise ValueError("a locked weight is not zero")
         return cls(weight, hessian, dead, locked)
 

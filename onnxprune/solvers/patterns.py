@@ -19,6 +19,9 @@ import numpy as np
 
 from onnxprune.solvers.layer import Bools, Layer, Matrix
 
+FEW = 4
+"""Finding so many order statistics is faster than sorting."""
+
 Choose = Callable[[Matrix, int], Bools]
 """From the costs (rows, width) of a stretch of columns, and its first column: what goes, same shape.
 
@@ -87,7 +90,7 @@ def check(pattern: Pattern, shape: tuple[int, int]) -> None:
         raise ValueError(f"{pattern.zeros} zeros are asked for, of {units}")
 
 
-def chooser(pattern: Pattern, layer: Layer, costs: Matrix, block: int) -> tuple[int, Choose]:
+def chooser(pattern: Pattern, layer: Layer, scale: Matrix, block: int) -> tuple[int, Choose]:
     """How many columns to choose at a time, and how.
 
     Parameters
@@ -96,8 +99,8 @@ def chooser(pattern: Pattern, layer: Layer, costs: Matrix, block: int) -> tuple[
         What is wanted.
     layer
         Where.
-    costs
-        Shape (rows, columns): of each weight, before any has gone.
+    scale
+        Shape (columns,): what the square of a weight costs, if it alone goes and later columns make up for it.
     block
         How many columns at a time, if the pattern leaves that open.
     """
@@ -108,22 +111,29 @@ def chooser(pattern: Pattern, layer: Layer, costs: Matrix, block: int) -> tuple[
     height, width = pattern.shape if isinstance(pattern, Blocks) else (1, 1)
     groups = rows if isinstance(pattern, PerRow) else 1
     kind = _kinds(layer, height, width)
+    stretch = max(block // width, 1)
     shape = groups, -1, columns // width
-    first_costs = None if pattern.even else _units(costs, height, width).reshape(shape)
-    due = _due(kind.reshape(shape), pattern.zeros, first_costs)
+    alone = None if pattern.even else _units(np.square(layer.weight) * scale, height, width).reshape(shape)
+    quotas = _quotas(kind.reshape(shape), pattern.zeros, alone, stretch)
+    mixed = not (kind == 2).all()
 
     def choose(costs: Matrix, start: int) -> Bools:
         first, last = start // width, (start + costs.shape[1]) // width
         units = _units(np.maximum(costs, 0.0), height, width)  # locked ones add nothing to their block
-        values, kinds = units.reshape(groups, -1), kind[:, first:last].reshape(groups, -1)
+        kinds = kind[:, first:last]
+        if groups == 1:  # in the order in which the solver keeps them
+            units, kinds = units.T, kinds.T
+        values, kinds = units.reshape(groups, -1), kinds.reshape(groups, -1)
         chosen: Bools = np.zeros(values.shape, np.bool_)
-        for this, counts in enumerate(due):
-            quota = counts[:, last] - counts[:, first]
-            chosen |= least(np.where(kinds == this, values, np.inf), quota)
+        for this, quota in enumerate(quotas[:, first // stretch]):
+            if quota.any():
+                chosen |= least(np.where(kinds == this, values, np.inf) if mixed else values, quota)
         chosen = chosen.reshape(units.shape)
+        if groups == 1:
+            chosen = chosen.T
         return chosen.repeat(height, axis=0).repeat(width, axis=1) if height * width > 1 else chosen
 
-    return max(block // width, 1) * width, choose
+    return stretch * width, choose
 
 
 def _units(costs: Matrix, height: int, width: int) -> Matrix:
@@ -138,13 +148,15 @@ def _kinds(layer: Layer, height: int, width: int) -> np.ndarray:
     """Of each block: 0 all locked, 1 all locked or dead, 2 live."""
     rows, columns = layer.weight.shape
     shape = (rows // height, height, columns // width, width)
+    if not layer.dead.any() and not layer.locked.any():
+        return np.full((shape[0], shape[2]), 2, np.int8)
     locked = layer.locked.reshape(shape).all(axis=(1, 3))
     free = (layer.locked | layer.dead).reshape(shape).all(axis=(1, 3))
     return np.where(locked, 0, np.where(free, 1, 2)).astype(np.int8)
 
 
-def _due(kind: np.ndarray, zeros: int, costs: Matrix | None) -> np.ndarray:
-    """How many units of each kind have to be gone before each column.
+def _quotas(kind: np.ndarray, zeros: int, costs: Matrix | None, stretch: int) -> np.ndarray:
+    """How many units of each kind go in each stretch of columns.
 
     Parameters
     ----------
@@ -153,34 +165,42 @@ def _due(kind: np.ndarray, zeros: int, costs: Matrix | None) -> np.ndarray:
     zeros
         Of each group.
     costs
-        Shape as `kind`: the cheapest are due. Without them all columns give the same share.
+        Shape as `kind`: each stretch gives what it has among the cheapest. Without them all give the same share.
+    stretch
+        Columns.
 
     Returns
     -------
-    Shape (kinds, groups, columns + 1).
+    Shape (kinds, stretches, groups).
     """
     left = np.full(len(kind), zeros)
     found = []
     for this in range(3):
         these = kind == this
-        before = _before(these)
-        total = before[:, -1]
+        each = _count(these, stretch)
+        total = each.sum(axis=0)
         gone = np.minimum(left, total)
         left = left - gone
         if costs is None:
-            found.append(gone[:, None] * before // np.maximum(total, 1)[:, None])
+            before = gone * np.cumsum(each, axis=0) // np.maximum(total, 1)
+            found.append(np.diff(before, axis=0, prepend=0))
+        elif gone.any():
+            flat = costs if these.all() else np.where(these, costs, np.inf)
+            cheapest = least(flat.reshape(len(kind), -1), gone)
+            found.append(_count(cheapest.reshape(kind.shape), stretch))
         else:
-            flat = np.where(these, costs, np.inf).reshape(len(kind), -1)
-            found.append(_before(least(flat, gone).reshape(kind.shape)))
+            found.append(np.zeros_like(each))
     return np.stack(found)
 
 
-def _before(flags: Bools) -> np.ndarray:
-    """How many are set before each column and before the end: (groups, units, columns) to (groups, columns + 1)."""
-    groups, _, columns = flags.shape
-    before = np.zeros((groups, columns + 1), np.int64)
-    np.cumsum(flags.sum(axis=1), axis=1, out=before[:, 1:])
-    return before
+def _count(flags: Bools, stretch: int) -> np.ndarray:
+    """How many are set in each stretch of columns: (groups, units, columns) to (stretches, groups)."""
+    groups, units, columns = flags.shape
+    starts = np.arange(0, columns, stretch)
+    if flags.all() or not flags.any():
+        each = units * np.diff(starts, append=columns) * int(flags.any())
+        return np.repeat(each[:, None], groups, axis=1)
+    return np.stack([np.count_nonzero(flags[:, :, i : i + stretch], axis=(1, 2)) for i in starts])
 
 
 def least(values: Matrix, quota: np.ndarray) -> Bools:
@@ -195,14 +215,19 @@ def least(values: Matrix, quota: np.ndarray) -> Bools:
     """
     if not quota.any():
         return np.zeros(values.shape, np.bool_)
-    ordered = np.sort(values, axis=1)
-    last = np.take_along_axis(ordered, np.maximum(quota - 1, 0)[:, None], axis=1)
+    places = np.maximum(quota - 1, 0)
+    some = np.unique(places)
+    ordered = np.ascontiguousarray(values)  # ten times as fast to sort
+    ordered = np.partition(ordered, some, axis=1) if len(some) <= FEW else np.sort(ordered, axis=1)
+    last = np.take_along_axis(ordered, places[:, None], axis=1)
     last = np.where(quota[:, None] > 0, last, -np.inf)
-    less, equal = values < last, values == last
-    wanted = quota - less.sum(axis=1)
-    if (equal.sum(axis=1) > wanted).any():
-        equal &= np.cumsum(equal, axis=1) <= wanted[:, None]
-    return np.asarray(less | equal, np.bool_)
+    chosen: Bools = values <= last
+    surplus = np.flatnonzero(chosen.sum(axis=1) > quota)
+    if len(surplus):
+        less, equal = values[surplus] < last[surplus], values[surplus] == last[surplus]
+        wanted = quota[surplus] - less.sum(axis=1)
+        chosen[surplus] = less | (equal & (np.cumsum(equal, axis=1) <= wanted[:, None]))
+    return chosen
 
 
 def least_of_groups(costs: Matrix, pattern: NOfM) -> Bools:

@@ -18,6 +18,7 @@ if none of them goes: `W_B - E_B` with `(E R)_B = 0`, for which R_BB is inverted
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,8 +30,14 @@ from onnxprune.solvers.patterns import Choose, Pattern, chooser
 NARROW = 16
 """So few columns are settled one by one."""
 
-WIDE = 256
+WIDE = 128
 """So many columns are checked at a time."""
+
+MOST = 0.98
+"""When so many rows are found to be well, the others are looked at one by one."""
+
+TILE = 64
+"""Matrices are transposed in squares of this size."""
 
 
 def sparsegpt(
@@ -83,20 +90,30 @@ def sparsegpt(
     damped = layer.damp(dampening)
     sweep = _Sweep.of(layer, damped)
     if isinstance(what, np.ndarray):
-        sweep.fix(0, columns, flags(what, layer.weight, "the mask").T)
+        mask = flags(what, layer.weight, "the mask").T
+        _halves(
+            _starts(columns, block), sweep.push, lambda first, last: sweep.fix(first, last, mask[first:last])
+        )
     else:
-        width, choose = (block, what) if callable(what) else chooser(what, layer, sweep.costs.T, block)
-        starts = [*range(0, columns, width), columns]
-        _halves(starts, sweep.push, lambda first, last: sweep.choose(first, last, choose))
-    lost = float(sweep.check().sum())
-    ridges = damped.ridge * float(np.square(sweep.change[~layer.dead]).sum())
-    new = np.where(sweep.kept, sweep.now, 0.0)
-    return Solution(
-        np.ascontiguousarray(new.T),
-        np.ascontiguousarray(~sweep.kept.T),
-        max(lost - ridges, 0.0),
-        damped.dampening,
-    )
+        width, choose = (block, what) if callable(what) else chooser(what, layer, sweep.scale, block)
+        _halves(_starts(columns, width), sweep.push, lambda first, last: sweep.choose(first, last, choose))
+    lost = sweep.check() - damped.ridge * sweep.squares(layer.dead)
+    np.copyto(sweep.now, 0.0, where=sweep.gone)
+    return Solution(_turned(sweep.now), _turned(sweep.gone), max(lost, 0.0), damped.dampening)
+
+
+def _turned(matrix: np.ndarray) -> np.ndarray:
+    """The transpose, in rows of its own."""
+    turned = np.empty(matrix.shape[::-1], matrix.dtype)
+    for i in range(0, matrix.shape[0], TILE):
+        for j in range(0, matrix.shape[1], TILE):
+            turned[j : j + TILE, i : i + TILE] = matrix[i : i + TILE, j : j + TILE].T
+    return turned
+
+
+def _starts(columns: int, width: int) -> list[int]:
+    """Where stretches of columns begin, and where the last one ends."""
+    return [*range(0, columns, width), columns]
 
 
 def _halves(
@@ -114,7 +131,7 @@ def _halves(
 
 @dataclass(frozen=True, eq=False)
 class _Sweep:
-    """Columns of one layer, while they are settled. All arrays but the last two have shape (columns, rows).
+    """Columns of one layer, while they are settled: `old` to `locked` have shape (columns, rows).
 
     Attributes
     ----------
@@ -124,54 +141,63 @@ class _Sweep:
         What they would best be, as far as earlier columns were pushed; mutated.
     change
         E: old minus new weights, of columns that are settled; mutated.
-    kept
-        What was not chosen to be zero, of columns that are settled; mutated.
+    gone
+        What is to be zero, of columns that are settled; mutated.
     locked
-        Stays zero.
+        Stays zero; None where nothing has to.
     unit
         Shape (columns, columns): R, each column divided by its diagonal element.
     scale
         Shape (columns,): the squares of R's diagonal; zero in dead columns.
+    cost
+        Shape (rows,): the damped error of what is settled; mutated.
+    scratch
+        Shape (columns, rows): overwritten all the time. Fresh memory costs more than the sums that it is for.
     """
 
     old: Matrix
     now: Matrix
     change: Matrix
-    kept: Bools
-    locked: Bools
+    gone: Bools
+    locked: Bools | None
     unit: Matrix
     scale: Matrix
+    cost: Matrix
+    scratch: Matrix
 
     @classmethod
     def of(cls, layer: Layer, damped: Damped) -> _Sweep:
-        old = np.ascontiguousarray(layer.weight.T)
+        old = _turned(layer.weight)
         diagonal = np.diagonal(damped.upper)
         return cls(
             old,
             old.copy(),
             np.empty_like(old),
-            np.zeros(old.shape, np.bool_),
-            layer.locked.T,
+            np.empty(old.shape, np.bool_),
+            layer.locked.T if layer.locked.any() else None,
             damped.upper / diagonal,
             np.where(layer.dead, 0.0, np.square(diagonal)),
+            np.zeros(old.shape[1]),
+            np.empty_like(old),
         )
-
-    @property
-    def costs(self) -> Matrix:
-        """Shape (columns, rows): of each weight that was given, if it alone goes and later columns make up."""
-        return np.square(self.old) * self.scale[:, None]
 
     def push(self, first: int, middle: int, last: int) -> None:
         """Let columns from `middle` on make up for what changed in those before."""
-        self.now[middle:last] += self.unit[first:middle, middle:last].T @ self.change[first:middle]
+        pushed = self.scratch[: last - middle]
+        np.matmul(self.unit[first:middle, middle:last].T, self.change[first:middle], out=pushed)
+        self.now[middle:last] += pushed
 
     def choose(self, first: int, last: int, choose: Choose) -> None:
         """Choose what goes in a stretch of columns, and settle it."""
-        earlier = self.now[first:last] - self.old[first:last]
-        ahead = np.linalg.inv(self.unit[first:last, first:last]).T @ earlier
-        costs = np.square(self.old[first:last] + ahead)
+        costs = self.old[first:last].copy()
+        if first:
+            ahead = np.linalg.inv(self.unit[first:last, first:last]).T
+            earlier = np.subtract(self.now[first:last], costs, out=self.scratch[: last - first])
+            costs += ahead @ earlier
+        np.square(costs, out=costs)
         costs *= self.scale[first:last, None]
-        costs[self.locked[first:last]] = -1.0
+        if self.locked is not None:
+            costs[self.locked[first:last]] = -1.0
         zeros = np.asarray(choose(costs.T, first))
         if zeros.shape != costs.shape[::-1] or zeros.dtype != np.bool_:
             wanted = costs.shape[::-1]
@@ -180,13 +206,17 @@ class _Sweep:
 
     def fix(self, first: int, last: int, zeros: Bools) -> None:
         """Settle a stretch of columns of which these (columns, rows) go."""
-        np.logical_or(zeros, self.locked[first:last], out=self.kept[first:last])
-        np.logical_not(self.kept[first:last], out=self.kept[first:last])
+        gone = self.gone[first:last]
+        gone[...] = zeros
+        if self.locked is not None:
+            gone |= self.locked[first:last]
         _halves([*range(first, last, NARROW), last], self.push, self.settle)
+        paid = np.multiply(self.now[first:last], gone, out=self.scratch[: last - first])
+        self.cost[...] += self.scale[first:last] @ np.square(paid, out=paid)
 
     def settle(self, first: int, last: int) -> None:
         """Settle a few columns one by one, of which it is known what goes."""
-        kept = self.kept[first:last].astype(np.float64)
+        kept = np.subtract(1.0, self.gone[first:last])
         shares = np.ascontiguousarray(self.unit[first:last, first:last].T)
         new = np.empty(self.now.shape[1])
         for i, column in enumerate(range(first, last)):
@@ -196,23 +226,61 @@ class _Sweep:
             np.multiply(now, kept[i], out=new)
             np.subtract(self.old[column], new, out=self.change[column])
 
-    def check(self) -> Matrix:
-        """Undo the updates of rows that lose less without them; what each row then loses, shape (rows,).
+    def check(self) -> float:
+        """Undo the updates of rows that lose less without them; the damped error after that.
 
-        The cost of a row without updates is the square of `lost @ R`; its terms are summed from the left until they
-        exceed the row's cost, which for most rows is soon.
+        What a row loses without updates is the square of `lost @ R`; its terms are summed from the left until they
+        exceed what it loses with them.
         """
-        lost = np.where(self.kept, 0.0, self.old)
-        cost = self.scale @ np.square(np.where(self.kept, 0.0, self.now))
-        rows = np.flatnonzero(cost)
-        plain = np.zeros(len(rows))
-        for first in range(0, len(lost), WIDE):
-            last = min(first + WIDE, len(lost))
-            terms = self.unit[:last, first:last].T @ lost[:last, rows]
-            plain += self.scale[first:last] @ np.square(terms)
-            better = plain < cost[rows]
-            rows, plain = rows[better], plain[better]
+        with np.errstate(over="ignore", invalid="ignore"):
+            sure = self._surely()
+        rows = np.flatnonzero((self.cost > 0) & ~sure)
+        plain, paid = np.zeros(len(rows)), self.cost[rows]
+        lost = np.empty((0, len(rows)))
+        for first, last in itertools.pairwise(_starts(len(self.old), WIDE)):
+            more = self.old[first:last, rows] * self.gone[first:last, rows]
+            lost = np.concatenate([lost, more])
+            terms = self.unit[:last, first:last].T @ lost
+            plain += self.scale[first:last] @ np.square(terms, out=terms)
+            better = plain < paid
+            if not better.all():
+                rows, plain, paid, lost = rows[better], plain[better], paid[better], lost[:, better]
+            if not len(rows):
+                break
+        if not len(rows):
+            return float(self.cost.sum())
         self.now[:, rows] = self.old[:, rows]
-        self.change[:, rows] = lost[:, rows]
-        cost[rows] = plain
-        return cost
+        self.change[:, rows] = lost
+        self.cost[rows] = plain
+        return float(self.cost.sum())
+
+    def _surely(self) -> Bools:
+        """Shape (rows,): rows that lose more without updates, for all that float32 can tell.
+
+        The same sums for all rows together, and no further than most of them need. A term is wrong by less than
+        `m eps |lost| |R_:j|` after m columns, so the root of the sum of the squares is wrong by less than
+        `m eps |lost| |R|`. Where float32 overflows nothing is sure.
+        """
+        columns, rows = self.old.shape
+        lost = np.empty((columns, rows), np.float32)
+        plain, size, norm = np.zeros(rows), np.zeros(rows), 0.0
+        sure: Bools = np.zeros(rows, np.bool_)
+        for first, last in itertools.pairwise(_starts(columns, WIDE)):
+            if sure.mean() > MOST:
+                break
+            more = lost[first:last]
+            np.multiply(self.old[first:last], self.gone[first:last], out=more, casting="same_kind")
+            upper = self.unit[:last, first:last].astype(np.float32)
+            terms = upper.T @ lost[:last]
+            plain += self.scale[first:last] @ np.square(terms, out=terms)
+            size += np.einsum("cr,cr->r", more, more)
+            norm += float(self.scale[first:last] @ np.einsum("ij,ij->j", upper, upper))
+            wrong = 2 * (last + 4) * np.finfo(np.float32).eps * np.sqrt(size * norm)
+            sure = np.square(np.maximum(np.sqrt(plain) - wrong, 0.0)) > self.cost
+            sure &= np.isfinite(plain)
+        return sure
+
+    def squares(self, dead: Bools) -> float:
+        """Of all changes but those in dead columns."""
+        each = np.einsum("cr,cr->c", self.change, self.change)
+        return float(each[~dead].sum())

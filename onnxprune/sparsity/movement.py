@@ -91,7 +91,7 @@ class Moved:
             return text
         gone = {name: pair for name, pair in self.structured.items() if pair[0]}
         if not gone:
-            return f"{text}; no unit of any group lost all of its weights, so weights of groups are all back"
+            return f"{text}; no unit of any group lost all of its weights, so all weights of groups are back"
         listed = ", ".join(f"{lost} of {units} of {name}" for name, (lost, units) in gone.items())
         return f"{text}; units that lost all of their weights: {listed}; weights of the others are back"
 

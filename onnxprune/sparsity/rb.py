@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from onnxprune.calibrate.dataset import Feed
-from onnxprune.criteria.binary import BinaryMasks
 from onnxprune.patterns import Element, NofM, Pattern
 from onnxprune.sparsity.layers import WeightLayer
 from onnxprune.statistics.gradients import Differentiation
-from onnxprune.statistics.learning import PASSES, LearnedMasks, Learning, rate_of
+from onnxprune.statistics.learning import PASSES, LearnedMasks, Learning, new_masks
 
 Array = np.ndarray[Any, Any]
 
@@ -91,9 +90,7 @@ def learn_logits(
     sizes = [np.full(n, layer.grid.size / n) for n, layer in zip(counts, layers, strict=True)]
     ends = np.cumsum(counts)
     places = [slice(end - n, end) for n, end in zip(counts, ends, strict=True)]
-    masks = BinaryMasks(
-        np.concatenate(sizes), level, rate or rate_of(differentiation, passes), differentiation.seed
-    )
+    masks = new_masks(differentiation, np.concatenate(sizes), level, passes, rate)
     names = [layer.name for layer in layers]
     learning = Learning.of(differentiation, names)
     weights = [layer.matrix().astype(np.float32) for layer in layers]

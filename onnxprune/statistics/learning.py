@@ -31,7 +31,10 @@ Array = np.ndarray[Any, Any]
 PASSES = 16
 """How often masks that are learned see every sample."""
 
-TRAVEL = 96.0
+RAMP = 0.75
+"""Share of the steps in which the level grows."""
+
+TRAVEL = 36.0
 """How far a logit gets whose gradient always has the same sign; it starts at 4.6."""
 
 
@@ -215,9 +218,7 @@ def learn_masks(
     learning = Learning.of(differentiation, [each.name for _, each in factors], model=factored.model)
     ends = np.cumsum([group.units for group in mine])
     place = {group.id: slice(end - group.units, end) for group, end in zip(mine, ends, strict=True)}
-    masks = BinaryMasks(
-        np.ones(ends[-1]), level, rate or rate_of(differentiation, passes), differentiation.seed
-    )
+    masks = new_masks(differentiation, np.ones(ends[-1]), level, passes, rate)
 
     def fed() -> Feed:
         drawn = masks.draw()
@@ -232,7 +233,10 @@ def learn_masks(
     return LearnedMasks(logits, masks, learning.loss, passes)
 
 
-def rate_of(differentiation: Differentiation, passes: int) -> float:
-    """Adam's rate with which a logit travels as far whatever the number of samples."""
-    runs = math.ceil(len(differentiation.data) / differentiation.together)
-    return TRAVEL / max(passes * runs, 1)
+def new_masks(
+    differentiation: Differentiation, sizes: Array, level: float, passes: int, rate: float | None
+) -> BinaryMasks:
+    """Masks that are about to learn; by default a logit travels as far whatever the number of samples."""
+    steps = max(passes * math.ceil(len(differentiation.data) / differentiation.together), 1)
+    ramp = max(round(RAMP * steps), 1)
+    return BinaryMasks(sizes, level, rate or TRAVEL / steps, differentiation.seed, ramp)

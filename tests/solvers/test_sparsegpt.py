@@ -241,6 +241,17 @@ def test_the_scale_of_the_hessian_does_not_matter(seed, scale):
     assert other.error == pytest.approx(one.error * scale, rel=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e25, 1e40])
+def test_the_scale_of_the_weight_does_not_matter(scale):
+    """Not even where float32, in which rows are checked first, has no such numbers."""
+    for seed in range(10):
+        weight, hessian = slow.layer(seed, 6, 19)
+        one, other = (sparsegpt(w, hessian, PerRow(16)) for w in (weight, weight * scale))
+        np.testing.assert_array_equal(one.mask, other.mask)
+        close(one.weight, other.weight / scale)
+        assert other.error == pytest.approx(one.error * scale**2, rel=1e-9, abs=0)
+
+
 @given(seeds, st.integers(1, 20), st.sampled_from([0.0, 1e-9, 0.01]))
 @settings(max_examples=50)
 def test_fewer_samples_than_columns(seed, samples, dampening):

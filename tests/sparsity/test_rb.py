@@ -30,7 +30,7 @@ def logistic(z):
 def test_steps_against_the_formulas_written_out():
     """Draws, the straight-through gradient, the penalty and Adam, mask by mask in float64."""
     sizes, level, rate = np.array([1.0, 4.0, 4.0, 2.0]), 0.4, 0.3
-    masks = BinaryMasks(sizes, level, rate, seed=7)
+    masks = BinaryMasks(sizes, level, rate, seed=7, ramp=4)
     rng, tasks = np.random.default_rng(7), np.random.default_rng(1)
     s = [np.log(START / (1 - START))] * 4
     mean, square = [0.0] * 4, [0.0] * 4
@@ -42,7 +42,8 @@ def test_steps_against_the_formulas_written_out():
         for i in range(4):
             p = logistic(s[i] + np.log(u[i] / (1 - u[i])))
             assert drawn[i] == (p > 0.5)
-            slope = 2 * (density - (1 - level)) / TOLERANCE**2 * sizes[i] / sizes.sum()
+            wanted = (1 - level) ** min(step / 4, 1)
+            slope = 2 * (density - wanted) / TOLERANCE**2 * sizes[i] / sizes.sum()
             g = task[i] * p * (1 - p) + slope * logistic(s[i]) * (1 - logistic(s[i]))
             mean[i] = BETAS[0] * mean[i] + (1 - BETAS[0]) * g
             square[i] = BETAS[1] * square[i] + (1 - BETAS[1]) * g * g

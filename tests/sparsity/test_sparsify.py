@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from small_nets import attention, convnet, feeds, grouped, residual, save
+from small_nets import Net, attention, convnet, feeds, grouped, residual, save
 
 import onnxprune
 from onnxprune.calibrate.sessions import open_session, run
@@ -304,3 +304,19 @@ def test_the_report_says_what_was_asked_what_came_out_and_what_it_buys(net, data
     assert "## Layers" in render_markdown(report)
     element = onnxprune.sparsify(net, None).report
     assert "no kernels that skip them" in element.buys and "67%" in element.buys
+
+
+def test_a_layer_whose_extents_are_not_known_is_left_dense(tmp_path):
+    """How many positions NonZero finds depends on the input: rows of such a layer cannot be drawn."""
+    net = Net()
+    x = net.data("x", ("n", 8))
+    hidden = net.op("Relu", net.op("MatMul", x, net.normal((8, 8), "first", 0.5), name="first"))
+    found = net.op("Transpose", net.op("NonZero", hidden), perm=[1, 0])
+    rows = net.op("Cast", found, to=ir.DataType.FLOAT)
+    net_out = net.ops("MatMul", rows, net.normal((2, 4), "second", 0.5), outputs=["out"], name="second")[0]
+    path = save(net.model(net_out), tmp_path / "net.onnx")
+    samples = [{"x": np.random.default_rng(n).standard_normal((1, 8)).astype(np.float32)} for n in range(20)]
+    made = onnxprune.sparsify(path, None, sparsity=0.5, data=samples, test=samples[:1])
+    assert [layer.name for layer in made.report.layers] == ["first"]
+    assert "shape" in made.report.left["second"]
+    assert len(onnxprune.sparsify(path, None, sparsity=0.5).report.layers) == 2
