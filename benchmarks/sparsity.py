@@ -139,9 +139,9 @@ def render(rows: Sequence[Mapping[str, Any]], made: str) -> str:
         "# Sparsity",
         "Weights become zero in place, and the others make up for them. Top-1 on test files that calibration never "
         "saw, all calibration samples. `python -m benchmarks.sparsity` makes this page.",
-        "*zeros*: of the weights of the layers that the tool handles, as it says itself. *KL*, *dB*: outputs against "
-        "the original's on the test data. *CPU s*: processor time, reading the data included, while other work "
-        "shared the machine.",
+        "*zeros*: of the weights of the layers that the tool handles, as it says itself. *KL*, *dB*: outputs "
+        "against the original's on the test data. *CPU s*: processor time, reading the data included, while other "
+        "work shared the machine.",
     ]
     for model in dict.fromkeys(row["model"] for row in rows):
         before = next(r for r in rows if r["model"] == model and not r["tool"])
