@@ -71,7 +71,7 @@ def filter_layers(analysis: Analysis, prunable: Iterable[str]) -> list[FilterLay
     found = []
     for layer in find_layers(graph).layers:
         out = layer.consumer.node.outputs[0]
-        dims = graph.shapes.dims[out]
+        dims = graph.shapes.dims.get(out)
         axis = Axis(out, 1 if layer.consumer.convolves else len(dims or (0,)) - 1)
         found.append(FilterLayer(layer, axis, owners.get(axis)))
     return found
