@@ -34,17 +34,12 @@ from onnxprune.controllers.criteria import (
     register_criterion,
 )
 from onnxprune.controllers.filters import FilterPruningController
+from onnxprune.controllers.head_pruner import HeadPruner
 from onnxprune.controllers.inc import WeightPruningConfig
 from onnxprune.controllers.learned import MovementSparsityController, RBSparsityController
 from onnxprune.controllers.magnitude import ConstSparsityController, MagnitudeSparsityController
-from onnxprune.controllers.pruners import (
-    PRUNERS,
-    BasePruner,
-    BasicPruner,
-    PatternLockPruner,
-    get_pruner,
-    register_pruner,
-)
+from onnxprune.controllers.pruner_table import PRUNERS, get_pruner, register_pruner
+from onnxprune.controllers.pruners import BasePruner, BasicPruner, PatternLockPruner
 from onnxprune.controllers.registry import ClassTable
 from onnxprune.controllers.sparsity import BaseSparsityAlgoController
 from onnxprune.controllers.stage import CompressionStage, StripFormat
@@ -66,6 +61,7 @@ __all__ = [
     "ConstSparsityController",
     "FilterPruningController",
     "GradientCriterion",
+    "HeadPruner",
     "MagnitudeCriterion",
     "MagnitudeSparsityController",
     "MovementSparsityController",

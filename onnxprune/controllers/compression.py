@@ -13,9 +13,10 @@ import onnx_ir as ir
 from onnxprune.controllers.controller import save_model
 from onnxprune.controllers.inc import Config, read_pruner_configs
 from onnxprune.controllers.modules import ModelModules
-from onnxprune.controllers.pruners import BasePruner, get_pruner
+from onnxprune.controllers.pruner_table import get_pruner
+from onnxprune.controllers.pruners import BasePruner
 from onnxprune.controllers.registry import ClassTable
-from onnxprune.errors import UsageError
+from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.job import Job, Opened, open_model
 from onnxprune.model import io
 from onnxprune.model.finalize import finalize
@@ -117,6 +118,11 @@ class CompressionManager:
         """The model with the zeros of all pruners, a copy."""
         if len(self.pruners) == 1:
             return self.pruners[0].model
+        if any(pruner.of_heads for pruner in self.pruners):
+            raise UnsupportedError(
+                "heads and weights of one model cannot be pruned together",
+                "Save the model without some heads, and prune the weights of that one.",
+            )
         order = {op.node: n for n, op in enumerate(self.opened.analysis.axis_graph.ops)}
         pairs = sorted(self._zeros(), key=lambda pair: order[pair[0].consumer.node])
         layers = [layer for layer, _ in pairs]
@@ -233,6 +239,7 @@ def prepare_compression(
         memory=memory,
         seed=seed,
         loss=loss,
+        attention="heads",
     )
     configs = read_pruner_configs(confs)
     opened = open_model(model, job, calibrate=data is not None)

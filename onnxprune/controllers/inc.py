@@ -34,7 +34,7 @@ class WeightPruningConfig:
         A criterion: magnitude, gradient, snip, snip_momentum, snip_momentum_block, retrain_free, wanda; or a
         pruner: pattern_lock, or one of your own (`register_pruner`).
     pattern
-        Such as "4x1", "2:4", "channelx1", "1xchannel".
+        Such as "4x1", "2:4", "channelx1", "1xchannel", or "mha" (whole attention heads).
     op_names, excluded_op_names
         Regular expressions that match the beginning of the names of layers or weights; no `op_names` are all.
     start_step, end_step, pruning_frequency
@@ -224,7 +224,7 @@ def _read(o: Options) -> PrunerConfig:
     found = PrunerConfig(
         target_sparsity=o.share("target_sparsity", 0.9),
         pruning_type=kind,
-        pattern=str(o.take("pattern", "4x1")),
+        pattern=_pattern(str(o.take("pattern", "4x1"))),
         op_names=o.names("op_names"),
         excluded_op_names=o.names("excluded_op_names"),
         start_step=o.count("start_step", 0),
@@ -240,11 +240,6 @@ def _read(o: Options) -> PrunerConfig:
         lock_init_sparsity=o.flag("lock_init_sparsity", False),
         ignored=o.finish(),
     )
-    if found.pattern == "mha":
-        raise UsageError(
-            "the pattern mha takes whole attention heads, which are units of several layers together",
-            'Take onnxprune.prune(model, ..., criterion="retrain_free", attention="heads"): it removes them.',
-        )
     if found.end_step < found.start_step:
         raise UsageError(
             f"WeightPruningConfig: end_step {found.end_step} is before start_step {found.start_step}",
@@ -256,3 +251,8 @@ def _read(o: Options) -> PrunerConfig:
             "Swap or change them.",
         )
     return found
+
+
+def _pattern(name: str) -> str:
+    """Neural Compressor's name of whole heads is mha."""
+    return "head" if name == "mha" else name

@@ -178,6 +178,16 @@ class ModelModules:
         mine = same_layers(self._sparse, list(self.layers.values()))
         return dict(zip(self.layers, mine, strict=True))
 
+    def adopt(self, sparse: ir.Model) -> None:
+        """Take another copy of the model, with other weights, for the one that is held."""
+        self._sparse = sparse
+        self._mine = self._found()
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """What the samples say; None where there are none, or the model cannot be run."""
+        return self._evidence or self.opened.evidence(self.job)
+
     @property
     def model(self) -> ir.Model:
         """The model as it is now, a copy."""

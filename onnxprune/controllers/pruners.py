@@ -8,9 +8,9 @@ other; exactly as many weights go as asked for; and what is zero stays zero.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -82,6 +82,8 @@ class BasePruner:
         The config or the weights mean nothing.
     """
 
+    of_heads: ClassVar[bool] = False
+
     def __init__(
         self,
         config: Config,
@@ -100,6 +102,11 @@ class BasePruner:
         if solver not in SOLVERS:
             raise UsageError(f"there is no solver {solver!r}", f"Known: {', '.join(SOLVERS)}.")
         self.config = read_pruner_config(config)
+        if self.config.pattern == "head" and not self.of_heads:
+            raise UsageError(
+                "the pattern mha takes whole attention heads, which lie in several layers together",
+                "Take HeadPruner, or get_pruner, which does.",
+            )
         self.pattern = parse_pattern(self.config.pattern)
         self.notes: list[str] = [f"{name} is ignored: {why}" for name, why in self.config.ignored.items()]
         self._job = Job(
@@ -110,6 +117,7 @@ class BasePruner:
             memory=memory,
             seed=seed,
             loss=loss,
+            attention="heads",
         )
         if solver == "auto":
             solver = "mask" if data is None or isinstance(modules, Mapping) else "auto"
@@ -147,6 +155,9 @@ class BasePruner:
         if not isinstance(opened, Opened):
             opened = open_model(opened, self._job, calibrate=self._job.data is not None)
         self.notes += [note for note in opened.inputs.notes if note not in self.notes]
+        return self._of_model(opened, solver)
+
+    def _of_model(self, opened: Opened, solver: str) -> ModelModules:
         chosen = choose_layers(opened, self.config, self.pattern)
         return ModelModules(opened, self._job, chosen.layers, chosen.skipped, solver)
 
@@ -311,50 +322,3 @@ class PatternLockPruner(BasePruner):
         """Nothing but the zeros that there are."""
         self.scheduler.step()
         self.mask_weights()
-
-
-PRUNERS = ClassTable("pruner", {"basic": BasicPruner, "pattern_lock": PatternLockPruner})
-"""Pruners by the name that `pruning_type` takes; names of criteria stand for the basic one."""
-
-
-def register_pruner(name: str, table: ClassTable | None = None) -> Callable[[type], type]:
-    """A class decorator that puts a pruner into a table, `PRUNERS` by default, and gives the class back.
-
-    Examples
-    --------
-    >>> mine = ClassTable("pruner")
-    >>> @register_pruner("half", mine)
-    ... class Half(BasePruner): ...
-    >>> list(mine)
-    ['half']
-    """
-    return (PRUNERS if table is None else table).register(name)
-
-
-def get_pruner(
-    config: Config, modules: Source, data: Any = None, *, table: ClassTable | None = None, **options: Any
-) -> BasePruner:
-    """The pruner that a config's `pruning_type` names, made for these modules.
-
-    Parameters
-    ----------
-    config, modules, data, options
-        As of `BasePruner`.
-    table
-        `PRUNERS` by default.
-
-    Raises
-    ------
-    UsageError
-        There is neither a pruner nor a criterion of that name.
-    """
-    read = read_pruner_config(config)
-    pruners = PRUNERS if table is None else table
-    criteria = options.get("criteria") or CRITERIA
-    if read.pruning_type in pruners:
-        found = pruners.find(read.pruning_type)
-    elif read.pruning_type in criteria:
-        found = BasicPruner
-    else:
-        found = (pruners | criteria).find(read.pruning_type)
-    return found(read, modules, data, **options)  # type: ignore[no-any-return]

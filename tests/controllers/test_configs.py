@@ -384,7 +384,6 @@ def test_what_means_nothing_here_is_said():
         ({"pruning_op_types": ["conv"]}, "did you mean 'Conv'"),
         ({"start_step": 5, "end_step": 2}, "before start_step"),
         ({"min_sparsity_ratio_per_op": 0.9, "max_sparsity_ratio_per_op": 0.5}, "above"),
-        ({"pattern": "mha"}, "attention heads"),
         ({"pruning_configs": {}, "pruning_scope": "row"}, "pruning_scope"),
         ({"pruning_configs": "x"}, "pruning_configs"),
         (7, "has no option"),
