@@ -8,6 +8,7 @@ from learned_nets import loss_and_gradients, opened, samples, two_layers
 from small_nets import MODELS, save
 
 import onnxprune
+from onnxprune.criteria import UnitGradients, default_criteria
 from onnxprune.errors import UsageError
 from onnxprune.patterns import parse_pattern
 from onnxprune.sparsity.choices import Sparsity
@@ -178,6 +179,38 @@ def test_whole_heads_and_channels_of_a_transformer():
             lost = [by_position[use.unit == unit].all() for unit in range(group.units)]
             assert lost == [by_position[use.unit == unit].any() for unit in range(group.units)]
     assert any("units" in note or "no unit" in note for note in made.report.warnings)
+
+
+def test_units_by_hand(tmp_path):
+    """`-sum w dL/dw` and `S <- 0.9 S + abs(sum w dL_b/dw)` of hidden units, whose weights are the rows of A."""
+    data = samples()
+    analysis, _, differentiation = opened(tmp_path, data)
+    (group,) = analysis.groups.values()
+    (found,) = differentiation.weights([group])[group.id]
+    graph = two_layers().graph
+    a, b = (graph.initializers[name].const_value.numpy().astype(np.float64) for name in ("A", "B"))
+    change = []
+    for begin in range(0, 40, 8):
+        x, labels = (data[key][begin : begin + 8].astype(np.float64) for key in ("x", "labels"))
+        gradient = loss_and_gradients(a, b, x, labels)[1]["A"] * labels.size  # summed, not averaged
+        change.append((a * gradient).sum(axis=1))
+    np.testing.assert_allclose(found.change.T, change, rtol=1e-3, atol=1e-4)
+    momentum = np.zeros(8)
+    for each in change:
+        momentum = 0.9 * momentum + np.abs(each)
+    expected = {"movement": -np.sum(change, axis=0), "snip_momentum_block": momentum}
+    path = save(two_layers(), tmp_path / "net.onnx")
+    for name, scores in expected.items():
+        criterion = default_criteria()[name]
+        mine = criterion.score(
+            [], normalize=True, rng=np.random.default_rng(0), gradients=UnitGradients(None, [found])
+        )
+        np.testing.assert_allclose(mine, scores, rtol=1e-3, atol=1e-3)
+        pruned = onnxprune.prune(
+            path, ratio=0.5, criterion=name, data=data, round_to=1, compensate="none", metric="mse"
+        )
+        (keep,) = pruned.plan.keep.values()
+        assert keep.sum() == 4
 
 
 @pytest.mark.parametrize(
