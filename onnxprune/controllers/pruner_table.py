@@ -51,7 +51,8 @@ def get_pruner(
     criteria = options.get("criteria") or CRITERIA
     if read.pattern == "head":
         found: type = HeadPruner
-        options["solver"] = "mask"
+        if options.get("solver", "auto") == "auto":
+            options["solver"] = "mask"  # nothing makes up for heads
     elif read.pruning_type in pruners:
         found = pruners.find(read.pruning_type)
     elif read.pruning_type in criteria:

@@ -13,6 +13,8 @@ from small_nets import Net, convnet, feeds, grouped, residual, save
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.controllers import CompressionStage, FilterPruningController
 from onnxprune.errors import TargetError, UnsupportedError, UsageError
+from onnxprune.evaluate.soundness import Soundness
+from onnxprune.job import Opened
 
 WIDTHS = (16, 40, 24)
 KINDS = ("L1", "L2", "geometric_median")
@@ -410,3 +412,22 @@ def test_norms_and_softmax_over_filters_stop_pruning(tmp_path):
     assert controller.get_mask("first").all()
     assert controller.get_mask("second").all()
     assert controller.get_mask("third").sum() == 24
+
+
+def test_groups_that_are_not_sound_stay_whole_and_it_is_said(chain, monkeypatch):
+    class Doubting:
+        """Says that the first group may not go."""
+
+        def prove(self, keep):
+            accepted = {name: flags for name, flags in keep.items() if name != "g0"}
+            return accepted, Soundness(True, 1.0, 1.0, ("g0",), why={"g0": "it differs"})
+
+    controller = made(chain)
+    controller.set_pruning_level(0.5)
+    assert not controller.get_mask("conv0").all()
+    monkeypatch.setattr(Opened, "prover", lambda self, job: Doubting())
+    cut = controller.strip()
+    assert list(cut.graph.initializers["conv0.weight"].shape)[0] == 16
+    assert controller.get_mask("conv0").all()
+    assert not controller.get_mask("conv1").all()
+    assert "g0 stays whole because masked != removed: it differs" in controller.notes

@@ -74,6 +74,8 @@ def test_what_cannot_be(path):
         BasePruner({"pattern": "mha"}, path)
     with pytest.raises(UsageError, match="makes up"):
         HeadPruner({"pattern": "mha"}, path, solver="obc")
+    with pytest.raises(UsageError, match="makes up"):
+        prepare_compression(path, {"pattern": "mha"}, "synthetic:8", solver="obc")
     with pytest.raises(UsageError, match="needs --data"):
         HeadPruner({"pattern": "mha", "target_sparsity": 0.5}, path).step()
     with pytest.raises(UsageError, match="its own samples"):
