@@ -17,6 +17,7 @@ from onnxprune.criteria import CriterionTable
 from onnxprune.differentiation import differentiate
 from onnxprune.errors import UsageError
 from onnxprune.explanation import explain
+from onnxprune.inspection.collect import stats
 from onnxprune.job import Job, Progress
 from onnxprune.model import io
 from onnxprune.model.batchnorm import fold_batchnorm as fold
@@ -26,9 +27,21 @@ from onnxprune.model.normalize import normalize
 from onnxprune.plans import MadeWith, Plan, made_with, read_plan
 from onnxprune.pruning import Pruned, apply_plan, prune_model
 from onnxprune.rules import RuleTable
+from onnxprune.sparsifying import sparsify
 from onnxprune.validation import validate
 
-__all__ = ["analyze", "apply", "differentiate", "explain", "load", "plan", "prune", "validate"]
+__all__ = [
+    "analyze",
+    "apply",
+    "differentiate",
+    "explain",
+    "load",
+    "plan",
+    "prune",
+    "sparsify",
+    "stats",
+    "validate",
+]
 
 Source = str | os.PathLike[str] | LoadedModel
 

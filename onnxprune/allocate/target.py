@@ -34,6 +34,11 @@ class Target:
                 f"--{self.kind} takes a share: 0.6 means {_MEANING[self.kind]}.",
             )
 
+    @property
+    def dropped(self) -> float:
+        """About which share of the units goes: the ratio, or what is not kept of the MACs or parameters."""
+        return self.value if self.kind == "ratio" else 1.0 - self.value
+
     def achieved(self, full: Cost, now: Cost, units: int, dropped: int) -> float:
         """The share that was reached: kept MACs or parameters, or dropped units."""
         if self.kind == "ratio":
