@@ -187,7 +187,7 @@ def prune_model(
             "cannot run the model as it is",
             "Take a criterion that looks at weights, such as l2, and --scope global.",
         )
-    opened, timing = timed(opened, choices, job)
+    opened, timing = timed(opened, choices, job, repairs=evidence is not None and bool(job.repairs))
     with few_threads(evidence.largest if evidence is not None else 0):
         allocation, scored, soundness, timing = choose_units(opened, choices, job, evidence, timing)
         plan = Plan.of(opened.analysis, allocation.keep)

@@ -25,14 +25,14 @@ def check_threads(choices: Choices, job: Job) -> None:
         )
 
 
-def timed(opened: Opened, choices: Choices, job: Job) -> tuple[Opened, Timing | None]:
+def timed(opened: Opened, choices: Choices, job: Job, repairs: bool) -> tuple[Opened, Timing | None]:
     """The same model with costs that predict its run time on the job's provider, where that is the target."""
     if choices.target.kind != "latency":
         return opened, None
     analysis = opened.analysis
     feed = one_feed(analysis.source.ir, opened.inputs.proof, analysis.bindings)
     watch = Stopwatch(job.provider, job.threads)
-    analysis, timing = with_times(analysis, choices, watch, feed, job.tick("timing layers"))
+    analysis, timing = with_times(analysis, choices, watch, feed, repairs, job.tick("timing layers"))
     return replace(opened, analysis=analysis), timing
 
 
@@ -42,7 +42,7 @@ def timed_alone(analysis: Analysis, choices: Choices, job: Job) -> tuple[Analysi
     if choices.target.kind != "latency":
         return analysis, None
     inputs = choose_inputs(analysis.source, bindings=analysis.bindings, provider=job.provider, seed=job.seed)
-    opened, timing = timed(Opened(analysis, inputs), choices, job)
+    opened, timing = timed(Opened(analysis, inputs), choices, job, repairs=False)
     return opened.analysis, timing
 
 

@@ -30,6 +30,7 @@ from onnxprune.graph.axes import Bools
 from onnxprune.model.binding import symbol
 from onnxprune.model.detach import foreign_nodes
 from onnxprune.model.finalize import finalize
+from onnxprune.repair.write import with_biases
 from onnxprune.report.tables import plural
 from onnxprune.select import excluded_groups
 from onnxprune.surgery.keep import kept_positions
@@ -37,6 +38,9 @@ from onnxprune.surgery.remove import RefitError, remove
 
 ROUNDS = 4
 """How often the target is solved and the result measured."""
+
+MARGIN = 0.01
+"""The prediction is to stay below the target by this share of it: the last measurement is noisy, too."""
 
 SLACK = 0.03
 """So far below the target may the measured share be before the target is solved again."""
@@ -75,6 +79,8 @@ class Timing:
     ----------
     watch, feed
         How times are measured, and on which inputs.
+    repairs
+        Whether layers will be repaired, which gives biases to those that have none.
     fixed
         The predicted share of the run time that lies in nodes that never get smaller.
     notes
@@ -87,6 +93,7 @@ class Timing:
 
     watch: Stopwatch
     feed: Feed = field(repr=False)
+    repairs: bool = False
     fixed: float = 0.0
     notes: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
@@ -120,14 +127,16 @@ def one_feed(model: ir.Model, samples: Dataset, bindings: Mapping[str, int]) -> 
 
 
 def with_times(
-    analysis: Analysis, choices: Choices, watch: Stopwatch, feed: Feed, progress: Tick
+    analysis: Analysis, choices: Choices, watch: Stopwatch, feed: Feed, repairs: bool, progress: Tick
 ) -> tuple[Analysis, Timing]:
     """The same analysis with costs that predict the run time.
 
     Parameters
     ----------
+    repairs
+        Whether layers will be repaired when they have been cut.
     progress
-        Called with (models timed, models in all).
+        Called with (layers timed, layers in all).
 
     Raises
     ------
@@ -164,7 +173,7 @@ def with_times(
     if missing:
         notes = (*notes, f"{plural(missing, 'layer')} could not be run alone: taken as a part of all others")
     analysis = replace(analysis, costs=analysis.costs.timed(model))
-    return analysis, Timing(watch, feed, model.constant / whole if whole else 1.0, notes)
+    return analysis, Timing(watch, feed, repairs, model.constant / whole if whole else 1.0, notes)
 
 
 def solved(
@@ -214,37 +223,37 @@ def settled(
     TargetError
         The target is out of reach, by the prediction or by what was measured.
     """
-    target, original = choices.target.value, analysis.source.ir
+    target, original = choices.target, analysis.source.ir
+    aim = replace(choices, target=replace(target, value=target.value * (1 - MARGIN)))
     trials: list[Trial] = []
     for number in range(ROUNDS):
         progress(number, ROUNDS)
-        allocation = allocate(analysis, scored, choices)
-        if not best_effort and not any(_meets(trial, target) for trial in trials):
+        allocation = allocate(analysis, scored, aim)
+        allocation = replace(allocation, met=target.met_by(allocation.achieved))
+        if not best_effort and not any(trial.share.value <= target.value for trial in trials):
             check_reached(analysis, scored, allocation, choices, timing.fixed)
         if any(_same(allocation, trial.allocation) for trial in trials):
             break
-        share = timing.beside(original, cut_model(analysis, allocation.keep))
+        share = timing.beside(original, cut_model(analysis, allocation.keep, timing.repairs))
         trials.append(Trial(allocation, allocation.achieved, share))
         slack = max(SLACK, 2 * share.noise)
-        if not allocation.keep or not allocation.met or target - slack <= share.value <= target + share.noise:
+        if not allocation.keep or not allocation.met or target.value - slack <= share.value <= target.value:
             break
         analysis, timing = _corrected(analysis, allocation, share, timing)
-    good = [trial for trial in trials if _meets(trial, target)]
+    good = [trial for trial in trials if trial.share.value <= target.value]
     if good:
         chosen = max(good, key=lambda trial: trial.share.value)
     else:
         chosen = min(trials, key=lambda trial: trial.share.value)
-    allocation = replace(chosen.allocation, achieved=chosen.share.value, met=bool(good))
+    met = chosen.share.value <= target.value + chosen.share.noise
+    allocation = replace(chosen.allocation, achieved=chosen.share.value, met=met)
     return analysis, allocation, replace(timing, trials=(*timing.trials, *trials), settled_on=chosen)
 
 
-def cut_model(analysis: Analysis, keep: Mapping[str, Bools]) -> ir.Model:
-    """The model without the units that go, in the form in which it is written; nothing is repaired."""
-    return finalize(remove(analysis.axis_graph, kept_positions(analysis.groups, keep)))
-
-
-def _meets(trial: Trial, target: float) -> bool:
-    return trial.share.value <= target + trial.share.noise
+def cut_model(analysis: Analysis, keep: Mapping[str, Bools], biases: bool = False) -> ir.Model:
+    """The model without the units that go, as it is written, but not repaired; `biases`: as large as if it were."""
+    cut = remove(analysis.axis_graph, kept_positions(analysis.groups, keep))
+    return finalize(with_biases(cut) if biases and keep else cut)
 
 
 def _same(one: Allocation, other: Allocation) -> bool:
