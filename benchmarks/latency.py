@@ -19,7 +19,7 @@ from benchmarks.tables import environment, environment_line, table, write
 
 HERE = Path(__file__).parent
 WORK = Path("build/bench/latency")
-REPEATS = 5
+REPEATS = 3
 LIMIT = 1500.0
 RESNETS = {"calibration": "cifar10_calib.npz", "test": "cifar10_test.npz", "samples": 512, "preprocess": None}
 SPEECH = {
@@ -30,11 +30,11 @@ SPEECH = {
 }
 IMAGES = {"calibration": "imagenet_calib", "test": "imagenet_test", "samples": 256, "preprocess": "x/128-1"}
 CASES: tuple[tuple[str, Mapping[str, Any], str, tuple[float, ...]], ...] = (
-    ("cifar10_resnet20", RESNETS, "auto", (0.8, 0.6, 0.5)),
     ("kwt1_speechcommands", SPEECH, "retrain_free", (0.8, 0.6, 0.5)),
+    ("cifar10_resnet20", RESNETS, "auto", (0.8, 0.6, 0.5)),
+    ("imagenet_mobilenetv2", IMAGES, "auto", (0.6,)),
     ("kwt1_speechcommands", SPEECH, "auto", (0.8, 0.6, 0.5)),
     ("cifar10_resnet56", RESNETS, "auto", (0.8, 0.6, 0.5)),
-    ("imagenet_mobilenetv2", IMAGES, "auto", (0.6,)),
 )
 """Model, data, criterion, targets."""
 
@@ -96,12 +96,12 @@ def accuracy(model: str, original: str, data: Mapping[str, Any]) -> dict[str, An
         "before": found.reference.value,
         "after": found.score.value,
         "samples": found.samples,
-        "sqnr": found.fidelity.outputs[0].sqnr,
+        "sqnr": found.fidelity.outputs[0].sqnr_db,
     }
 
 
 def measure(original: str, cuts: Mapping[str, str], threads: int | None, repeats: int) -> dict[str, Any]:
-    """Share of the original's run time of every cut model, batch 1, all taking turns; sessions are new each time."""
+    """Share of the original's run time of every cut model, batch 1, in turns, with new sessions each time."""
     import numpy as np
 
     from onnxprune import api
@@ -177,14 +177,17 @@ INTRODUCTION = """\
 # Run time as the target
 
 `onnxprune prune MODEL --latency F --threads 1` beside `--macs F` with the same share, on trained models with real
-calibration data (512 samples, 256 images for mobilenetv2), everything else by default. Batch 1, one thread of onnxruntime's
-CPU provider. *predicted*: the share of the run time that the tables expected of the plan that was taken; *first
-prediction* and what the first cut then took; *cuts*: how many plans were cut and measured before one was taken.
-*measured*: the finished files beside the original, all taking turns, {repeats} times with new sessions: median, least and most.
-*default threads*: the same with as many threads as onnxruntime takes by itself, on a machine of {cores} cores that other work
-shared: not what these plans were made for. *top-1* and *SQNR*: against labels, and
-against the original's outputs, on test data that nothing was chosen by. One thread is timed by its processor time, several by the
-wall clock.
+calibration data (512 samples, 256 images for mobilenetv2), everything else by default. Batch 1, one thread of
+onnxruntime's CPU provider.
+
+- *first prediction -> cut*: the share of the run time that was expected of the first plan, and what its cut took.
+- *cuts*: how many plans were cut and measured before one was taken; *predicted*: what was expected of that one.
+- *measured*: the finished files beside the original, in turns, {repeats} times with new sessions: median, least and
+  most. One thread is timed by its processor time.
+- *default threads*: the same by the wall clock with as many threads as onnxruntime takes by itself, on {cores}
+  cores that other work shared; not what these plans were made for.
+- *top-1* and *SQNR*: against labels, and against the original's outputs, on test data that nothing was chosen by.
+- *seconds*: the whole job; `--latency` measures for some ten to thirty seconds of them.
 """
 
 
@@ -253,9 +256,9 @@ def _summary(entries: list[dict[str, Any]]) -> list[str]:
     ]
     met = sum(value <= 0.01 for value in over)
     lines = [
-        f"{met} of {len(reached)} targets within reach are met up to 0.01 when the finished files are measured again; the "
-        f"largest miss is {max(over):+.3f}. First predictions were off by {sum(first) / len(first):.3f} of the original's "
-        f"run time on average, {max(first):.3f} at the most."
+        f"{met} of {len(reached)} targets within reach are met up to 0.01 when the finished files are measured "
+        f"again; the largest miss is {max(over):+.3f}. First predictions were off by {sum(first) / len(first):.3f} "
+        f"of the original's run time on average, {max(first):.3f} at the most."
     ]
     if macs:
         lines.append(
@@ -278,15 +281,14 @@ def main(arguments: list[str] | None = None) -> int:
     if not folder.exists():
         print(f"{folder} is missing")
         return 0
-    entries = []
+    entries, made = [], environment()
     for name, data, criterion, targets in CASES:
         for target in targets:
             entry = run_one(folder, name, data, criterion, target, options.fresh)
             shares = entry.get("one", {}).get("shares")
             print(f"{name} {criterion} {target:g}: {entry['failure'] or shares}", flush=True)
             entries.append(entry)
-    made = environment()
-    write(HERE, "latency", page(entries, made), {"environment": made, "entries": entries})
+            write(HERE, "latency", page(entries, made), {"environment": made, "entries": entries})
     return 0
 
 

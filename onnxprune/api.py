@@ -134,20 +134,11 @@ def plan(
     TargetError
         The target is out of reach.
     """
-    choices = make_choices(
-        target_of(macs, params, ratio, latency),
-        criterion,
-        scope,
-        round_to,
-        tuple(ignore),
-        tuple(only),
-        preset,
-        seed,
-    )
+    target = target_of(macs, params, ratio, latency)
+    choices = make_choices(target, criterion, scope, round_to, tuple(ignore), tuple(only), preset, seed)
     if choices.scope == "learned" or choices.rounds > 1:
         raise UsageError("a plan without samples cannot be learned", "Use `prune` with data.")
-    job = Job(provider=provider, threads=threads, seed=seed)
-    analysis, timing = timed_alone(analysis, choices, job)
+    analysis, timing = timed_alone(analysis, choices, Job(provider=provider, threads=threads, seed=seed))
     scored = score_groups(analysis, choices, criteria=criteria)
     _, allocation, _ = solved(analysis, scored, choices, best_effort, timing)
     return Plan.of(analysis, allocation.keep)

@@ -11,7 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from onnxprune.allocate.ladder import Ladder, Scores
+
+LOOKED_AT = 16
+"""Stops of a ladder that are tried where each saves something else."""
 
 Size = Callable[[Sequence[int]], float]
 Near = Callable[[int], Iterable[int]]
@@ -42,7 +47,8 @@ def spend(
     near
         Which ladders save something else per rung when one of them moves, itself among them; by default all.
     steps
-        Whether rungs of one ladder save unequally much, some of them nothing, so that each stop is looked at.
+        Whether rungs of one ladder save unequally much, some of them nothing, so that what is saved is asked for
+        `LOOKED_AT` stops on the way instead of one.
     """
     stops = [sorted({ladder.settle(n) for n in range(ladder.height + 1)}) for ladder in ladders]
     losses = [_loss(ladder) for ladder in ladders]
@@ -79,6 +85,8 @@ def _cheapest(
     if not ahead:
         return None
     if steps:
+        chosen = range(len(ahead)) if len(ahead) <= LOOKED_AT else np.linspace(0, len(ahead) - 1, LOOKED_AT)
+        ahead = [ahead[int(i)] for i in chosen]
         saved = [now - size(_with(drops, number, stop)) for stop in ahead]
     else:
         each = (now - size(_with(drops, number, ahead[0]))) / (ahead[0] - here)

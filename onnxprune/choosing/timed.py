@@ -42,7 +42,7 @@ ROUNDS = 4
 MARGIN = 0.01
 """The prediction is to stay below the target by this share of it: the last measurement is noisy, too."""
 
-SLACK = 0.03
+SLACK = 0.02
 """So far below the target may the measured share be before the target is solved again."""
 
 LEVELS = (1 / 4, 1 / 2, 3 / 4, 1.0)
