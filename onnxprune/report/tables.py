@@ -125,7 +125,9 @@ def latency_line(report: Report) -> str:
     if found is None:
         return ""
     more = f", {plural(len(found.trials), 'cut')} measured on the way" if len(found.trials) > 1 else ""
-    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found.inputs.items())
+    shapes = ", ".join(
+        f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in found.inputs.items()
+    )
     whose = " (without the units that are masked)" if report.mode == "mask" else ""
     return (
         f"{found.before_ms:.3g} -> {found.after_ms:.3g} ms{whose}, {found.measured:.1%} +- {found.noise:.1%} "
