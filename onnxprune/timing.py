@@ -69,5 +69,5 @@ def latency_result(
         fixed=timing.fixed,
         conditions=timing.watch.conditions,
         inputs={name: tuple(array.shape) for name, array in timing.feed.items()},
-        trials=tuple((trial.predicted, trial.share.value) for trial in timing.trials),
+        trials=tuple((trial.predicted, trial.share.value) for trial in timing.trials if trial.share.before),
     )

@@ -43,7 +43,7 @@ class Clock:
     def __init__(self, penalty: float = 0.0, constant: float = 0.0) -> None:
         self.penalty, self.constant, self.most, self.models = penalty, constant, 0.0, 0
 
-    def __call__(self, ran, *, rounds, slice_s, progress=lambda done, total: None):
+    def __call__(self, ran, *, rounds, slice_s, together=False):
         found = []
         for model, feed in ran:
             self.models += 1
@@ -208,9 +208,10 @@ def test_repairs_that_add_biases_are_timed_with_them(tmp_path, monkeypatch):
     path = save(attention(), tmp_path / "net.onnx")
     seen = []
 
-    def times(self, ran, *, rounds, slice_s, progress=lambda done, total: None):
-        seen.extend(model for model, _ in ran)
-        return np.array([[seconds(model)] * rounds for model, _ in ran])
+    def times(self, ran, *, rounds, slice_s, together=False):
+        models = [model for model, _ in ran]
+        seen.extend(models)
+        return np.array([[seconds(model)] * rounds for model in models])
 
     monkeypatch.setattr(Stopwatch, "times", times)
     rng = np.random.default_rng(0)
@@ -222,6 +223,24 @@ def test_repairs_that_add_biases_are_timed_with_them(tmp_path, monkeypatch):
     assert (before, trial) == (1, 5)
     assert made <= trial
     assert pruned.report.target.met
+
+
+def test_a_wrong_rule_is_left_to_the_proof(path, clock, monkeypatch):
+    """Removal that fails for one group: the group stays whole, and the target is met with the others."""
+    remove = timed.remove
+
+    def picky(graph, kept):
+        if any(axis.value.name == "conv1.weight" and axis.dim == 0 for axis in kept):
+            raise timed.RefitError("Conv 'conv1'", (), None)
+        return remove(graph, kept)
+
+    clock()
+    for module in ("onnxprune.choosing.timed", "onnxprune.evaluate.soundness"):
+        monkeypatch.setattr(f"{module}.remove", picky)
+    pruned = onnxprune.prune(path, path.with_name("o.onnx"), latency=0.7, criterion="l2")
+    assert pruned.report.soundness.rejected_groups == ("g1",)
+    assert pruned.report.latency.measured == pytest.approx(share_of(pruned, path))
+    assert pruned.report.latency.measured <= 0.7
 
 
 @pytest.mark.parametrize("net", [convnet, residual, grouped, attention, lambda: convnet(norm=True)])

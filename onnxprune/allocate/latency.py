@@ -121,8 +121,13 @@ class LatencyModel:
         )
 
     def calibrated(self, extents: Sequence[Extents], seconds: Seconds) -> LatencyModel:
-        """The same tables with coefficients from whole models, measured at these extents."""
+        """The same tables with coefficients from whole models, measured at these extents.
+
+        A single model says nothing about a constant: then the layers are all there is.
+        """
         parts = np.array([[1.0, self.layers(extent), self.elements.total(extent)] for extent in extents])
+        if len(extents) == 1 and parts[0, 1:].any():
+            parts[:, 0] = 0.0
         constant, scale, per_element = nonnegative(parts, seconds).tolist()
         return replace(self, constant=constant, scale=scale, per_element=per_element)
 

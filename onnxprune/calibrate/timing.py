@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,8 @@ Ran = tuple["ir.Model", Feed]
 TOGETHER, BYTES = 48, 2**28
 """So many sessions, and bytes of weights, are held at once."""
 
-PATIENCE, QUIET = 4, 0.01
-"""A comparison is repeated at most so often, until its noise is so small."""
+PATIENCE, QUIET, LONGEST = 4, 0.01, 8.0
+"""A comparison is repeated at most so often, until its noise is so small or so many seconds have passed."""
 
 
 @dataclass(frozen=True)
@@ -82,42 +82,31 @@ class Stopwatch:
         threads = "onnxruntime's default threads" if self.threads is None else f"{self.threads} threads"
         return f"{name}, {'1 thread' if self.threads == 1 else threads}"
 
-    def times(
-        self,
-        ran: Sequence[Ran],
-        *,
-        rounds: int,
-        slice_s: float,
-        progress: Callable[[int, int], None] = lambda _done, _total: None,
-    ) -> Array:
+    def times(self, ran: Iterable[Ran], *, rounds: int, slice_s: float, together: bool = False) -> Array:
         """Seconds per run, shape (models, rounds): the lower quartile of each slice of time.
 
         Parameters
         ----------
         ran
-            Models, and what each runs on. A few at a time are held in sessions and take turns.
+            Models, and what each runs on. As many at a time as memory suggests are held in sessions and take turns.
         rounds
             How many turns each has.
         slice_s
-            How long a turn takes; at least two runs.
-        progress
-            Called with (models done, models in all).
+            How long a turn takes; at least one run.
+        together
+            Hold all of them at once, whatever memory that takes.
 
         Raises
         ------
         ModelError
             If onnxruntime cannot run a model.
         """
-        found = np.zeros((len(ran), rounds))
-        done = 0
-        for part in _parts(ran):
+        found = [np.zeros((0, rounds))]
+        for part in [list(ran)] if together else _parts(ran):
             runs = [self._opened(model, feed) for model, feed in part]
-            for number in range(rounds):
-                for place, run in enumerate(runs):
-                    found[done + place, number] = _quartile(run, slice_s, self._clock)
-            done += len(part)
-            progress(done, len(ran))
-        return found
+            turns = [[_quartile(run, slice_s, self._clock) for run in runs] for _ in range(rounds)]
+            found.append(np.array(turns, np.float64).reshape(rounds, len(runs)).T)
+        return np.concatenate(found)
 
     @property
     def _clock(self) -> Callable[[], float]:
@@ -126,12 +115,13 @@ class Stopwatch:
 
     def share(self, whole: Ran, cut: Ran, *, rounds: int = 9, slice_s: float = 0.08) -> Share:
         """How long one model takes beside another; on a noisy machine up to `PATIENCE` times as many rounds."""
-        times = self.times([whole, cut], rounds=rounds, slice_s=slice_s)
-        for _ in range(PATIENCE - 1):
-            if Share.of(times).noise <= QUIET:
+        started, found = time.perf_counter(), np.zeros((2, 0))
+        for _ in range(PATIENCE):
+            more = self.times([whole, cut], rounds=rounds, slice_s=slice_s, together=True)
+            found = np.concatenate([found, more], axis=1)
+            if Share.of(found).noise <= QUIET or time.perf_counter() - started > LONGEST:
                 break
-            times = np.concatenate([times, self.times([whole, cut], rounds=rounds, slice_s=slice_s)], axis=1)
-        return Share.of(times)
+        return Share.of(found)
 
     def _opened(self, model: ir.Model, feed: Feed) -> Callable[[], None]:
         """A function that runs a model once, after two runs for warming up."""
@@ -162,22 +152,24 @@ class Stopwatch:
 def _quartile(run: Callable[[], None], seconds: float, clock: Callable[[], float]) -> float:
     found: list[float] = []
     started = time.perf_counter()
-    while len(found) < 2 or time.perf_counter() - started < seconds:
+    while not found or time.perf_counter() - started < seconds:
         before = clock()
         run()
         found.append(clock() - before)
     return float(np.quantile(found, 0.25))
 
 
-def _parts(ran: Sequence[Ran]) -> Iterator[Sequence[Ran]]:
-    start, held = 0, 0
-    for number, (model, _) in enumerate(ran):
+def _parts(ran: Iterable[Ran]) -> Iterator[list[Ran]]:
+    part: list[Ran] = []
+    held = 0
+    for model, feed in ran:
         size = sum(
             v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
         )
-        if number > start and (number - start >= TOGETHER or held + size > BYTES):
-            yield ran[start:number]
-            start, held = number, 0
+        if part and (len(part) >= TOGETHER or held + size > BYTES):
+            yield part
+            part, held = [], 0
+        part.append((model, feed))
         held += size
-    if ran:
-        yield ran[start:]
+    if part:
+        yield part

@@ -156,9 +156,12 @@ def with_times(
     for level in LEVELS if ladders else ():
         drops = {ladder.group.id: ladder.settle(round(level * ladder.height)) for ladder in ladders}
         keeps.append({lad.group.id: lad.keep(drops[lad.group.id]) for lad in ladders if drops[lad.group.id]})
-    models = [analysis.source.ir, *(cut_model(analysis, keep) for keep in keeps[1:])]
     try:
-        times = watch.times([(each, feed) for each in models], rounds=7, slice_s=0.06)
+        models = ((cut_model(analysis, keep) if keep else analysis.source.ir, feed) for keep in keeps)
+        times = watch.times(models, rounds=7, slice_s=0.06)
+    except RefitError:  # a rule is wrong: the proof will find out for which group
+        keeps = keeps[:1]
+        times = watch.times([(analysis.source.ir, feed)], rounds=7, slice_s=0.06)
     except ModelError as error:
         raise UnsupportedError(
             f"no run time can be measured: {error.what}", "Take --macs instead of --latency."
@@ -168,7 +171,7 @@ def with_times(
     whole = model.total(extents[0])
     notes: tuple[str, ...] = (
         f"the run time is predicted from {plural(len(tables), 'layer')} measured alone and "
-        f"{plural(len(models), 'whole model')}",
+        f"{plural(len(keeps), 'whole model')}",
     )
     if missing:
         notes = (*notes, f"{plural(missing, 'layer')} could not be run alone: taken as a part of all others")
@@ -234,7 +237,11 @@ def settled(
             check_reached(analysis, scored, allocation, choices, timing.fixed)
         if any(_same(allocation, trial.allocation) for trial in trials):
             break
-        share = timing.beside(original, cut_model(analysis, allocation.keep, timing.repairs))
+        try:
+            share = timing.beside(original, cut_model(analysis, allocation.keep, timing.repairs))
+        except RefitError:  # a rule is wrong: the proof will find out for which group, and it is solved again
+            trials = [Trial(allocation, allocation.achieved, Share(0.0, 0.0, allocation.achieved, 0.0))]
+            break
         trials.append(Trial(allocation, allocation.achieved, share))
         slack = max(SLACK, 2 * share.noise)
         if not allocation.keep or not allocation.met or target.value - slack <= share.value <= target.value:
@@ -306,8 +313,7 @@ def _tables(
         progress(number, len(distinct))
         rounds = 3 if time.perf_counter() - started < PATIENCE else 1
         try:
-            ran: list[Ran] = list(cut_layers(analysis, layer))
-            found = watch.times(ran, rounds=rounds, slice_s=0.005).min(axis=1)
+            found = watch.times(cut_layers(analysis, layer), rounds=rounds, slice_s=0.005).min(axis=1)
         except (RefitError, OnnxPruneError):
             continue
         seconds[key] = np.maximum(found - idle, 0.05 * found)

@@ -111,6 +111,13 @@ def test_coefficients_are_those_of_measured_models():
     assert (found.constant, found.scale, found.per_element) == pytest.approx((0.25, 1.5, 0.05))
 
 
+def test_one_measured_model_scales_the_layers():
+    extent = np.array([1.0, 16, 6, 9])
+    found = model().calibrated([extent], np.array([28.0]))
+    assert (found.constant, found.scale, found.per_element) == pytest.approx((0, 2, 0))
+    assert LatencyModel((), NOTHING).calibrated([extent], np.array([3.0])).constant == pytest.approx(3)
+
+
 def test_a_correction_goes_through_both_measurements():
     whole, cut, third = np.array([1.0, 16, 6, 9]), np.array([1.0, 8, 2, 5]), np.array([1.0, 4, 2, 1])
     found = model().corrected(whole, cut, (10.0, 7.0))

@@ -37,13 +37,13 @@ def test_a_noise_that_a_machine_shares_cancels():
 
 @pytest.mark.parametrize("threads", [1, None])
 def test_every_model_gets_every_round(threads):
-    done = []
-    times = Stopwatch("cpu", threads).times(
-        [ran(), ran(5)], rounds=3, slice_s=0.0, progress=lambda *at: done.append(at)
-    )
-    assert times.shape == (2, 3)
-    assert (times > 0).all()
-    assert done == [(2, 2)]
+    for together in (False, True):
+        times = Stopwatch("cpu", threads).times(
+            iter([ran(), ran(5)]), rounds=3, slice_s=0.0, together=together
+        )
+        assert times.shape == (2, 3)
+        assert (times > 0).all()
+    assert Stopwatch("cpu", threads).times([], rounds=3, slice_s=0.0).shape == (0, 3)
 
 
 def test_an_input_that_does_not_fit_is_an_error():
@@ -62,7 +62,7 @@ def test_few_sessions_are_held_at_once(monkeypatch):
 def test_a_comparison_goes_on_while_it_is_noisy(monkeypatch):
     calls = []
 
-    def times(self, models, *, rounds, slice_s):
+    def times(self, models, *, rounds, slice_s, together):
         calls.append(rounds)
         return np.array([[1.0] * rounds, np.linspace(0.1, 0.9, rounds)])
 
@@ -70,7 +70,10 @@ def test_a_comparison_goes_on_while_it_is_noisy(monkeypatch):
     share = Stopwatch("cpu").share(ran(), ran())
     assert calls == [9] * timing.PATIENCE
     assert share.value == pytest.approx(0.5)
-    monkeypatch.setattr(Stopwatch, "times", lambda self, models, *, rounds, slice_s: np.ones((2, rounds)))
+    monkeypatch.setattr(timing, "LONGEST", -1.0)
+    Stopwatch("cpu").share(ran(), ran())
+    assert calls == [9] * (timing.PATIENCE + 1)
+    monkeypatch.setattr(Stopwatch, "times", lambda self, models, *, rounds, **_: np.ones((2, rounds)))
     assert Stopwatch("cpu").share(ran(), ran()) == Share(1.0, 1.0, 1.0, 0.0)
 
 
