@@ -152,6 +152,30 @@ def test_budgets_are_spent_across_steps_that_save_nothing():
     assert spend(ladders, size, 80) == [0, 2]
 
 
+@given(
+    st.lists(
+        st.lists(st.tuples(st.floats(0.01, 1), st.sampled_from([0, 0, 1, 3])), min_size=2, max_size=6),
+        min_size=1,
+        max_size=3,
+    ),
+    st.floats(0, 1),
+)
+def test_whatever_the_steps_a_goal_within_reach_is_met_and_nothing_is_lost_for_nothing(rungs, share):
+    ladders = [ladder(np.concatenate([[0.0], np.cumsum([loss for loss, _ in each])])) for each in rungs]
+    gains = [np.concatenate([[0], np.cumsum([gain for _, gain in each])]) for each in rungs]
+
+    def size(drops):
+        return 100.0 - sum(gain[n] for gain, n in zip(gains, drops, strict=True))
+
+    goal = 100 - share * (100 - size([lad.most for lad in ladders]))
+    drops = spend(ladders, size, goal, steps=True)
+    assert size(drops) <= goal
+    for number, dropped in enumerate(drops):
+        if dropped:
+            fewer = [n - 1 if i == number else n for i, n in enumerate(drops)]
+            assert size(fewer) > goal
+
+
 @pytest.fixture(params=["convnet", "residual"])
 def timed(request, tmp_path):
     """An analysis whose groups take 2 s for every 8 channels begun, and 10 ms per channel."""
