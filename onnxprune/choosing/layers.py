@@ -115,8 +115,8 @@ def _with_points(analysis: Analysis, ladders: Sequence[Ladder], points: int) -> 
         for ids, members in by_owner.items():
             cutters = owners[int(costs.place(members[0]) or 0)]
             if ids not in known:
-                known[ids] = _cuts(analysis, cutters)
-            grid.append(_width(analysis, members, known[ids], points))
+                known[ids] = _cuts(analysis, cutters, points)
+            grid.append(_width(analysis, members, known[ids]))
         if grid and all(len(axis.widths) > 1 for axis in grid):
             found.append(Layer(node, tuple(grid), _key(analysis, node, grid)))
     return found
@@ -219,11 +219,12 @@ def _axes(analysis: Analysis, value: ir.Value) -> list[Axis]:
     return [Axis(value, dim) for dim in range(len(analysis.axis_graph.shapes.dims.get(value, ())))]
 
 
-def _cuts(analysis: Analysis, ladders: Sequence[Ladder]) -> list[_Cut]:
-    """All widths of axes that these ladders cut together, the narrowest first."""
+def _cuts(analysis: Analysis, ladders: Sequence[Ladder], points: int) -> list[_Cut]:
+    """So many of the widths of axes that these ladders cut together, evenly spread."""
     longest = max(ladders, key=lambda ladder: len(_stops(ladder)))
+    stops = _stops(longest)
     found: list[_Cut] = []
-    for stop in reversed(_stops(longest)):
+    for stop in sorted({stops[round(i)] for i in np.linspace(0, len(stops) - 1, points)}):
         share = stop / longest.height
         keep = {lad.group.id: lad.keep(lad.settle(math.floor(share * lad.height + 1e-9))) for lad in ladders}
         found.append((keep, kept_positions(analysis.groups, keep)))
@@ -238,13 +239,10 @@ def _width(
     analysis: Analysis,
     axes: Sequence[Axis],
     cuts: Sequence[_Cut],
-    points: int,
 ) -> _Width:
     place = int(analysis.costs.place(axes[0]) or 0)
-    chosen = sorted({round(i) for i in np.linspace(0, len(cuts) - 1, points)})
     by_width: dict[float, Mapping[Axis, Bools]] = {}
-    for i in chosen:
-        keep, kept = cuts[i]
+    for keep, kept in cuts:
         width = float(analysis.costs.extents(keep)[place])
         by_width.setdefault(width, {axis: kept[axis] for axis in axes if axis in kept})
     widths = sorted(by_width)
