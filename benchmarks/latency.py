@@ -184,10 +184,8 @@ onnxruntime's CPU provider.
 - *cuts*: how many plans were cut and measured before one was taken; *predicted*: what was expected of that one.
 - *measured*: the finished files beside the original, in turns, {repeats} times with new sessions: median, least and
   most. One thread is timed by its processor time.
-- *default threads*: the same by the wall clock with as many threads as onnxruntime takes by itself, on {cores}
-  cores that other work shared; not what these plans were made for.
 - *top-1* and *SQNR*: against labels, and against the original's outputs, on test data that nothing was chosen by.
-- *seconds*: the whole job; `--latency` measures for some ten to thirty seconds of them.
+- *seconds*: the whole job, while other work had most of the {cores} cores.
 """
 
 
@@ -195,7 +193,7 @@ def page(entries: list[dict[str, Any]], made: Mapping[str, Any]) -> str:
     """The page as Markdown."""
     good = [entry for entry in entries if not entry["failure"]]
     head = ["model", "criterion", "F", "target", "first prediction -> cut", "cuts", "predicted", "measured"]
-    head += ["default threads", "MACs", "top-1", "SQNR, dB", "seconds"]
+    head += ["MACs", "top-1", "SQNR, dB", "seconds"]
     rows = []
     for entry in good:
         for kind in ("latency", "macs"):
@@ -213,7 +211,6 @@ def page(entries: list[dict[str, Any]], made: Mapping[str, Any]) -> str:
                     figures.get("cuts", ""),
                     f"{figures['predicted']:.3f}" if timed else "",
                     _spread(entry["one"]["shares"][kind]),
-                    _spread(entry["default"]["shares"][kind]),
                     f"{figures['macs']:.3f}",
                     f"{figures['top1']['before']:.2%} -> {figures['top1']['after']:.2%}",
                     f"{figures['top1']['sqnr']:.1f}",
@@ -265,10 +262,17 @@ def _summary(entries: list[dict[str, Any]]) -> list[str]:
             f"With `--macs F` the measured share is {sum(macs) / len(macs):+.3f} from F on average, between "
             f"{min(macs):+.3f} and {max(macs):+.3f}."
         )
+    spreads = [
+        max(shares) / min(shares) for entry in entries for shares in entry["default"]["shares"].values()
+    ]
+    lines.append(
+        "With onnxruntime's default threads and by the wall clock, repeated measurements of one and the same file "
+        f"differed by a factor of up to {max(spreads):.1f} on this machine: these figures are in `latency.json` only."
+    )
     for entry in entries:
         if entry["latency"]["out_of_reach"]:
-            lines.append(f"- {entry['model']}, {entry['asked']}: {entry['latency']['out_of_reach']}.")
-    return ["\n".join(lines)]
+            lines.append(f"{entry['model']}, {entry['asked']}: {entry['latency']['out_of_reach']}.")
+    return ["\n\n".join(lines)]
 
 
 def main(arguments: list[str] | None = None) -> int:

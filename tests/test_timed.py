@@ -131,12 +131,13 @@ def test_what_the_prediction_misses_is_corrected(path, clock):
     assert found.trials[-1] == (pytest.approx(found.predicted), pytest.approx(found.measured))
 
 
-def test_too_fast_is_corrected_too(path, clock, monkeypatch):
-    """A prediction that is twice too steep cuts less, too little, and the other way round."""
+@pytest.fixture
+def wrong_by(monkeypatch):
+    """Predictions of which what is saved is off by a factor."""
     calibrated = timed.LatencyModel.calibrated
-    for factor in (0.5, 2.0):
 
-        def wrong(self, extents, times, factor=factor):
+    def use(factor):
+        def wrong(self, extents, times):
             found = calibrated(self, extents, times)
             whole = found.total(extents[0])
             return timed.replace(
@@ -146,12 +147,35 @@ def test_too_fast_is_corrected_too(path, clock, monkeypatch):
                 per_element=factor * found.per_element,
             )
 
-        clock()
         monkeypatch.setattr(timed.LatencyModel, "calibrated", wrong)
-        found = onnxprune.prune(path, latency=0.7, criterion="l2", round_to=1).report.latency
-        assert len(found.trials) > 1
-        assert abs(found.trials[0][1] - 0.7) > 0.05
-        assert 0.66 < found.measured <= 0.7
+
+    return use
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_a_prediction_may_be_too_steep_or_too_flat(path, clock, wrong_by, factor):
+    clock()
+    wrong_by(factor)
+    found = onnxprune.prune(path, latency=0.7, criterion="l2", round_to=1).report.latency
+    assert len(found.trials) > 1
+    assert abs(found.trials[0][1] - 0.7) > 0.05
+    assert 0.66 < found.measured <= 0.7
+
+
+def test_only_a_measurement_says_that_a_target_is_out_of_reach(path, clock, wrong_by):
+    """Half of the savings are predicted, so that 0.4 seems out of reach: the fastest plan is measured."""
+    clock()
+    wrong_by(0.5)
+    found = onnxprune.prune(path, latency=0.4, criterion="l2", round_to=1).report.latency
+    assert found.trials[0][0] > 0.5
+    assert found.trials[0][1] < 0.1
+    assert 0.36 < found.measured <= 0.4
+
+
+def test_a_target_of_everything_cuts_nothing(path, clock):
+    clock()
+    pruned = onnxprune.prune(path, latency=1.0, criterion="l2")
+    assert not pruned.plan.keep and pruned.report.target.met
 
 
 def test_out_of_reach(path, clock):

@@ -131,12 +131,12 @@ class LatencyModel:
         constant, scale, per_element = nonnegative(parts, seconds).tolist()
         return replace(self, constant=constant, scale=scale, per_element=per_element)
 
-    def corrected(self, whole: Extents, cut: Extents, seconds: tuple[float, float]) -> LatencyModel:
-        """The line through two measured models, the whole one and one that was cut: `a + b * seconds(extents)`.
+    def corrected(self, slow: Extents, fast: Extents, seconds: tuple[float, float]) -> LatencyModel:
+        """The line through two measured models: `a + b * seconds(extents)`.
 
-        Where the cut made nothing faster, b is 0: then nothing that is cut helps.
+        Where the one that was to be faster is not, b is 0: then nothing that is cut helps.
         """
-        before, after = self.total(whole), self.total(cut)
+        before, after = self.total(slow), self.total(fast)
         slope = max((seconds[0] - seconds[1]) / (before - after), 0.0) if before > after else 1.0
         return replace(
             self,

@@ -36,7 +36,7 @@ from onnxprune.select import excluded_groups
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.remove import RefitError, remove
 
-ROUNDS = 4
+ROUNDS = 5
 """How often the target is solved and the result measured."""
 
 MARGIN = 0.01
@@ -224,17 +224,15 @@ def settled(
     Raises
     ------
     TargetError
-        The target is out of reach, by the prediction or by what was measured.
+        The target is out of reach: what the prediction takes for the fastest plan was measured, too.
     """
     target, original = choices.target, analysis.source.ir
-    aim = replace(choices, target=replace(target, value=target.value * (1 - MARGIN)))
-    trials: list[Trial] = []
+    margin = MARGIN if target.value < 1 else 0.0
+    aim = replace(choices, target=replace(target, value=target.value * (1 - margin)))
+    first, trials = analysis, list[Trial]()
     for number in range(ROUNDS):
         progress(number, ROUNDS)
         allocation = allocate(analysis, scored, aim)
-        allocation = replace(allocation, met=target.met_by(allocation.achieved))
-        if not best_effort and not any(trial.share.value <= target.value for trial in trials):
-            check_reached(analysis, scored, allocation, choices, timing.fixed)
         if any(_same(allocation, trial.allocation) for trial in trials):
             break
         try:
@@ -243,10 +241,15 @@ def settled(
             trials = [Trial(allocation, allocation.achieved, Share(0.0, 0.0, allocation.achieved, 0.0))]
             break
         trials.append(Trial(allocation, allocation.achieved, share))
-        slack = max(SLACK, 2 * share.noise)
-        if not allocation.keep or not allocation.met or target.value - slack <= share.value <= target.value:
+        least = min(trial.share.value for trial in trials)
+        if not target.met_by(allocation.achieved) and least > target.value + share.noise:
+            if not best_effort:
+                reached = replace(allocation, met=False, reachable=min(least, 1.0))
+                check_reached(analysis, scored, reached, choices, timing.fixed)
             break
-        analysis, timing = _corrected(analysis, allocation, share, timing)
+        if target.value - max(SLACK, 2 * share.noise) <= share.value <= target.value:
+            break
+        analysis, timing = _corrected(first, trials, target.value, timing)
     good = [trial for trial in trials if trial.share.value <= target.value]
     if good:
         chosen = max(good, key=lambda trial: trial.share.value)
@@ -270,15 +273,24 @@ def _same(one: Allocation, other: Allocation) -> bool:
 
 
 def _corrected(
-    analysis: Analysis, allocation: Allocation, share: Share, timing: Timing
+    analysis: Analysis, trials: Sequence[Trial], target: float, timing: Timing
 ) -> tuple[Analysis, Timing]:
+    """The first prediction, corrected by the two measurements between which the target lies."""
     model = analysis.costs.latency
     if not isinstance(model, LatencyModel):
         raise ValueError("nobody measured run times")
-    extents = [analysis.costs.extents(keep) for keep in ({}, allocation.keep)]
-    seconds = (share.before, share.before * share.value)
-    model = model.corrected(extents[0], extents[1], seconds)
-    fixed = min(max(model.constant / model.total(extents[0]), 0.0), 1.0)
+    points = [(1.0, analysis.costs.extents({}))]
+    points += [(trial.share.value, analysis.costs.extents(trial.allocation.keep)) for trial in trials]
+    above = min(
+        (point for point in points if point[0] > target), key=lambda point: point[0], default=points[0]
+    )
+    below = max((point for point in points if point[0] <= target), key=lambda point: point[0], default=None)
+    if below is None:  # so far all are too slow: the line from the original through the fastest
+        above, below = points[0], above
+    seconds = trials[0].share.before
+    model = model.corrected(above[1], below[1], (above[0] * seconds, below[0] * seconds))
+    whole = model.total(points[0][1])
+    fixed = min(max(model.constant / whole, 0.0), 1.0) if whole > 0 else 1.0
     return replace(analysis, costs=analysis.costs.timed(model)), replace(timing, fixed=fixed)
 
 
