@@ -267,7 +267,7 @@ def _summary(entries: list[dict[str, Any]]) -> list[str]:
     ]
     lines.append(
         "With onnxruntime's default threads and by the wall clock, repeated measurements of one and the same file "
-        f"differed by a factor of up to {max(spreads):.1f} on this machine: these figures are in `latency.json` only."
+        f"differed by a factor of up to {max(spreads):.1f} on this machine: they are in `latency.json` only."
     )
     for entry in entries:
         if entry["latency"]["out_of_reach"]:
