@@ -24,8 +24,8 @@ Ran = tuple["ir.Model", Feed]
 TOGETHER, BYTES = 48, 2**28
 """So many sessions, and bytes of weights, are held at once."""
 
-PATIENCE, QUIET, LONGEST = 4, 0.01, 8.0
-"""A comparison is repeated at most so often, until its noise is so small or so many seconds have passed."""
+TURNS, QUIET, LONGEST = (4, 14), 0.01, 8.0
+"""A comparison takes so many turns, until its noise is so small or so many seconds have passed."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Share:
     before, after
         Seconds per run of the first and of the second.
     value
-        The median over all rounds of the second's time as a share of the first's.
+        The median over all turns of the second's time as a share of the first's.
     noise
         Half of the 95 % interval of that median.
     """
@@ -49,10 +49,10 @@ class Share:
 
     @classmethod
     def of(cls, times: Array) -> Share:
-        """From times of shape (2, rounds)."""
+        """From times of shape (2, turns)."""
         shares = times[1] / times[0]
         value = float(np.median(shares))
-        deviation = 1.4826 * float(np.median(np.abs(shares - value)))
+        deviation = float(np.subtract(*np.quantile(shares, [0.75, 0.25]))) / 1.349
         noise = 1.96 * 1.2533 * deviation / np.sqrt(len(shares))
         return cls(float(np.median(times[0])), float(np.median(times[1])), value, float(noise))
 
@@ -113,12 +113,18 @@ class Stopwatch:
         alone = self.threads == 1 and resolve_providers(self.provider) == [CPU]
         return time.thread_time if alone else time.perf_counter
 
-    def share(self, whole: Ran, cut: Ran, *, rounds: int = 9, slice_s: float = 0.08) -> Share:
-        """How long one model takes beside another; on a noisy machine up to `PATIENCE` times as many rounds."""
+    def share(self, whole: Ran, cut: Ran) -> Share:
+        """How long one model takes beside another.
+
+        Each turn has sessions of its own, because times also differ from session to session. There are as many as
+        the noise wants, between `TURNS[0]` and `TURNS[1]`.
+        """
         started, found = time.perf_counter(), np.zeros((2, 0))
-        for _ in range(PATIENCE):
-            more = self.times([whole, cut], rounds=rounds, slice_s=slice_s, together=True)
-            found = np.concatenate([found, more], axis=1)
+        while found.shape[1] < TURNS[1]:
+            times = self.times([whole, cut], rounds=3, slice_s=0.06, together=True)
+            found = np.concatenate([found, np.median(times, axis=1, keepdims=True)], axis=1)
+            if found.shape[1] < TURNS[0]:
+                continue
             if Share.of(found).noise <= QUIET or time.perf_counter() - started > LONGEST:
                 break
         return Share.of(found)

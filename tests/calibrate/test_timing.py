@@ -22,10 +22,10 @@ def test_a_share_is_the_median_of_rounds():
     times = np.array([[2.0, 4.0, 2.0, 2.0, 2.0], [1.0, 2.0, 1.2, 0.8, 1.0]])
     share = Share.of(times)
     assert (share.before, share.after, share.value) == (2.0, 1.0, 0.5)
-    assert share.noise == pytest.approx(0.0)  # the median deviation of 0.5, 0.5, 0.6, 0.4, 0.5 is 0
+    assert share.noise == pytest.approx(0.0)  # the quartiles of 0.5, 0.5, 0.6, 0.4, 0.5 are equal
     noisy = Share.of(np.array([[1.0] * 4, [0.4, 0.5, 0.6, 0.7]]))
     assert noisy.value == pytest.approx(0.55)
-    assert noisy.noise == pytest.approx(1.96 * 1.2533 * 1.4826 * 0.1 / 2)
+    assert noisy.noise == pytest.approx(1.96 * 1.2533 * 0.15 / 1.349 / 2)
 
 
 def test_a_noise_that_a_machine_shares_cancels():
@@ -63,16 +63,18 @@ def test_a_comparison_goes_on_while_it_is_noisy(monkeypatch):
     calls = []
 
     def times(self, models, *, rounds, slice_s, together):
-        calls.append(rounds)
-        return np.array([[1.0] * rounds, np.linspace(0.1, 0.9, rounds)])
+        calls.append(together)
+        share = 0.4 if len(calls) % 2 else 0.6
+        return np.array([[1.0] * rounds, [share] * rounds])
 
     monkeypatch.setattr(Stopwatch, "times", times)
     share = Stopwatch("cpu").share(ran(), ran())
-    assert calls == [9] * timing.PATIENCE
+    assert calls == [True] * timing.TURNS[1]
     assert share.value == pytest.approx(0.5)
+    assert share.noise > 0.05
     monkeypatch.setattr(timing, "LONGEST", -1.0)
     Stopwatch("cpu").share(ran(), ran())
-    assert calls == [9] * (timing.PATIENCE + 1)
+    assert len(calls) == timing.TURNS[1] + timing.TURNS[0]
     monkeypatch.setattr(Stopwatch, "times", lambda self, models, *, rounds, **_: np.ones((2, rounds)))
     assert Stopwatch("cpu").share(ran(), ran()) == Share(1.0, 1.0, 1.0, 0.0)
 
