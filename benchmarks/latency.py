@@ -21,6 +21,8 @@ HERE = Path(__file__).parent
 WORK = Path("build/bench/latency")
 REPEATS = 3
 LIMIT = 1500.0
+EQUAL = 0.05
+"""Rows whose measured shares differ by no more are compared as equally fast."""
 RESNETS = {"calibration": "cifar10_calib.npz", "test": "cifar10_test.npz", "samples": 512, "preprocess": None}
 SPEECH = {
     "calibration": "speechcommands12_calib.npz",
@@ -182,8 +184,8 @@ onnxruntime's CPU provider.
 
 - *first prediction -> cut*: the share of the run time that was expected of the first plan, and what its cut took.
 - *cuts*: how many plans were cut and measured before one was taken; *predicted*: what was expected of that one.
-- *measured*: the finished files beside the original, in turns, {repeats} times with new sessions: median, least and
-  most. One thread is timed by its processor time.
+- *measured*: the finished files beside the original, in turns, {repeats} times or more with new sessions: median, least
+  and most. One thread is timed by its processor time.
 - *top-1* and *SQNR*: against labels, and against the original's outputs, on test data that nothing was chosen by.
 - *seconds*: the whole job, while other work had most of the {cores} cores.
 """
@@ -235,7 +237,7 @@ def page(entries: list[dict[str, Any]], made: Mapping[str, Any]) -> str:
 
 def _spread(shares: list[float]) -> str:
     ordered = sorted(shares)
-    return f"{ordered[len(ordered) // 2]:.3f} ({ordered[0]:.3f} to {ordered[-1]:.3f})"
+    return f"{_middle(shares):.3f} ({ordered[0]:.3f} to {ordered[-1]:.3f})"
 
 
 def _summary(entries: list[dict[str, Any]]) -> list[str]:
@@ -243,11 +245,11 @@ def _summary(entries: list[dict[str, Any]]) -> list[str]:
     reached = [entry for entry in entries if not entry["latency"]["out_of_reach"]]
     if not reached:
         return []
-    final = [(entry, sorted(entry["one"]["shares"]["latency"])[REPEATS // 2]) for entry in reached]
+    final = [(entry, _middle(entry["one"]["shares"]["latency"])) for entry in reached]
     over = [value - entry["target"] for entry, value in final]
     first = [abs(entry["latency"]["first"][0] - entry["latency"]["first"][1]) for entry in reached]
     macs = [
-        sorted(entry["one"]["shares"]["macs"])[REPEATS // 2] - entry["target"]
+        _middle(entry["one"]["shares"]["macs"]) - entry["target"]
         for entry in reached
         if not entry["macs"]["out_of_reach"]
     ]
@@ -262,6 +264,7 @@ def _summary(entries: list[dict[str, Any]]) -> list[str]:
             f"With `--macs F` the measured share is {sum(macs) / len(macs):+.3f} from F on average, between "
             f"{min(macs):+.3f} and {max(macs):+.3f}."
         )
+    lines += _at_equal_time(entries)
     spreads = [
         max(shares) / min(shares) for entry in entries for shares in entry["default"]["shares"].values()
     ]
@@ -273,6 +276,30 @@ def _summary(entries: list[dict[str, Any]]) -> list[str]:
         if entry["latency"]["out_of_reach"]:
             lines.append(f"{entry['model']}, {entry['asked']}: {entry['latency']['out_of_reach']}.")
     return ["\n\n".join(lines)]
+
+
+def _at_equal_time(entries: list[dict[str, Any]]) -> list[str]:
+    """For every `--macs` row the `--latency` row of its model and criterion that takes about as long."""
+    found = []
+    for entry in entries:
+        macs = _middle(entry["one"]["shares"]["macs"])
+        others = [other for other in entries if other["model"] == entry["model"]]
+        others = [other for other in others if other["asked"] == entry["asked"]]
+        near = min(others, key=lambda other: abs(_middle(other["one"]["shares"]["latency"]) - macs))
+        latency = _middle(near["one"]["shares"]["latency"])
+        if abs(latency - macs) <= EQUAL:
+            right = entry["macs"]["top1"]["after"], near["latency"]["top1"]["after"]
+            found.append(
+                f"- {entry['model']}, {entry['asked']}: `--macs {entry['target']:g}` takes {macs:.3f} and is right "
+                f"in {right[0]:.2%}, `--latency {near['target']:g}` takes {latency:.3f} and is right in {right[1]:.2%}"
+            )
+    if not found:
+        return []
+    return [f"Rows that take equally long within {EQUAL:g}:", "\n".join(found)]
+
+
+def _middle(shares: list[float]) -> float:
+    return sorted(shares)[len(shares) // 2]
 
 
 def main(arguments: list[str] | None = None) -> int:
