@@ -184,8 +184,8 @@ onnxruntime's CPU provider.
 
 - *first prediction -> cut*: the share of the run time that was expected of the first plan, and what its cut took.
 - *cuts*: how many plans were cut and measured before one was taken; *predicted*: what was expected of that one.
-- *measured*: the finished files beside the original, in turns, {repeats} times or more with new sessions: median, least
-  and most. One thread is timed by its processor time.
+- *measured*: the finished files beside the original, in turns, {repeats} times or more with new sessions: median,
+  least and most. One thread is timed by its processor time.
 - *top-1* and *SQNR*: against labels, and against the original's outputs, on test data that nothing was chosen by.
 - *seconds*: the whole job, while other work had most of the {cores} cores.
 """
@@ -291,7 +291,7 @@ def _at_equal_time(entries: list[dict[str, Any]]) -> list[str]:
             right = entry["macs"]["top1"]["after"], near["latency"]["top1"]["after"]
             found.append(
                 f"- {entry['model']}, {entry['asked']}: `--macs {entry['target']:g}` takes {macs:.3f} and is right "
-                f"in {right[0]:.2%}, `--latency {near['target']:g}` takes {latency:.3f} and is right in {right[1]:.2%}"
+                f"in {right[0]:.2%}, `--latency {near['target']:g}` takes {latency:.3f}, right in {right[1]:.2%}"
             )
     if not found:
         return []
