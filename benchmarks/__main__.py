@@ -7,11 +7,22 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from benchmarks import coverage, gradients, latency, quality, readme, real, scaling, torchvision_table
+from benchmarks import (
+    coverage,
+    gradients,
+    latency,
+    quality,
+    readme,
+    real,
+    scaling,
+    solvers,
+    torchvision_table,
+)
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "scaling": scaling.main,
     "real": real.main,
+    "solvers": solvers.main,
     "torchvision_table": torchvision_table.main,
     "gradients": gradients.main,
     "latency": latency.main,

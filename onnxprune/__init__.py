@@ -5,7 +5,7 @@
 '0.1.0'
 
 The functions carry the names of the command line: `load`, `analyze`, `plan`, `apply`, `prune`, `validate`,
-`explain`; `onnxprune gradients` is `differentiate`. Everything is imported on first use.
+`explain`, `sparsify`, `stats`; `onnxprune gradients` is `differentiate`. Everything is imported on first use.
 """
 
 from __future__ import annotations
@@ -24,12 +24,17 @@ _HOMES = {
     "validate": "onnxprune.api",
     "explain": "onnxprune.api",
     "differentiate": "onnxprune.api",
+    "sparsify": "onnxprune.api",
+    "stats": "onnxprune.api",
     "Analysis": "onnxprune.analysis",
     "Explanation": "onnxprune.explanation",
     "LoadedModel": "onnxprune.model.io",
+    "ModelStatistics": "onnxprune.inspection.collect",
     "Plan": "onnxprune.plans",
     "Pruned": "onnxprune.pruning",
     "Report": "onnxprune.report.report",
+    "Sparsified": "onnxprune.sparsifying",
+    "SparsityReport": "onnxprune.report.sparsity",
     "Validation": "onnxprune.validation",
     "Criterion": "onnxprune.criteria",
     "CriterionTable": "onnxprune.criteria",
@@ -53,6 +58,8 @@ if TYPE_CHECKING:
     from onnxprune.api import load as load
     from onnxprune.api import plan as plan
     from onnxprune.api import prune as prune
+    from onnxprune.api import sparsify as sparsify
+    from onnxprune.api import stats as stats
     from onnxprune.api import validate as validate
     from onnxprune.criteria import Criterion as Criterion
     from onnxprune.criteria import CriterionTable as CriterionTable
@@ -60,14 +67,17 @@ if TYPE_CHECKING:
     from onnxprune.errors import OnnxPruneError as OnnxPruneError
     from onnxprune.errors import Reason as Reason
     from onnxprune.explanation import Explanation as Explanation
+    from onnxprune.inspection.collect import ModelStatistics as ModelStatistics
     from onnxprune.model.io import LoadedModel as LoadedModel
     from onnxprune.plans import Plan as Plan
     from onnxprune.plans import read_plan as read_plan
     from onnxprune.pruning import Pruned as Pruned
     from onnxprune.report.report import Report as Report
+    from onnxprune.report.sparsity import SparsityReport as SparsityReport
     from onnxprune.rules import Rule as Rule
     from onnxprune.rules import RuleTable as RuleTable
     from onnxprune.rules import default_rules as default_rules
+    from onnxprune.sparsifying import Sparsified as Sparsified
     from onnxprune.validation import Validation as Validation
 
 

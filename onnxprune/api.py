@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from onnxprune.allocate.target import Target
+from onnxprune.allocate.target import Target, target_of
 from onnxprune.analysis import Analysis, analyze
 from onnxprune.choosing.choices import Choices
 from onnxprune.choosing.scoring import score_groups
@@ -17,6 +17,7 @@ from onnxprune.criteria import CriterionTable
 from onnxprune.differentiation import differentiate
 from onnxprune.errors import UsageError
 from onnxprune.explanation import explain
+from onnxprune.inspection.collect import stats
 from onnxprune.job import Job, Progress
 from onnxprune.model import io
 from onnxprune.model.batchnorm import fold_batchnorm as fold
@@ -26,10 +27,22 @@ from onnxprune.model.normalize import normalize
 from onnxprune.plans import MadeWith, Plan, made_with, read_plan
 from onnxprune.pruning import Pruned, apply_plan, prune_model
 from onnxprune.rules import RuleTable
+from onnxprune.sparsifying import sparsify
 from onnxprune.timing import timed_alone
 from onnxprune.validation import validate
 
-__all__ = ["analyze", "apply", "differentiate", "explain", "load", "plan", "prune", "validate"]
+__all__ = [
+    "analyze",
+    "apply",
+    "differentiate",
+    "explain",
+    "load",
+    "plan",
+    "prune",
+    "sparsify",
+    "stats",
+    "validate",
+]
 
 Source = str | os.PathLike[str] | LoadedModel
 
@@ -56,27 +69,6 @@ def load(path: str | os.PathLike[str], *, fold_batchnorm: bool = False) -> Loade
 def folded(source: LoadedModel) -> LoadedModel:
     """The same model with its BatchNormalization nodes folded; equal up to the rounding of the weights."""
     return replace(source, ir=finalize(fold(normalize(source.ir))))
-
-
-def target_of(
-    macs: float | None, params: float | None, ratio: float | None, latency: float | None = None
-) -> Target:
-    """The one target that was given; by default keep at most 70 % of the MACs.
-
-    Raises
-    ------
-    UsageError
-        More than one was given, or its value is outside (0, 1].
-    """
-    named = (("macs", macs), ("params", params), ("latency", latency), ("ratio", ratio))
-    given = [(k, v) for k, v in named if v is not None]
-    if len(given) > 1:
-        names = " and ".join(f"--{kind}" for kind, _ in given)
-        raise UsageError(f"{names} contradict each other", "Give one target.")
-    if not given:
-        return Target("macs", 0.7)
-    kind, value = given[0]
-    return Target(kind, value)  # type: ignore[arg-type]
 
 
 def plan(

@@ -1,10 +1,8 @@
-"""The command line. The only module that prints; heavy imports happen inside the commands."""
+"""The command line. It prints, together with `onnxprune.commands`; heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
 import gc
-import logging
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +11,10 @@ from typing import Any, NoReturn
 import click
 
 from onnxprune import __version__
-from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.commands.sparsify import sparsify
+from onnxprune.commands.stats import stats
+from onnxprune.commands.terminal import LOG, log, name_files, width
+from onnxprune.errors import OnnxPruneError
 from onnxprune.files import check_formats, default_output, open_checked, write_side_files
 from onnxprune.options import (
     FILE,
@@ -32,8 +33,6 @@ from onnxprune.options import (
     verbosity,
 )
 from onnxprune.progress import Bar
-
-_LOG = logging.getLogger("onnxprune")
 
 _GC_THRESHOLDS = (100_000, 20, 50)
 """Graphs are many small objects that live long: collecting cycles at the default rate costs a third of a run."""
@@ -118,7 +117,7 @@ def prune(
     """
     from onnxprune import api
 
-    _log(quiet, verbose)
+    log(quiet, verbose)
     check_formats(reports)
     bindings = parse_bindings(bind)
     output = output or default_output(model)
@@ -159,7 +158,7 @@ def apply(
     """Replay PLAN, which `prune --plan` wrote, on MODEL."""
     from onnxprune import api
 
-    _log(quiet, verbose)
+    log(quiet, verbose)
     check_formats(reports)
     bindings = parse_bindings(bind)
     output = output or default_output(model)
@@ -201,7 +200,7 @@ def analyze(
     from onnxprune.model.io import write_text
     from onnxprune.report import analysis as reporter
 
-    _log(quiet, verbose)
+    log(quiet, verbose)
     bindings = parse_bindings(bind)
     with Bar(quiet) as bar:
         to_file = None if json_file == Path("-") else json_file
@@ -217,9 +216,9 @@ def analyze(
     elif json_file is not None:
         click.echo(text, nl=False)
     elif not quiet:
-        click.echo(reporter.render(result, verbose=verbose, width=_width()))
+        click.echo(reporter.render(result, verbose=verbose, width=width()))
     if to_file is not None and not quiet:
-        click.echo(reporter.render(result, verbose=verbose, width=_width()))
+        click.echo(reporter.render(result, verbose=verbose, width=width()))
         click.echo(f"\nanalysis written to {to_file}")
 
 
@@ -234,7 +233,7 @@ def explain(model: Path, name: str, bind: tuple[str, ...], **axes: Any) -> None:
     """Say why tensor, layer, axis (`tensor[dim]`) or group NAME is coupled or blocked."""
     from onnxprune import api
 
-    _log(quiet=False, verbose=False)
+    log(quiet=False, verbose=False)
     bindings = parse_bindings(bind)
     with Bar() as bar:
         bar.update("analysing", 0, 0)
@@ -268,7 +267,7 @@ def validate(
     """Measure the accuracy of MODEL, and how far its outputs are from the original's."""
     from onnxprune import api
 
-    _log(quiet, verbose)
+    log(quiet, verbose)
     with Bar(quiet) as bar:
         result = api.validate(
             model,
@@ -304,7 +303,7 @@ def gradients(
     """Write MODEL with a loss and its gradients behind it, in plain ONNX operators."""
     from onnxprune import api
 
-    _log(quiet, verbose)
+    log(quiet, verbose)
     bindings = parse_bindings(bind)
     output = output or model.with_name(f"{model.stem}.gradients.onnx")
     with Bar(quiet) as bar:
@@ -313,30 +312,17 @@ def gradients(
         click.echo(f"{made}\n\nmodel written to {output}")
 
 
+cli.add_command(sparsify)
+cli.add_command(stats)
+
+
 def _show(pruned: Any, quiet: bool, verbose: bool, plan: Path | None, reports: tuple[Path, ...]) -> None:
     if quiet:
         return
     from onnxprune.report import terminal
 
-    click.echo(terminal.render(pruned.report, verbose=verbose, width=_width()))
-    click.echo()
-    for what, file in (("model", pruned.path), ("plan", plan), *(("report", r) for r in reports)):
-        if file is not None:
-            click.echo(f"{what} written to {file}")
-
-
-def _width() -> int | None:
-    """Columns of the terminal; None where the output is none."""
-    return max(shutil.get_terminal_size().columns, 60) if sys.stdout.isatty() else None
-
-
-def _log(quiet: bool, verbose: bool) -> None:
-    if quiet and verbose:
-        raise UsageError("-q and -v contradict each other", "Give one.")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    _LOG.handlers[:] = [handler]
-    _LOG.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
+    click.echo(terminal.render(pruned.report, verbose=verbose, width=width()))
+    name_files([("model", pruned.path), ("plan", plan), *(("report", r) for r in reports)])
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -347,12 +333,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     arguments
         By default those of the process.
     """
-    handlers, level = list(_LOG.handlers), _LOG.level
+    handlers, level = list(LOG.handlers), LOG.level
     try:
         _run(arguments)
     finally:
-        _LOG.handlers[:] = handlers
-        _LOG.setLevel(level)
+        LOG.handlers[:] = handlers
+        LOG.setLevel(level)
 
 
 def _run(arguments: Sequence[str] | None) -> NoReturn:
@@ -374,7 +360,7 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
     except MemoryError:
         _fail("error: out of memory\nUse a machine with more memory, or fewer or smaller samples.", 1)
     except Exception as error:  # noqa: BLE001 - the last resort
-        _LOG.info("", exc_info=True)
+        LOG.info("", exc_info=True)
         _fail(
             f"error: this should not happen: {type(error).__name__}: {error}\n"
             "It is a bug of onnxprune. Please report it together with what -v prints.",

@@ -86,7 +86,7 @@ def test_only_the_model_room_knows_the_serialised_form(file):
 
 @pytest.mark.parametrize("file", FILES, ids=identify)
 def test_only_the_command_line_prints_and_exits(file):
-    if file.name == "cli.py":
+    if identify(file) == "cli.py" or room(file) == "commands":
         return
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.Call):
@@ -117,6 +117,7 @@ def test_rooms_depend_in_one_direction():
         "rules": {"criteria", "allocate", "calibrate", "evaluate", "report"},
         "model": {"graph", "rules", "criteria", "allocate", "calibrate", "evaluate", "report", "surgery"},
         "surgery": {"criteria", "allocate", "calibrate", "evaluate", "report"},
+        "solvers": {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"solvers"},
         "calibrate": {"graph", "rules", "criteria", "allocate", "evaluate", "report", "surgery"},
     }
     for file in FILES:

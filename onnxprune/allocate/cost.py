@@ -19,6 +19,7 @@ from onnxprune.allocate.twins import TwinVectors
 from onnxprune.graph.axes import Axis, Bools, Index
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group, Partition
+from onnxprune.rules.op import Op
 from onnxprune.rules.rule import Term
 
 Extents = np.ndarray[Any, np.dtype[np.float64]]
@@ -292,18 +293,27 @@ class CostModel:
 
 def inner_weights(axis_graph: AxisGraph) -> dict[str, int]:
     """Elements of float weights that only the bodies of If, Loop and Scan use, per node with such bodies."""
-    counted: set[ir.Value] = set(axis_graph.parameters)
     sizes: dict[str, int] = {}
+    for value, op in inner_values(axis_graph).items():
+        if value.const_value is not None:
+            sizes[op.label] = sizes.get(op.label, 0) + value.const_value.size
+    return sizes
+
+
+def inner_values(axis_graph: AxisGraph) -> dict[ir.Value, Op]:
+    """Float weights that only the bodies of If, Loop and Scan use, and the first node whose body does."""
+    counted: set[ir.Value] = set(axis_graph.parameters)
+    found: dict[ir.Value, Op] = {}
     for op in axis_graph.ops:
         graphs = [g for attr in op.node.attributes.values() for g in _graphs(attr)]
         for graph in graphs:
-            used = {v for node in graph.all_nodes() for v in node.inputs if v is not None}
-            for value in (used | set(graph.initializers.values())) - counted:
+            used = [v for node in graph.all_nodes() for v in node.inputs if v is not None]
+            for value in (*used, *graph.initializers.values()):
                 data = value.const_value
-                if data is not None and data.dtype.is_floating_point():
+                if value not in counted and data is not None and data.dtype.is_floating_point():
                     counted.add(value)
-                    sizes[op.label] = sizes.get(op.label, 0) + data.size
-    return sizes
+                    found[value] = op
+    return found
 
 
 def _graphs(attr: ir.Attr) -> list[ir.Graph]:

@@ -34,6 +34,11 @@ class Target:
                 f"--{self.kind} takes a share: 0.6 means {_MEANING[self.kind]}.",
             )
 
+    @property
+    def dropped(self) -> float:
+        """About which share of the units goes: the ratio, or what is not kept of the MACs or parameters."""
+        return self.value if self.kind == "ratio" else 1.0 - self.value
+
     def achieved(self, full: Cost, now: Cost, units: int, dropped: int) -> float:
         """The share that was reached: kept MACs, parameters or run time, or dropped units."""
         if self.kind == "ratio":
@@ -57,6 +62,27 @@ class Target:
         if self.kind == "ratio":
             return f"drop {share} of the {self.unit}"
         return f"keep at most {share} of the {self.unit}"
+
+
+def target_of(
+    macs: float | None, params: float | None, ratio: float | None, latency: float | None = None
+) -> Target:
+    """The one target that was given; by default keep at most 70 % of the MACs.
+
+    Raises
+    ------
+    UsageError
+        More than one was given, or its value is outside (0, 1].
+    """
+    named = (("macs", macs), ("params", params), ("latency", latency), ("ratio", ratio))
+    given = [(k, v) for k, v in named if v is not None]
+    if len(given) > 1:
+        names = " and ".join(f"--{kind}" for kind, _ in given)
+        raise UsageError(f"{names} contradict each other", "Give one target.")
+    if not given:
+        return Target("macs", 0.7)
+    kind, value = given[0]
+    return Target(kind, value)  # type: ignore[arg-type]
 
 
 _UNIT = {"macs": "MACs", "params": "parameters", "latency": "run time", "ratio": "units"}

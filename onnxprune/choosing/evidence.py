@@ -216,20 +216,21 @@ class Evidence:
     @cached_property
     def mask_gradients(self) -> Mapping[str, MaskGradients]:
         """Of the loss with respect to masks over the units of every group, by group id."""
-        return self._differentiation.masks(self.analysis.groups.values())
+        return self.differentiation.masks(self.analysis.groups.values())
 
     @cached_property
     def weight_gradients(self) -> Mapping[str, Sequence[WeightGradients]]:
         """Of the loss with respect to the weights that make the units of every group, by group id."""
-        return self._differentiation.weights(self.analysis.groups.values())
+        return self.differentiation.weights(self.analysis.groups.values())
 
     @property
     def differentiated(self) -> str:
         """What gradients are those of, for the report."""
-        return f"gradients are those of {self._differentiation.objective().sentence}"
+        return f"gradients are those of {self.differentiation.objective().sentence}"
 
     @property
-    def _differentiation(self) -> Differentiation:
+    def differentiation(self) -> Differentiation:
+        """The loss on the samples for statistics, and how it is run."""
         data = self.divided[0]
         size = min(BATCH, max(1, len(data) // FEWEST_BATCHES))
         progress = self.tick("differentiating")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import onnx
@@ -15,6 +16,12 @@ from onnxprune.model.tensors import all_graphs, check_tensor
 
 _DAMAGED = "The file is damaged or was written by a faulty tool: export the model again."
 _LARGEST = 2**31 - 1
+
+INDEX_BYTES = 8
+"""ONNX stores the position of every value of a sparse tensor as an int64."""
+
+SPARSE_FROM = 6
+"""The IR version from which on graphs have sparse initializers."""
 
 
 def densify(proto: onnx.ModelProto) -> None:
@@ -88,6 +95,31 @@ def dense_tensor(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
     dense = np.zeros(math.prod(shape), values.dtype.numpy())
     dense[flat] = values.numpy().ravel()
     return ir.serde.serialize_tensor(edit.tensor(dense.reshape(shape), values.dtype, name))
+
+
+def sparse_tensor(tensor: ir.TensorProtocol, name: str) -> onnx.SparseTensorProto:
+    """A tensor without its zeros: values, and their positions in the flattened tensor."""
+    array = np.asarray(tensor.numpy())
+    places = np.flatnonzero(array)
+    proto = onnx.SparseTensorProto(dims=array.shape)
+    values = edit.tensor(array.ravel()[places], tensor.dtype, name)
+    proto.values.CopyFrom(ir.serde.serialize_tensor(values))
+    indices = edit.tensor(places.astype(np.int64), ir.DataType.INT64, f"{name}/indices")
+    proto.indices.CopyFrom(ir.serde.serialize_tensor(indices))
+    return proto
+
+
+def sparse_saves(model: ir.Model, names: Iterable[str]) -> list[str]:
+    """Those of the initializers that are smaller without their zeros."""
+    found = []
+    for name in names:
+        data = model.graph.initializers[name].const_value if name in model.graph.initializers else None
+        if data is None or data.dtype.bitwidth % 8 or data.dtype == ir.DataType.STRING:
+            continue
+        nonzero = int(np.count_nonzero(data.numpy()))
+        if nonzero * (data.dtype.itemsize + INDEX_BYTES) < data.nbytes:
+            found.append(name)
+    return found
 
 
 def _flat_indices(

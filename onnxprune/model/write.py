@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +26,7 @@ from onnxprune.model.serialize import (
     too_large,
     without_weights,
 )
+from onnxprune.model.sparse import SPARSE_FROM, sparse_tensor
 from onnxprune.model.wire import Streamed, write_data, write_model
 
 EXTERNAL_ABOVE = 1_800_000_000
@@ -44,6 +45,7 @@ def save(
     external: bool = False,
     force: bool = False,
     sources: Iterable[str | os.PathLike[str]] = (),
+    sparse: Collection[str] = (),
 ) -> int:
     """Write a model whole or not at all; the same model gives the same bytes.
 
@@ -60,6 +62,8 @@ def save(
     sources
         Files that must not be written over: the input model and its data files. Files from which the model's
         own external weights are read are never written over.
+    sparse
+        Initializers that are written as `sparse_initializer`.
 
     Returns
     -------
@@ -81,7 +85,7 @@ def save(
     check_writable(path, force=force, sources=inputs, external=external)
     data = data_path(path) if external else None
     with _reported(path), _scratch(path) as folder:
-        size = _write(model, folder / path.name, folder / data.name if data else None)
+        size = _write(model, folder / path.name, folder / data.name if data else None, sparse)
         pairs = [(folder / data.name, data)] if data and (folder / data.name).exists() else []
         _replace_all([*pairs, (folder / path.name, path)], folder)
     return size
@@ -96,9 +100,13 @@ def _weight_bytes(model: ir.Model) -> int:
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
-def _write(model: ir.Model, path: Path, data: Path | None) -> int:
+def _write(model: ir.Model, path: Path, data: Path | None, sparse: Collection[str]) -> int:
     """Write the model and, where wanted, its data file; return their size."""
     proto, weights = without_weights(model)
+    for name in sparse:
+        proto.graph.sparse_initializer.append(sparse_tensor(weights.pop(name), name))
+    if sparse:
+        proto.ir_version = max(proto.ir_version, SPARSE_FROM)
     items: list[Streamed | onnx.TensorProto] = []
     with contextlib.ExitStack() as stack:
         out = None

@@ -67,15 +67,14 @@ def fit(
         What to try besides leaving everything as it is.
     """
     features = weight.shape[2]
-    second = Moments(1.0, held.mean, held.gram / max(held.count, 1.0))
-    before = _error(second, weight, bias)
+    before = error_of(held, weight, bias)
     energy = float(np.einsum("gii->", held.covariance[:, features:, features:]))
     best = Fit("none", weight, bias, before, before, energy)
     for kind in kinds:
         for w, b in _candidates(kind, seen, weight):
             if not (np.isfinite(w).all() and np.isfinite(b).all()):
                 continue
-            error = _error(second, w, b)
+            error = error_of(held, w, b)
             if error < best.error:
                 best = Fit(kind, w, b, error, before, energy)
     return best
@@ -127,10 +126,20 @@ def _candidates(kind: str, seen: Moments, weight: Matrix) -> list[tuple[Matrix, 
     return found
 
 
-def _error(averages: Moments, weight: Matrix, bias: Matrix) -> float:
-    """Mean over the rows of `||t - W x - b||^2`, from moments that were divided by the number of rows."""
+def error_of(moments: Moments, weight: Matrix, bias: Matrix) -> float:
+    """Mean over the rows `(x, t)` of `||t - W x - b||^2`.
+
+    Parameters
+    ----------
+    moments
+        Of the rows: features, then targets.
+    weight
+        Shape (groups, outputs per group, features).
+    bias
+        Shape (groups, outputs per group).
+    """
     features = weight.shape[2]
-    second, mean = averages.gram, averages.total
+    second, mean = moments.gram / max(moments.count, 1.0), moments.mean
     xx, xt = second[:, :features, :features], second[:, :features, features:]
     tt = np.einsum("gii->g", second[:, features:, features:])
     x, t = mean[:, :features], mean[:, features:]

@@ -128,7 +128,7 @@ def repair(
             mending.product(first)
         else:
             run = [step for step in itertools.takewhile(_is_layer, steps) if isinstance(step, Pair)]
-            targets = _ready(axis_graph, student, kept, run, mending.waiting)
+            targets = ready(axis_graph, student, kept, run, mending.waiting)
             steps = steps[len(targets) :]
             mending.layers(targets)
         if progress is not None:
@@ -247,7 +247,7 @@ def _in_order(student: Piecewise, pairs: Sequence[Pair], factors: Sequence[Facto
     return steps
 
 
-def _ready(
+def ready(
     axis_graph: AxisGraph, student: Piecewise, kept: Kept, pairs: Sequence[Pair], waiting: Sequence[ir.Node]
 ) -> list[Target]:
     """The first layers whose inputs do not depend on layers that are still to be repaired."""

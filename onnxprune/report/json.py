@@ -40,7 +40,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "fidelity": None if report.fidelity is None else asdict(report.fidelity),
         "warnings": list(report.warnings),
     }
-    return _finite(body)  # type: ignore[no-any-return]
+    return finite(body)  # type: ignore[no-any-return]
 
 
 def render(report: Report) -> str:
@@ -48,11 +48,12 @@ def render(report: Report) -> str:
     return json.dumps(to_dict(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Nested plain values with None in place of infinite and undefined numbers."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

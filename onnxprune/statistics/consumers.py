@@ -101,23 +101,34 @@ class Consumer:
         return self.node.op_type == "Gemm" and _int(self.node, "transB", 0) == 1
 
     @property
-    def _factor(self) -> float:
+    def layout(self) -> str:
+        """How the weight lies in memory: weights of one shape and one layout correspond element by element."""
+        return self.node.op_type if self.convolves else "rows" if self._transposed else "columns"
+
+    @property
+    def factor(self) -> float:
+        """What the node multiplies its weight by (alpha); `matrix` holds the product."""
         return _float(self.node, "alpha", 1.0) if self.node.op_type == "Gemm" else 1.0
 
     def matrix(self, array: Array | None = None) -> Array:
         """The weight as (groups, outputs per group, taps x columns), float64, columns running fastest."""
-        w = np.asarray(self.array if array is None else array).astype(np.float64)
+        wide = np.asarray(self.array if array is None else array).astype(np.float64)
+        w = np.ascontiguousarray(self.arranged(wide))
+        return w if self.convolves else w * self.factor
+
+    def arranged(self, array: Array) -> Array:
+        """An array of the weight's shape, laid out as by `matrix`; no factor, the same type, often a view."""
         if not self.convolves:
-            return np.ascontiguousarray((w if self._transposed else w.T)[None]) * self._factor
-        split = w.reshape(self.groups, -1, w.shape[1], self.taps)
+            return (array if self._transposed else array.T)[None]
+        split = array.reshape(self.groups, -1, array.shape[1], self.taps)
         order = (0, 1, 3, 2) if self.node.op_type == "Conv" else (0, 2, 3, 1)
         turned = split.transpose(order)
-        return np.ascontiguousarray(turned).reshape(self.groups, turned.shape[1], -1)
+        return np.asarray(turned.reshape(self.groups, turned.shape[1], -1))
 
     def from_matrix(self, matrix: Array) -> Array:
         """The weight in the node's own layout, from what `matrix` gives."""
         if not self.convolves:
-            w = matrix[0] / self._factor
+            w = matrix[0] / self.factor
             return np.asarray(w if self._transposed else w.T)
         split = matrix.reshape(self.groups, matrix.shape[1], self.taps, -1)
         order = (0, 1, 3, 2) if self.node.op_type == "Conv" else (0, 3, 1, 2)

@@ -59,7 +59,8 @@ class Trial:
     def change(self, weights: Feed) -> float:
         """Mean squared change of all float outputs, as a share of their variance, with other weights.
 
-        Infinite where the outputs are no numbers any more.
+        An output of another shape has changed by all of its variance. Infinite where the outputs are no numbers any
+        more.
         """
         values = [self._model.graph.initializers[name] for name in weights]
         users = {node for value in values for node in value.consumers()}
@@ -84,7 +85,8 @@ class Trial:
             around = whole - whole.mean(axis=0, keepdims=True) if len(whole) > 1 else whole
             variance = float(np.square(around).mean())
             if variance > 0 and np.isfinite(variance):
-                shares.append(float(np.square(other[name] - whole).mean()) / variance)
+                same = other[name].shape == whole.shape  # how many boxes there are depends on weights
+                shares.append(float(np.square(other[name] - whole).mean()) / variance if same else 1.0)
         change = float(np.mean(shares)) if shares else 0.0
         return change if np.isfinite(change) else float("inf")
 

@@ -1,0 +1,1 @@
+"""What a file's weights show: where its zeros lie, what they are worth, what became of the model it came from."""
