@@ -77,7 +77,7 @@ def _sparsity(data: Mapping[str, Any]) -> str:
             lines.append([f"`{model}`", f"{pattern}, {level:.0%}", f"{before['top1']:.1%}", *cells])
     head = ["", "zeros", "original", *(name for _, name in SPARSE)]
     return (
-        "Weights made zero in place, without any training: top-1 on test data by what chooses and makes up for them. "
+        "Weights made zero in place, without training: top-1 on test data by what chooses and makes up for them. "
         f"[All curves](benchmarks/sparsity.md).\n\n{table(head, lines, left=2)}"
     )
 
