@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from benchmarks import coverage, gradients, quality, readme, real, scaling, torchvision_table
+from benchmarks import coverage, criteria, gradients, quality, readme, real, scaling, torchvision_table
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "scaling": scaling.main,
@@ -16,9 +16,10 @@ BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "gradients": gradients.main,
     "coverage": coverage.main,
     "quality": quality.main,
+    "criteria": criteria.main,
     "readme": readme.main,
 }
-LONG = ("coverage", "gradients", "quality")
+LONG = ("coverage", "gradients", "quality", "criteria")
 """These take hours, or want transformers, and run only by name."""
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from benchmarks.criteria_facts import Results, Row, doubt, held, quality
-from benchmarks.criteria_runs import AUTO, BY_GRADIENTS, GRADIENT, MAGNITUDE
+from benchmarks.criteria_facts import Results, Row, doubt, quality
+from benchmarks.criteria_runs import AUTO, BY_GRADIENTS, GRADIENT, MAGNITUDE, OUTPUTS
 from benchmarks.tables import share, table
 
 SPEECH = "kwt1_speechcommands"
 FREE = "retrain_free"
 CLEAR = 0.01
+FEWEST = 4
+"""Of criteria with results, for a choice between them."""
 
 
 def speech(found: Results) -> list[str]:
@@ -25,7 +27,7 @@ def speech(found: Results) -> list[str]:
         cells = [share(point, 1), _both(found, ours)]
         for other in others.values():
             verdict = _verdict(ours, other)
-            verdicts[verdict] += 1
+            verdicts["no" if "no" in verdict else "by SQNR" if "SQNR" in verdict else "yes"] += 1
             cells += [_both(found, other), verdict]
         rows.append(cells)
     if not rows:
@@ -33,12 +35,13 @@ def speech(found: Results) -> list[str]:
     header = ["MACs kept", f"`{FREE}`"]
     for name in MAGNITUDE:
         header += [f"`{name}`", f"beats `{name}`?"]
-    said = ", ".join(f"{verdict.replace('*', '')} {count} times" for verdict, count in verdicts.most_common())
     return [
         f"## Does `{FREE}` beat magnitude on the keyword transformer?",
         f"{SPEECH}, change of top-1 in points, and SQNR. *yes* and **no** mean more or fewer right answers "
-        f"on the test data; where these are equal many, SQNR decides, and it is said so. In all: {said}.",
+        "on the test data; where the two have as many, SQNR decides, and it is said so.",
         table(header, rows),
+        f"Of {len(MAGNITUDE) * len(rows)} comparisons {verdicts['yes']} are won by right answers, "
+        f"{verdicts['by SQNR']} by SQNR at the same number of right answers, {verdicts['no']} are lost.",
     ]
 
 
@@ -61,28 +64,67 @@ def best_ones(found: Results) -> list[str]:
     """Which criterion with gradients is best where."""
     columns = sorted({p for name in found.models for p in found.points(name)}, reverse=True)
     rows, wins = [], Counter[str]()
-    plain, plain_of = Counter[str](), 0
     for model in found.models:
         cells = []
         for point in columns:
             best = found.best(model, point)
             cells.append("" if best is None else f"{best} ({_margin(found, model, point, best)})")
-            if best is not None:
-                wins[best] += 1
-                if (simple := found.best(model, point, GRADIENT)) is not None:
-                    plain[simple] += 1
-                    plain_of += 1
+            wins.update([best] if best is not None else [])
         if any(cells):
             rows.append([model, *cells])
-    counted = ", ".join(f"{name} {count}" for name, count in wins.most_common())
-    by_labels = ", ".join(f"`{name}` {count}" for name, count in plain.most_common())
+    counted = ", ".join(f"`{name}` {count}" for name, count in wins.most_common())
     return [
         "## Which criterion with gradients is best where?",
-        "By top-1 on the test data, then by SQNR; *outputs* stands for `--loss outputs`. In brackets how "
-        "far it is from `auto`: points of top-1 and dB.",
+        "By top-1 on the test data, then by SQNR, with the default loss. In brackets how far it is from "
+        "`auto`: points of top-1 and dB. Cells are empty where fewer than three of them were run.",
         table(["model", *(share(point, 1) for point in columns)], rows),
-        f"Best most often: {counted}. Of those with the default loss alone, in {plain_of} cases: "
-        f"{by_labels}.",
+        f"Best most often, of {sum(wins.values())} cases: {counted}.",
+        "Ahead of both `l1` and `l2` with the same repair, likewise by top-1, then by SQNR:",
+        _ahead_of_magnitudes(found),
+        *_by_outputs(found),
+    ]
+
+
+def _ahead_of_magnitudes(found: Results) -> str:
+    rows = []
+    for name in GRADIENT:
+        cases, lost = 0, dict.fromkeys(found.models, "")
+        for model in found.models:
+            points = []
+            for point in found.points(model):
+                row, others = found.row(model, name, point), found.present(model, MAGNITUDE, point)
+                if row is None or not others:
+                    continue
+                cases += 1
+                if any(quality(other) >= quality(row) for other in others.values()):
+                    points.append(share(point, 1).removesuffix(" %"))
+            lost[model] = f"{model} at {', '.join(points)} %" if points else ""
+        behind = sum(text.count(",") + 1 for text in lost.values() if text)
+        rows.append(
+            [f"`{name}`", f"{cases - behind} of {cases}", "; ".join(filter(None, lost.values())) or "-"]
+        )
+    return table(["criterion", "ahead", "behind one of them"], rows, left=3)
+
+
+def _by_outputs(found: Results) -> list[str]:
+    """What it changes when the loss is about outputs instead of labels."""
+    rows = []
+    for name, options in OUTPUTS.items():
+        for model in found.models:
+            for point in found.points(model):
+                plain = found.row(model, options["criterion"], point)
+                other, auto = found.row(model, name, point), found.row(model, AUTO, point)
+                if plain is not None and other is not None and auto is not None:
+                    figures = [_both(found, row) for row in (plain, other, auto)]
+                    rows.append([model, f"`{options['criterion']}`", share(point, 1), *figures])
+    if not rows:
+        return []
+    header = ["model", "criterion", "MACs kept", "`--loss auto` (labels)", "`--loss outputs`", "`auto`"]
+    better = sum(float(row[4].split()[1]) > float(row[3].split()[1]) for row in rows)
+    return [
+        "With `--loss outputs` the gradients are those of the outputs instead of the labels' loss. The "
+        f"SQNR is higher for it in {better} of {len(rows)} cases:",
+        table(header, rows, left=2),
     ]
 
 
@@ -97,41 +139,30 @@ def _margin(found: Results, model: str, point: float, name: str) -> str:
 def auto_beaten(found: Results) -> list[str]:
     """Where a criterion beats `auto`, and whether held-out samples would have told."""
     rows: list[Sequence[str]] = []
-    cases, clear, told_clear, gains, losses = 0, 0, 0, [], []
+    compared, cases, clear = 0, 0, 0
     for model in found.models:
         for point in found.points(model):
             auto = found.row(model, AUTO, point)
-            if auto is None:
+            others = found.present(model, (*MAGNITUDE, *BY_GRADIENTS), point)
+            if auto is None or not others:
                 continue
             cases += 1
-            for name, row in found.present(model, (*MAGNITUDE, *BY_GRADIENTS), point).items():
+            compared += len(others)
+            for name, row in others.items():
                 if _ahead(row, auto):
-                    told = held(row) > held(auto)
                     p = doubt(row, auto) if "right" in row else None
-                    if p is None or p < CLEAR:
-                        clear += 1
-                        told_clear += told
-                    rows.append(_case(model, point, name, row, auto, p, told))
-            chosen = found.chosen(model, point)
-            if chosen not in (None, AUTO):
-                other = found.row(model, str(chosen), point)
-                if other is not None:
-                    pair = (
-                        other["db"] - auto["db"],
-                        100 * (other["top1"] - auto["top1"]) if "top1" in other else None,
-                    )
-                    (gains if quality(other) > quality(auto) else losses).append(
-                        (model, point, chosen, *pair)
-                    )
+                    clear += p is None or p < CLEAR
+                    rows.append(_case(model, point, name, row, auto, p))
     return [
         "## Where does any beat `auto`?",
-        _summary(cases, len(rows), clear, told_clear),
+        _summary(cases, compared, len(rows), clear),
         *([table(_HEADER, rows, left=2)] if rows else []),
-        _choosing(cases, gains, losses),
+        *_choosing(found),
     ]
 
 
-_HEADER = ["model", "criterion", "MACs kept", "top-1, points", "p", "SQNR, dB", "held-out SQNR, dB", "told?"]
+_HEADER = ["model", "criterion", "MACs kept", "top-1", "p", "SQNR"]
+_HEADER += ["held-out SQNR", "held-out KL", "held-out top-1"]
 
 
 def _ahead(row: Row, auto: Row) -> bool:
@@ -141,54 +172,73 @@ def _ahead(row: Row, auto: Row) -> bool:
     return bool(row["db"] > auto["db"] + 0.1)
 
 
-def _case(
-    model: str, point: float, name: str, row: Row, auto: Row, p: float | None, told: bool
-) -> Sequence[str]:
-    top1 = f"{100 * (row['top1'] - auto['top1']):+.2f}" if "top1" in row else ""
+def _case(model: str, point: float, name: str, row: Row, auto: Row, p: float | None) -> Sequence[str]:
+    def change(row: Row, auto: Row, key: str, form: str, scale: float = 1.0) -> str:
+        if row.get(key) is None or auto.get(key) is None:
+            return ""
+        return format(scale * (row[key] - auto[key]), form)
+
+    held, other = row["held"], auto["held"]
     return [
         model,
-        name,
+        f"`{name}`",
         share(point, 1),
-        top1,
+        change(row, auto, "top1", "+.2f", 100),
         "" if p is None else _p(p),
-        f"{row['db'] - auto['db']:+.1f}",
-        f"{held(row) - held(auto):+.1f}",
-        "yes" if told else "no",
+        change(row, auto, "db", "+.1f"),
+        change(held, other, "db", "+.1f"),
+        change(held, other, "kl", "+.2g"),
+        change(held, other, "top1", "+.2f", 100),
     ]
 
 
-def _summary(cases: int, ahead: int, clear: int, told: int) -> str:
+def _summary(cases: int, compared: int, ahead: int, clear: int) -> str:
     if not ahead:
         return f"Nowhere: in none of {cases} cases of a model and a budget is a criterion ahead of `auto`."
     return (
-        f"In {cases} cases of a model and a budget, criteria are ahead of `auto` on the test data {ahead} "
-        f"times, by whatever little; {clear} of these are clear (p below {CLEAR:g}, or without labels at "
-        f"all), and held-out calibration samples would have told {told} of them. *told*: the repaired model "
-        "changed the outputs on held-out samples less than that of `auto` did. All figures are differences "
-        "to `auto`."
+        f"{compared} results of other criteria, in {cases} cases of a model and a budget, were held against "
+        f"`auto`. On the test data {ahead} are ahead of it, by whatever little: more right answers, or as "
+        f"many at a higher SQNR; {clear} of these clearly so (p below {CLEAR:g}, or a higher SQNR where "
+        "there are no labels). All figures are differences to `auto`: points of top-1, dB, nats. The last "
+        "three columns say what held-out calibration samples would have told: more dB, less KL, more right "
+        "answers."
     )
 
 
-_Choice = tuple[str, float, str, float, float | None]
+YARDSTICKS: dict[str, Callable[[Row], tuple[float, ...]]] = {
+    "highest SQNR": lambda row: (row["held"]["db"],),
+    "least KL": lambda row: (-row["held"]["kl"],),
+    "most right answers, then least KL": lambda row: (row["held"]["top1"], -row["held"]["kl"]),
+}
+"""By what a result may be chosen on held-out samples."""
 
 
-def _choosing(cases: int, gains: Sequence[_Choice], losses: Sequence[_Choice]) -> str:
-    changed = len(gains) + len(losses)
-    if not changed:
-        return (
-            "Had `auto` pruned and repaired with every criterion here and taken what changes the outputs on "
-            f"held-out samples least, it would have taken its own choice in all {cases} cases."
-        )
-
-    def listed(choices: Sequence[_Choice]) -> str:
-        return "; ".join(
-            f"{model} at {share(point, 1)} with {name} "
-            f"({'' if top1 is None else f'{top1:+.2f} points, '}{db:+.1f} dB)"
-            for model, point, name, db, top1 in choices
-        )
-
-    return (
-        "Had `auto` pruned and repaired with every criterion here and taken what changes the outputs on "
-        f"held-out samples least, it would have chosen otherwise in {changed} of {cases} cases. Better on "
-        f"the test data: {listed(gains) or 'none'}. Worse: {listed(losses) or 'none'}."
-    )
+def _choosing(found: Results) -> list[str]:
+    """What `auto` would have become if it tried every criterion, and took the best on held-out samples."""
+    rows = []
+    for title, key in YARDSTICKS.items():
+        changes, swaps, names = [], [], Counter[str]()
+        for model in found.models:
+            for point in found.points(model):
+                tried = found.present(model, (AUTO, *MAGNITUDE, *GRADIENT), point)
+                if not found.labelled(model) or AUTO not in tried or len(tried) < FEWEST:
+                    continue
+                chosen = max(tried, key=lambda name: key(tried[name]))
+                change = 100 * (tried[chosen]["top1"] - tried[AUTO]["top1"])
+                changes.append(change)
+                if chosen != AUTO:
+                    swaps.append(change)
+                    names[chosen] += 1
+        if changes:
+            better, worse = sum(c > 0 for c in swaps), sum(c < 0 for c in swaps)
+            taken = ", ".join(f"{name} {count}" for name, count in names.most_common()) or "-"
+            cells = [len(changes), len(swaps), better, worse, f"{sum(changes) / len(changes):+.3f}"]
+            rows.append([title, *cells, taken])
+    if not rows:
+        return []
+    header = ["chosen by", "cases", "not `auto`", "better", "worse", "points of top-1, mean", "taken instead"]
+    return [
+        "Had `auto` pruned and repaired with every criterion here, and taken the best on held-out samples "
+        "(labelled models only; better, worse: more or fewer right answers on the test data):",
+        table(header, rows),
+    ]

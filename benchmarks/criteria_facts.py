@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.criteria_runs import AUTO, BY_GRADIENTS, CRITERIA, SUBJECTS_BY_NAME
+from benchmarks.criteria_runs import GRADIENT, SUBJECTS_BY_NAME
 
 Row = Mapping[str, Any]
 
@@ -64,15 +64,13 @@ class Results:
         found = {name: self._done(model, name, point) for name in names}
         return {name: row for name, row in found.items() if row is not None}
 
-    def best(self, model: str, point: float, names: Iterable[str] = BY_GRADIENTS) -> str | None:
-        """The best of some criteria on the test data: top-1 where there are labels, then SQNR."""
-        rows = self.present(model, names, point)
-        return max(rows, key=lambda name: quality(rows[name])) if rows else None
+    def best(self, model: str, point: float) -> str | None:
+        """The best criterion with gradients on the test data: top-1 where there are labels, then SQNR.
 
-    def chosen(self, model: str, point: float) -> str | None:
-        """The one of all criteria that changed the outputs least on held-out calibration samples."""
-        rows = self.present(model, CRITERIA, point)
-        return max(rows, key=lambda name: held(rows[name])) if AUTO in rows else None
+        None where fewer than three were run.
+        """
+        rows = self.present(model, GRADIENT, point)
+        return max(rows, key=lambda name: quality(rows[name])) if len(rows) > 2 else None
 
     def missing(self) -> dict[str, list[str]]:
         """Runs that the benchmark has and this page lacks, as budgets by model and criterion."""
@@ -88,11 +86,6 @@ class Results:
 def quality(row: Row) -> tuple[float, float]:
     """What counts on the test data."""
     return row.get("top1", 0.0), row["db"]
-
-
-def held(row: Row) -> float:
-    """SQNR of the repaired model on calibration samples that nothing was learned from, in dB."""
-    return float(row["held"]["db"])
 
 
 def doubt(row: Row, other: Row) -> float:
