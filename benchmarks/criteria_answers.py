@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from statistics import mean
 
 from benchmarks.criteria_facts import Results, Row, doubt, quality
 from benchmarks.criteria_runs import AUTO, BY_GRADIENTS, GRADIENT, MAGNITUDE, OUTPUTS
@@ -16,8 +17,50 @@ FEWEST = 4
 """Of criteria with results, for a choice between them."""
 
 
+def in_short(found: Results) -> list[str]:
+    """The answers in a sentence each."""
+    lines = []
+    _, verdicts = _comparisons(found)
+    if total := sum(verdicts.values()):
+        lines.append(
+            f"On the keyword transformer `{FREE}` beats `l1` and `l2` in {total - verdicts['no']} of {total} "
+            f"comparisons, {verdicts['yes']} times by right answers, {verdicts['by SQNR']} times by SQNR at "
+            "as many right answers."
+        )
+    wins = _wins(found)
+    if wins:
+        first = ", ".join(f"`{name}` {count}" for name, count in wins.most_common(3))
+        lines.append(f"The best criterion with gradients, of {sum(wins.values())} cases: {first} times.")
+    cases, compared, ahead = _against_auto(found)
+    if compared:
+        gained = [f"{row[-2]} by {title}" for title, row in _choices(found).items()]
+        lines.append(
+            f"`auto` is surpassed by {len(ahead)} of {compared} results of other criteria in {cases} cases. "
+            f"{_weight(ahead)} Had it tried all criteria and chosen on held-out samples, that would have "
+            f"changed top-1 on average by these points: {', '.join(gained)}."
+        )
+    return lines
+
+
 def speech(found: Results) -> list[str]:
     """Whether `retrain_free` beats magnitudes on the transformer, budget by budget."""
+    rows, verdicts = _comparisons(found)
+    if not rows:
+        return []
+    header = ["MACs kept", f"`{FREE}`"]
+    for name in MAGNITUDE:
+        header += [f"`{name}`", f"beats `{name}`?"]
+    return [
+        f"## Does `{FREE}` beat magnitude on the keyword transformer?",
+        f"{SPEECH}, change of top-1 in points, and SQNR. *yes* and **no** mean more or fewer right answers "
+        "on the test data; where the two have as many, SQNR decides, and it is said so.",
+        table(header, rows),
+        f"Of {sum(verdicts.values())} comparisons {verdicts['yes']} are won by right answers, "
+        f"{verdicts['by SQNR']} by SQNR at the same number of right answers, {verdicts['no']} are lost.",
+    ]
+
+
+def _comparisons(found: Results) -> tuple[list[list[str]], Counter[str]]:
     rows, verdicts = [], Counter[str]()
     for point in found.points(SPEECH):
         ours = found.row(SPEECH, FREE, point)
@@ -30,19 +73,7 @@ def speech(found: Results) -> list[str]:
             verdicts["no" if "no" in verdict else "by SQNR" if "SQNR" in verdict else "yes"] += 1
             cells += [_both(found, other), verdict]
         rows.append(cells)
-    if not rows:
-        return []
-    header = ["MACs kept", f"`{FREE}`"]
-    for name in MAGNITUDE:
-        header += [f"`{name}`", f"beats `{name}`?"]
-    return [
-        f"## Does `{FREE}` beat magnitude on the keyword transformer?",
-        f"{SPEECH}, change of top-1 in points, and SQNR. *yes* and **no** mean more or fewer right answers "
-        "on the test data; where the two have as many, SQNR decides, and it is said so.",
-        table(header, rows),
-        f"Of {len(MAGNITUDE) * len(rows)} comparisons {verdicts['yes']} are won by right answers, "
-        f"{verdicts['by SQNR']} by SQNR at the same number of right answers, {verdicts['no']} are lost.",
-    ]
+    return rows, verdicts
 
 
 def _verdict(ours: Row, other: Row) -> str:
@@ -63,13 +94,12 @@ def _both(found: Results, row: Row) -> str:
 def best_ones(found: Results) -> list[str]:
     """Which criterion with gradients is best where."""
     columns = sorted({p for name in found.models for p in found.points(name)}, reverse=True)
-    rows, wins = [], Counter[str]()
+    rows, wins = [], _wins(found)
     for model in found.models:
         cells = []
         for point in columns:
             best = found.best(model, point)
             cells.append("" if best is None else f"{best} ({_margin(found, model, point, best)})")
-            wins.update([best] if best is not None else [])
         if any(cells):
             rows.append([model, *cells])
     counted = ", ".join(f"`{name}` {count}" for name, count in wins.most_common())
@@ -83,6 +113,11 @@ def best_ones(found: Results) -> list[str]:
         _ahead_of_magnitudes(found),
         *_by_outputs(found),
     ]
+
+
+def _wins(found: Results) -> Counter[str]:
+    bests = [found.best(model, point) for model in found.models for point in found.points(model)]
+    return Counter(best for best in bests if best is not None)
 
 
 def _ahead_of_magnitudes(found: Results) -> str:
@@ -111,20 +146,38 @@ def _by_outputs(found: Results) -> list[str]:
     rows = []
     for name, options in OUTPUTS.items():
         for model in found.models:
-            for point in found.points(model):
-                plain = found.row(model, options["criterion"], point)
-                other, auto = found.row(model, name, point), found.row(model, AUTO, point)
-                if plain is not None and other is not None and auto is not None:
-                    figures = [_both(found, row) for row in (plain, other, auto)]
-                    rows.append([model, f"`{options['criterion']}`", share(point, 1), *figures])
+            pairs = [
+                (found.row(model, options["criterion"], row["asked"]), row)
+                for row in found.curve(model, name)
+            ]
+            both = [(plain, other) for plain, other in pairs if plain is not None]
+            if both:
+                db = [other["db"] - plain["db"] for plain, other in both]
+                top1 = [100 * (other["top1"] - plain["top1"]) for plain, other in both]
+                points = ", ".join(share(other["asked"], 1).removesuffix(" %") for _, other in both)
+                means = f"{mean(db):+.1f}", f"{min(db):+.1f} to {max(db):+.1f}", f"{mean(top1):+.2f}"
+                cells = [
+                    model,
+                    f"`{options['criterion']}`",
+                    f"{points} %",
+                    f"{sum(d > 0 for d in db)} of {len(db)}",
+                ]
+                rows.append([*cells, *means])
     if not rows:
         return []
-    header = ["model", "criterion", "MACs kept", "`--loss auto` (labels)", "`--loss outputs`", "`auto`"]
-    better = sum(float(row[4].split()[1]) > float(row[3].split()[1]) for row in rows)
+    header = [
+        "model",
+        "criterion",
+        "MACs kept",
+        "higher SQNR",
+        "dB, mean",
+        "dB, range",
+        "points of top-1, mean",
+    ]
     return [
-        "With `--loss outputs` the gradients are those of the outputs instead of the labels' loss. The "
-        f"SQNR is higher for it in {better} of {len(rows)} cases:",
-        table(header, rows, left=2),
+        "With `--loss outputs` the gradients are those of the outputs instead of the labels' loss. What "
+        "that changes against the default:",
+        table(header, rows, left=3),
     ]
 
 
@@ -138,8 +191,22 @@ def _margin(found: Results, model: str, point: float, name: str) -> str:
 
 def auto_beaten(found: Results) -> list[str]:
     """Where a criterion beats `auto`, and whether held-out samples would have told."""
-    rows: list[Sequence[str]] = []
-    compared, cases, clear = 0, 0, 0
+    cases, compared, ahead = _against_auto(found)
+    rows = [_case(*case) for case in ahead]
+    return [
+        "## Where does any beat `auto`?",
+        _summary(cases, compared, ahead),
+        *([table(_HEADER, rows, left=2)] if rows else []),
+        *_choosing(found),
+    ]
+
+
+_Case = tuple[str, float, str, Row, Row, float | None]
+
+
+def _against_auto(found: Results) -> tuple[int, int, list[_Case]]:
+    """Cases of a model and a budget, results of other criteria in them, and those that are ahead."""
+    compared, cases, ahead = 0, 0, []
     for model in found.models:
         for point in found.points(model):
             auto = found.row(model, AUTO, point)
@@ -151,14 +218,8 @@ def auto_beaten(found: Results) -> list[str]:
             for name, row in others.items():
                 if _ahead(row, auto):
                     p = doubt(row, auto) if "right" in row else None
-                    clear += p is None or p < CLEAR
-                    rows.append(_case(model, point, name, row, auto, p))
-    return [
-        "## Where does any beat `auto`?",
-        _summary(cases, compared, len(rows), clear),
-        *([table(_HEADER, rows, left=2)] if rows else []),
-        *_choosing(found),
-    ]
+                    ahead.append((model, point, name, row, auto, p))
+    return cases, compared, ahead
 
 
 _HEADER = ["model", "criterion", "MACs kept", "top-1", "p", "SQNR"]
@@ -192,16 +253,24 @@ def _case(model: str, point: float, name: str, row: Row, auto: Row, p: float | N
     ]
 
 
-def _summary(cases: int, compared: int, ahead: int, clear: int) -> str:
+def _summary(cases: int, compared: int, ahead: Sequence[_Case]) -> str:
     if not ahead:
         return f"Nowhere: in none of {cases} cases of a model and a budget is a criterion ahead of `auto`."
     return (
         f"{compared} results of other criteria, in {cases} cases of a model and a budget, were held against "
-        f"`auto`. On the test data {ahead} are ahead of it, by whatever little: more right answers, or as "
-        f"many at a higher SQNR; {clear} of these clearly so (p below {CLEAR:g}, or a higher SQNR where "
-        "there are no labels). All figures are differences to `auto`: points of top-1, dB, nats. The last "
-        "three columns say what held-out calibration samples would have told: more dB, less KL, more right "
-        "answers."
+        f"`auto`. On the test data {len(ahead)} are ahead of it, by whatever little: more right answers, or "
+        f"as many at a higher SQNR. {_weight(ahead)} All figures are differences to `auto`: points of top-1, "
+        "dB, nats. The last three columns say what held-out calibration samples would have told: more dB, "
+        "less KL, more right answers."
+    )
+
+
+def _weight(ahead: Sequence[_Case]) -> str:
+    clear = sum(p is not None and p < CLEAR for *_, p in ahead)
+    unlabelled = sum(p is None for *_, p in ahead)
+    return (
+        f"Of these, {clear} are beyond chance (p below {CLEAR:g}); {unlabelled} are about models without "
+        "labels, where SQNR alone counts."
     )
 
 
@@ -215,7 +284,20 @@ YARDSTICKS: dict[str, Callable[[Row], tuple[float, ...]]] = {
 
 def _choosing(found: Results) -> list[str]:
     """What `auto` would have become if it tried every criterion, and took the best on held-out samples."""
-    rows = []
+    choices = _choices(found)
+    if not choices:
+        return []
+    header = ["chosen by", "cases", "not `auto`", "better", "worse", "points of top-1, mean", "taken instead"]
+    return [
+        "Had `auto` pruned and repaired with every criterion here, and taken the best on held-out samples "
+        "(labelled models only; better, worse: more or fewer right answers on the test data):",
+        table(header, [[title, *cells] for title, cells in choices.items()]),
+    ]
+
+
+def _choices(found: Results) -> dict[str, list[object]]:
+    """Cells of the table, by yardstick."""
+    rows: dict[str, list[object]] = {}
     for title, key in YARDSTICKS.items():
         changes, swaps, names = [], [], Counter[str]()
         for model in found.models:
@@ -232,13 +314,5 @@ def _choosing(found: Results) -> list[str]:
         if changes:
             better, worse = sum(c > 0 for c in swaps), sum(c < 0 for c in swaps)
             taken = ", ".join(f"{name} {count}" for name, count in names.most_common()) or "-"
-            cells = [len(changes), len(swaps), better, worse, f"{sum(changes) / len(changes):+.3f}"]
-            rows.append([title, *cells, taken])
-    if not rows:
-        return []
-    header = ["chosen by", "cases", "not `auto`", "better", "worse", "points of top-1, mean", "taken instead"]
-    return [
-        "Had `auto` pruned and repaired with every criterion here, and taken the best on held-out samples "
-        "(labelled models only; better, worse: more or fewer right answers on the test data):",
-        table(header, rows),
-    ]
+            rows[title] = [len(changes), len(swaps), better, worse, f"{mean(changes):+.2f}", taken]
+    return rows

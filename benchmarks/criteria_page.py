@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from benchmarks.criteria_answers import auto_beaten, best_ones, speech
+from benchmarks.criteria_answers import auto_beaten, best_ones, in_short, speech
 from benchmarks.criteria_facts import Results, Row
 from benchmarks.criteria_plot import RANDOM
 from benchmarks.criteria_runs import AUTO, BY_GRADIENTS, CRITERIA, SUBJECTS_BY_NAME
@@ -21,6 +21,8 @@ def render(data: Mapping[str, Any]) -> str:
     parts = [
         "# Gradient criteria: accuracy and fidelity against kept MACs",
         _introduction(found),
+        "## In short",
+        "\n".join(f"- {line}" for line in in_short(found)),
         *speech(found),
         *best_ones(found),
         *auto_beaten(found),
@@ -140,9 +142,10 @@ def _random(found: Results, models: list[str]) -> list[str]:
         "### Transformers with random weights",
         "Small configurations of `families/` (three layers of width 64, from the `torch.export`-based "
         "exporter), 256 generated samples of token ids drawn uniformly, or of noise as pixels, to "
-        "calibrate on and other 256 to test on. There are no labels: `--loss auto` draws them from the "
-        "predictions of the classifiers (bert, vit) and takes random signs for the others. Random weights "
-        "have little that is redundant, and what holds for them need not hold for trained ones.",
+        "calibrate on and other 256 to test on. MACs are counted at their 16 tokens (in the `.json` at "
+        "64). There are no labels: `--loss auto` draws them from the predictions of the classifiers (bert, "
+        "vit) and takes random signs for the others. Random weights have little that is redundant, and "
+        "what holds for them need not hold for trained ones.",
         f"![SQNR against kept MACs]({RANDOM})",
         table(header, rows),
     ]
@@ -152,11 +155,11 @@ def _allocation() -> list[str]:
     return [
         "## Fisher information as what a cut costs",
         "Two things follow from a criterion: the order in which a group's units go, and how many units "
-        "each group loses. `retrain_free` takes both from Fisher information. There is no option that "
-        "takes the numbers from Fisher information and the order from `obs`, so no curve of it is here: an "
-        "earlier version did that, and on held-out calibration samples it changed the outputs more than "
-        "the measured losses' numbers at every budget that was tried "
-        "([criteria.md](../docs/criteria.md#gradients)).",
+        "each group loses. `retrain_free` takes both from Fisher information. No option takes the numbers "
+        "from Fisher information and the order from `obs`, so there is no curve of that here. An earlier "
+        "version did it, and on held-out calibration samples it changed the outputs more than the numbers "
+        "from measured losses do at all 8 points where it was tried, on cifar10_resnet20 from 85 % to 20 % "
+        "of the MACs and on digits_vit from 70 % to 30 % ([criteria.md](../docs/criteria.md#gradients)).",
     ]
 
 

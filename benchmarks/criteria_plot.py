@@ -112,9 +112,9 @@ def _draw_random(found: Results, models: Sequence[str], path: Path) -> None:
                 look = {"markersize": 5.5, "linewidth": 1.3, **style}
                 label = "" if number else _label(criterion)
                 axes.plot(
-                    [100 * found.kept(row) for row in rows], [row["db"] for row in rows], label=label, **look
+                    [100 * row["asked"] for row in rows], [row["db"] for row in rows], label=label, **look
                 )
-        axes.set(xlabel="MACs kept, %", title=model)
+        axes.set(xlabel="MACs to keep, %", title=model)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("SQNR on generated test data, dB")
     figure.legend(fontsize=8.5, loc="outside right center", frameon=False)
