@@ -73,13 +73,17 @@ class Results:
         return max(rows, key=lambda name: quality(rows[name])) if len(rows) > 2 else None
 
     def missing(self) -> dict[str, list[str]]:
-        """Runs that the benchmark has and this page lacks, as budgets by model and criterion."""
-        gaps: dict[str, list[str]] = {}
+        """Runs that the benchmark has and this page lacks: criteria and their budgets, by model."""
+        gaps = {}
         for name, subject in SUBJECTS_BY_NAME.items():
+            lacking: dict[str, list[str]] = {}
             for criterion in (*subject.criteria, *subject.also):
-                lacking = [p for p in subject.points if (name, criterion, p) not in self._at]
-                if lacking:
-                    gaps.setdefault(name, []).append(f"{criterion} at {', '.join(f'{p:g}' for p in lacking)}")
+                points = [p for p in subject.points if (name, criterion, p) not in self._at]
+                if points:
+                    shares = ", ".join(f"{100 * point:g}" for point in points)
+                    lacking.setdefault(f"at {shares} % of the MACs", []).append(f"`{criterion}`")
+            if lacking:
+                gaps[name] = [f"{', '.join(criteria)} {where}" for where, criteria in lacking.items()]
         return gaps
 
 
