@@ -94,6 +94,7 @@ def _draw(found: Results, earlier: Earlier, model: str, path: Path) -> None:
     left.set(xlabel="MACs kept, %", ylabel="top-1 on test data, %", title="accuracy")
     right.set(xlabel="MACs kept, %", ylabel="SQNR on test data, dB", title="fidelity to the original")
     for axes in (left, right):
+        axes.set_xlim(15, 95)
         axes.grid(alpha=0.3)
     figure.suptitle(model, fontweight="bold")
     figure.legend(fontsize=8.5, loc="outside right center", frameon=False)
