@@ -28,6 +28,8 @@ HERE = Path(__file__).parent
 MADE = Path("build/bench/criteria")
 """Where models with random weights and their data are made, and pages of restricted runs."""
 LIMIT = 1800.0
+KEPT_ONLY = ("widths", "stages")
+"""Figures that would make the `.json` long; what is kept of a run has them."""
 BEFORE = HERE / "quality.json"
 """The curves of all tools, which the plots show faintly."""
 
@@ -58,7 +60,7 @@ def measure(run: Run, real: Path, fresh: bool, kept: bool) -> dict[str, Any] | N
         "criterion_asked": run.criterion,
         "asked": run.point,
         "failure": done.failure,
-        **done.value,
+        **{name: value for name, value in done.value.items() if name not in KEPT_ONLY},
     }
 
 
