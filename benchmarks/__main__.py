@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from benchmarks import (
     coverage,
+    criteria,
     gradients,
     latency,
     quality,
@@ -30,9 +31,10 @@ BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "coverage": coverage.main,
     "sparsity": sparsity.main,
     "quality": quality.main,
+    "criteria": criteria.main,
     "readme": readme.main,
 }
-LONG = ("coverage", "gradients", "latency", "quality", "sparsity")
+LONG = ("coverage", "criteria", "gradients", "latency", "quality", "sparsity")
 """These take long, or want transformers, and run only by name."""
 
 
