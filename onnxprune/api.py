@@ -27,6 +27,7 @@ from onnxprune.model.normalize import normalize
 from onnxprune.plans import MadeWith, Plan, made_with, read_plan
 from onnxprune.pruning import Pruned, apply_plan, prune_model
 from onnxprune.rules import RuleTable
+from onnxprune.slimming.run import slim
 from onnxprune.sparsifying import sparsify
 from onnxprune.validation import validate
 
@@ -38,6 +39,7 @@ __all__ = [
     "load",
     "plan",
     "prune",
+    "slim",
     "sparsify",
     "stats",
     "validate",

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from onnxprune import __version__
+from onnxprune.commands.slim import slim
 from onnxprune.commands.sparsify import sparsify
 from onnxprune.commands.stats import stats
 from onnxprune.commands.terminal import LOG, log, name_files, width
@@ -310,6 +311,7 @@ def gradients(
         click.echo(f"{made}\n\nmodel written to {output}")
 
 
+cli.add_command(slim)
 cli.add_command(sparsify)
 cli.add_command(stats)
 
