@@ -7,7 +7,17 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from benchmarks import coverage, gradients, quality, readme, real, scaling, solvers, torchvision_table
+from benchmarks import (
+    coverage,
+    gradients,
+    latency,
+    quality,
+    readme,
+    real,
+    scaling,
+    solvers,
+    torchvision_table,
+)
 
 BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "scaling": scaling.main,
@@ -15,12 +25,13 @@ BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "solvers": solvers.main,
     "torchvision_table": torchvision_table.main,
     "gradients": gradients.main,
+    "latency": latency.main,
     "coverage": coverage.main,
     "quality": quality.main,
     "readme": readme.main,
 }
-LONG = ("coverage", "gradients", "quality")
-"""These take hours, or want transformers, and run only by name."""
+LONG = ("coverage", "gradients", "latency", "quality")
+"""These take long, or want transformers, and run only by name."""
 
 
 def main(arguments: list[str] | None = None) -> int:

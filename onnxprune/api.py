@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from onnxprune.allocate.target import Target
+from onnxprune.allocate.target import Target, target_of
 from onnxprune.analysis import Analysis, analyze
 from onnxprune.choosing.choices import Choices
-from onnxprune.choosing.planning import allocate, check_reached
 from onnxprune.choosing.scoring import score_groups
+from onnxprune.choosing.timed import solved
 from onnxprune.criteria import CriterionTable
 from onnxprune.differentiation import differentiate
 from onnxprune.errors import UsageError
@@ -29,6 +29,7 @@ from onnxprune.pruning import Pruned, apply_plan, prune_model
 from onnxprune.rules import RuleTable
 from onnxprune.slimming.run import slim
 from onnxprune.sparsifying import sparsify
+from onnxprune.timing import timed_alone
 from onnxprune.validation import validate
 
 __all__ = [
@@ -72,30 +73,13 @@ def folded(source: LoadedModel) -> LoadedModel:
     return replace(source, ir=finalize(fold(normalize(source.ir))))
 
 
-def target_of(macs: float | None, params: float | None, ratio: float | None) -> Target:
-    """The one target that was given; by default keep at most 70 % of the MACs.
-
-    Raises
-    ------
-    UsageError
-        More than one was given, or its value is outside (0, 1].
-    """
-    given = [(k, v) for k, v in (("macs", macs), ("params", params), ("ratio", ratio)) if v is not None]
-    if len(given) > 1:
-        names = " and ".join(f"--{kind}" for kind, _ in given)
-        raise UsageError(f"{names} contradict each other", "Give one target.")
-    if not given:
-        return Target("macs", 0.7)
-    kind, value = given[0]
-    return Target(kind, value)  # type: ignore[arg-type]
-
-
 def plan(
     analysis: Analysis,
     *,
     macs: float | None = None,
     params: float | None = None,
     ratio: float | None = None,
+    latency: float | None = None,
     criterion: str = "auto",
     scope: str | None = None,
     round_to: int | None = None,
@@ -104,6 +88,8 @@ def plan(
     preset: str | None = None,
     seed: int = 0,
     best_effort: bool = False,
+    provider: str = "auto",
+    threads: int | None = None,
     criteria: CriterionTable | None = None,
 ) -> Plan:
     """Choose the units that go. Nothing is proven or written here: `apply` does that.
@@ -112,9 +98,9 @@ def plan(
     ----------
     analysis
         From `analyze`.
-    macs, params, ratio
-        One target: keep at most this share of the MACs or parameters, or drop this share of the units. By
-        default at most 70 % of the MACs are kept.
+    macs, params, ratio, latency
+        One target: keep at most this share of the MACs, of the parameters or of the measured run time, or drop this
+        share of the units. By default at most 70 % of the MACs are kept.
     criterion
         "l1", "l2", "geometric-median", "bn-scale", "random" or a registered one.
     scope
@@ -132,6 +118,8 @@ def plan(
         For the random criterion.
     best_effort
         Return what is reachable where the target is not.
+    provider, threads
+        Where the run time is measured that `latency` speaks of, as in `prune`.
 
     Raises
     ------
@@ -140,15 +128,13 @@ def plan(
     TargetError
         The target is out of reach.
     """
-    choices = make_choices(
-        target_of(macs, params, ratio), criterion, scope, round_to, tuple(ignore), tuple(only), preset, seed
-    )
+    target = target_of(macs, params, ratio, latency)
+    choices = make_choices(target, criterion, scope, round_to, tuple(ignore), tuple(only), preset, seed)
     if choices.scope == "learned" or choices.rounds > 1:
         raise UsageError("a plan without samples cannot be learned", "Use `prune` with data.")
+    analysis, timing = timed_alone(analysis, choices, Job(provider=provider, threads=threads, seed=seed))
     scored = score_groups(analysis, choices, criteria=criteria)
-    allocation = allocate(analysis, scored, choices)
-    if not best_effort:
-        check_reached(analysis, scored, allocation, choices)
+    _, allocation, _ = solved(analysis, scored, choices, best_effort, timing)
     return Plan.of(analysis, allocation.keep)
 
 
@@ -192,6 +178,7 @@ def prune(
     macs: float | None = None,
     params: float | None = None,
     ratio: float | None = None,
+    latency: float | None = None,
     criterion: str = "auto",
     scope: str | None = None,
     round_to: int | None = None,
@@ -213,6 +200,7 @@ def prune(
     test: Any = None,
     memory: float | None = None,
     seed: int = 0,
+    threads: int | None = None,
     loss: str = "auto",
     force: bool = False,
     best_effort: bool = False,
@@ -231,7 +219,7 @@ def prune(
         Path of an .onnx file, or what `load` returned. Never modified.
     output
         Where to write the pruned model; nothing is written where it is None.
-    macs, params, ratio, criterion, scope, round_to, ignore, only, preset, best_effort
+    macs, params, ratio, latency, criterion, scope, round_to, ignore, only, preset, best_effort
         As in `plan`.
     rounds, schedule
         In how many rounds the losses of the groups are measured again on the way to the target, and how far each
@@ -261,6 +249,9 @@ def prune(
         GiB that statistics and tensors between layers may take; by default 40 % of what is free, at most 8.
     seed
         For the random criterion, for generated inputs, and for labels and signs that are drawn.
+    threads
+        Threads per operator with which the run time is measured that `latency` speaks of; by default onnxruntime's
+        own number. It is measured on `provider`, with a batch of 1 where `bindings` or the model say nothing else.
     loss
         What criteria with gradients differentiate: "labels" (the loss that goes with the data's labels), "sampled"
         (cross-entropy with classes drawn from the model's own predictions), "outputs" (random combinations of
@@ -292,7 +283,7 @@ def prune(
         See `onnxprune.errors`; nothing is written then.
     """
     choices = make_choices(
-        target_of(macs, params, ratio),
+        target_of(macs, params, ratio, latency),
         criterion,
         scope,
         round_to,
@@ -321,6 +312,7 @@ def prune(
         refit_io=tuple(refit_io),
         attention=attention,
         seed=seed,
+        threads=threads,
         loss=loss,
         rules=rules,
         criteria=criteria,

@@ -24,6 +24,7 @@ from onnxprune.options import (
     data_options,
     fold_option,
     inexact_option,
+    latency_options,
     loss_option,
     parse_bindings,
     provider_option,
@@ -49,6 +50,7 @@ def cli() -> None:
 @click.option("-o", "--output", type=FILE, help="Where to write; MODEL.pruned.onnx by default.")
 @click.option("--macs", type=float, help="Keep at most this share of the MACs (0.7 without any target).")
 @click.option("--params", type=float, help="Keep at most this share of the parameters.")
+@latency_options
 @click.option("--ratio", type=float, help="Drop this share of the units.")
 @click.option(
     "--criterion",

@@ -68,6 +68,8 @@ class Job:
         repaired, which can make up for them, else heads.
     seed
         For generated inputs.
+    threads
+        Threads per operator with which the run time is measured; None: onnxruntime's default.
     rules, criteria
         Tables to use instead of the default ones.
     progress
@@ -95,6 +97,7 @@ class Job:
     refit_io: tuple[str, ...] = ()
     attention: str = "auto"
     seed: int = 0
+    threads: int | None = None
     rules: RuleTable | None = None
     criteria: CriterionTable | None = None
     progress: Progress | None = None
@@ -115,6 +118,8 @@ class Job:
             raise UsageError(f"--memory {self.memory:g} is not positive", "Give GiB, such as 2.")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed} is negative", "Give 0 or more.")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"--threads {self.threads} is not positive", "Give at least 1.")
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"--samples {self.samples} is not positive", "Give at least 1.")
         if self.metric is not None:

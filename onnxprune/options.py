@@ -53,6 +53,16 @@ def repair_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def latency_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--latency` and `--threads`."""
+    function = click.option(
+        "--threads", type=int, help="Threads with which --latency is measured; onnxruntime's default."
+    )(function)
+    return click.option(
+        "--latency", type=float, help="Keep at most this share of the run time, measured on --provider."
+    )(function)
+
+
 def loss_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--loss`."""
     return click.option(

@@ -16,7 +16,6 @@ from onnxprune.choosing.choices import Choices
 from onnxprune.choosing.evidence import Evidence
 from onnxprune.choosing.exchanging import exchanged
 from onnxprune.choosing.learned import learn
-from onnxprune.choosing.planning import allocate, check_reached
 from onnxprune.choosing.rearranging import rearranged
 from onnxprune.choosing.rounds import remeasured
 from onnxprune.choosing.scoring import (
@@ -28,6 +27,7 @@ from onnxprune.choosing.scoring import (
     reads_data,
     score_groups,
 )
+from onnxprune.choosing.timed import Timing, solved
 from onnxprune.clock import Clock
 from onnxprune.errors import Reason, SoundnessError, UsageError
 from onnxprune.evaluate.soundness import Soundness
@@ -47,6 +47,7 @@ from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import remove
 from onnxprune.threads import few_threads
+from onnxprune.timing import check_threads, latency_result, timed
 
 Source = str | os.PathLike[str] | io.LoadedModel
 
@@ -81,9 +82,14 @@ class Pruned:
 
 
 def choose_units(
-    opened: Opened, choices: Choices, job: Job, evidence: Evidence | None
-) -> tuple[Allocation, Scored, Soundness]:
+    opened: Opened, choices: Choices, job: Job, evidence: Evidence | None, timing: Timing | None = None
+) -> tuple[Allocation, Scored, Soundness, Timing | None]:
     """Score, solve and prove; groups that the proof rejects are left whole and the target is solved again.
+
+    Parameters
+    ----------
+    timing
+        What is known about run times, where they are the target; it comes back with what was measured.
 
     Raises
     ------
@@ -108,9 +114,8 @@ def choose_units(
         scored = remeasured(analysis, scored, choices, evidence, job.tick("measuring again"))
     rejected: dict[str, str] = {}
     while True:
-        allocation = allocate(analysis, scored, choices)
-        if not job.best_effort:
-            check_reached(analysis, scored, allocation, choices)
+        tick = job.tick("measuring the run time")
+        analysis, allocation, timing = solved(analysis, scored, choices, job.best_effort, timing, tick)
         notes: tuple[str, ...] = ()
         if evidence is not None:
             swap = rearranged if scored.criterion == RETRAIN_FREE else exchanged
@@ -120,7 +125,8 @@ def choose_units(
         _, soundness = opened.prover(job).prove(allocation.keep)
         if not soundness.rejected_groups:
             scored = replace(scored, notes=(*scored.notes, *notes))
-            return allocation, scored, replace(soundness, rejected_groups=tuple(rejected), why=rejected)
+            soundness = replace(soundness, rejected_groups=tuple(rejected), why=rejected)
+            return allocation, scored, soundness, timing
         rejected.update(soundness.why)
         scored = scored.without(soundness.rejected_groups, Reason.UNSOUND)
 
@@ -169,6 +175,7 @@ def prune_model(
     """Prune a model and, where `output` is given, write it. See `onnxprune.prune`."""
     job = replace(job, progress=Clock(job.progress))
     check_criterion(choices, job)
+    check_threads(choices, job)
     reads = choices.scope == "learned" or reads_data(choices.criterion, job.criteria)
     learns = job.data is not None and (bool(job.repairs) or reads)
     opened = open_model(path, job, output=output, force=force, calibrate=learns)
@@ -180,11 +187,12 @@ def prune_model(
             "cannot run the model as it is",
             "Take a criterion that looks at weights, such as l2, and --scope global.",
         )
+    opened, timing = timed(opened, choices, job, repairs=evidence is not None and bool(job.repairs))
     with few_threads(evidence.largest if evidence is not None else 0):
-        allocation, scored, soundness = choose_units(opened, choices, job, evidence)
+        allocation, scored, soundness, timing = choose_units(opened, choices, job, evidence, timing)
         plan = Plan.of(opened.analysis, allocation.keep)
         target = TargetResult(choices.target.kind, choices.target.value, allocation.achieved, allocation.met)
-        return _finish(opened, plan, job, choices, target, scored, soundness, output, force, evidence)
+        return _finish(opened, plan, job, choices, target, scored, soundness, output, force, evidence, timing)
 
 
 def apply_plan(
@@ -232,11 +240,17 @@ def _finish(
     output: str | os.PathLike[str] | None,
     force: bool,
     evidence: Evidence | None,
+    timing: Timing | None = None,
 ) -> Pruned:
     analysis, source = opened.analysis, opened.analysis.source
     job.say("cutting" if job.mode == "remove" else "masking")
     model, repairs = build(analysis, plan.keep, job, evidence)
     kept = kept_positions(analysis.groups, plan.keep if job.mode == "remove" else {})
+    latency = None
+    if timing is not None:
+        job.say("measuring the run time")
+        latency = latency_result(timing, source.ir, model if job.mode == "remove" else None, target.requested)
+        target = replace(target, achieved=latency.measured, met=latency.met)
     measured = measure_both(opened, model, kept, job)
     size = _bytes(model)
     if output is not None:
@@ -278,12 +292,14 @@ def _finish(
         fidelity=measured.fidelity,
         warnings=(
             *(scored.notes if scored else ()),
+            *(timing.notes if timing else ()),
             *_warnings(opened, job, choices, plan, target, soundness, measured, learned),
             *_unmoved(refitted, job),
         ),
         refitted=refitted,
         repairs=repairs.layers,
         seconds=seconds,
+        latency=latency,
     )
     return Pruned(model, plan, report, None if output is None else Path(output))
 
@@ -309,7 +325,7 @@ def _warnings(
         lines += _synthetic(opened.inputs)
     if job.data is not None and opened.inputs.data.tier == "real" and not _has_metric(opened, measured):
         lines.append("the data has no labels, so no accuracy was measured")
-    if not target.met:
+    if not target.met and target.kind != "latency":
         figures = f"{target.requested:g} requested, {target.achieved:.4g} achieved"
         by_level = choices is not None and choices.scope == "uniform" and target.kind == "ratio"
         why = "widths are rounded up, so fewer units went than the level says" if by_level else ""

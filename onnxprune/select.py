@@ -47,7 +47,7 @@ def excluded_groups(
     known = _all_names(axis_graph)
     excluded: dict[str, Reason] = {}
     if preset is not None:
-        excluded.update(_nncf(axis_graph, groups))
+        excluded.update(left_by_nncf(axis_graph, groups))
     if only:
         tests = [matcher(pattern, "--only", known) for pattern in only]
         for group_id, mine in names.items():
@@ -132,8 +132,11 @@ def _names(axis_graph: AxisGraph, group: Group) -> set[str]:
     return found
 
 
-def _nncf(axis_graph: AxisGraph, groups: Mapping[str, Group]) -> dict[str, Reason]:
-    first = _first_convs(axis_graph.model.graph)
+def left_by_nncf(
+    axis_graph: AxisGraph, groups: Mapping[str, Group], *, first: bool = True, downsample: bool = True
+) -> dict[str, Reason]:
+    """Groups that NNCF leaves whole: those of the first convolutions, and those of convolutions with a stride."""
+    heads = _first_convs(axis_graph.model.graph) if first else set()
     excluded: dict[str, Reason] = {}
     for group_id, group in groups.items():
         for use in group.sources:
@@ -141,9 +144,9 @@ def _nncf(axis_graph: AxisGraph, groups: Mapping[str, Group]) -> dict[str, Reaso
             if node.op_type not in _CONVS:
                 continue
             strides = node.attributes.get("strides")
-            if node in first:
+            if node in heads:
                 excluded[group_id] = Reason.FIRST_CONV
-            elif strides is not None and any(s != 1 for s in strides.as_ints()):
+            elif downsample and strides is not None and any(s != 1 for s in strides.as_ints()):
                 excluded.setdefault(group_id, Reason.DOWNSAMPLE_CONV)
     return excluded
 

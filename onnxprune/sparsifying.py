@@ -15,19 +15,21 @@ from onnxprune.choosing.evidence import Evidence
 from onnxprune.clock import Clock
 from onnxprune.criteria.weights import WeightCriterionTable
 from onnxprune.errors import UsageError
-from onnxprune.graph.build import AxisGraph
 from onnxprune.job import Job, Opened, Progress, open_model
 from onnxprune.measuring import Measurements, check_metric, measure_both
 from onnxprune.model import io
 from onnxprune.model.finalize import finalize
 from onnxprune.model.sparse import sparse_saves
+from onnxprune.patterns import Head
 from onnxprune.patterns.pattern import Bools
 from onnxprune.report.sparsity import LayerResult, SparsityReport
 from onnxprune.report.tables import plural, some
 from onnxprune.rules import RuleTable
 from onnxprune.sparsity.benefit import buys, kernel_note, pays_from
 from onnxprune.sparsity.choices import CONST, STORAGES, Settled, Sparsity
-from onnxprune.sparsity.layers import WeightLayer, find_layers, same_layers
+from onnxprune.sparsity.handled import handled
+from onnxprune.sparsity.heads import find_heads, make_heads_sparse
+from onnxprune.sparsity.layers import WeightLayer, same_layers
 from onnxprune.sparsity.rounds import Outcome, make_sparse, zeros_of
 from onnxprune.threads import few_threads
 
@@ -74,6 +76,9 @@ def sparsify(
     rounds: int = 1,
     schedule: str = "cube",
     lock: bool = False,
+    threshold: float | None = None,
+    regularization: float = 0.0,
+    structured: bool = False,
     ignore: Sequence[str] = (),
     only: Sequence[str] = (),
     storage: str = "dense",
@@ -105,7 +110,7 @@ def sparsify(
         with the criterion "const". Exactly so many, up to the size of a block.
     pattern
         "element", "N:M" (N zeros in each M input channels), blocks such as "4x1" (of the weight as outputs by
-        columns), "channelx1" (input channels) or "1xchannel" (output channels).
+        columns), "channelx1" (input channels), "1xchannel" (output channels) or "head" (whole attention heads).
     criterion
         One of `onnxprune.criteria.weights`, "saliency" (the solver's own), "const" (no zero is added) or
         "auto": the solver's own, else normed_abs.
@@ -124,6 +129,10 @@ def sparsify(
         In how many steps the level is reached, and how far each goes (as of `prune`).
     lock
         Weights that are zero already stay zero, and count.
+    threshold, regularization, structured
+        Of the criterion movement: weights go whose importance is at most the threshold, however many these are;
+        the factor of the regularisation, which lowers importance batch after batch; weights come back where any
+        weight of their unit (channel, head) stays, and units go as a whole.
     ignore, only
         Globs on node or initializer names, or `re:` and a regular expression.
     storage
@@ -138,6 +147,8 @@ def sparsify(
     OnnxPruneError
         See `onnxprune.errors`; nothing is written then.
     """
+    if sparsity is not None and threshold is not None:
+        raise UsageError("--sparsity and --threshold contradict each other", "Give one of them.")
     if sparsity is None:
         sparsity = 0.0 if criterion == CONST else 0.5
     asked = Sparsity(
@@ -152,6 +163,9 @@ def sparsify(
         rounds=rounds,
         schedule=schedule,
         lock=lock,
+        threshold=threshold,
+        regularization=regularization,
+        structured=structured,
         only=tuple(only),
         ignore=tuple(ignore),
         criteria=criteria,
@@ -187,9 +201,19 @@ def sparsify_model(
         raise UsageError(f"there is no storage {storage!r}", f"Known: {', '.join(STORAGES)}.")
     job = replace(job, progress=Clock(job.progress))
     settled = sparsity.settled(job.data is not None)
+    if job.loss != "auto" and not settled.differentiates:
+        raise UsageError(
+            f"--loss {job.loss} is about gradients, and the criterion {settled.name} reads none",
+            "Leave it out, or take one that does, such as fisher.",
+        )
+    whole_heads = isinstance(sparsity.shape, Head)
+    if whole_heads or sparsity.structured:
+        job = replace(job, attention="heads")
     opened = open_model(path, job, output=output, force=force, calibrate=settled.reads)
     check_metric(opened, job)
-    layers, left = _layers(opened, sparsity, settled)
+    layers, left = handled(opened.analysis.axis_graph, sparsity, settled)
+    if whole_heads:
+        heads, layers, left = find_heads(opened.analysis, layers, left)
     evidence = opened.evidence(job) if settled.reads else None
     if settled.reads and evidence is None:
         raise UsageError(
@@ -198,37 +222,11 @@ def sparsify_model(
         )
     widest = max(layer.grid.columns for layer in layers)
     with few_threads(widest if evidence is not None else 0):
-        outcome = make_sparse(opened.analysis, layers, sparsity, settled, evidence)
-    return _finish(opened, layers, left, sparsity, settled, outcome, evidence, job, output, storage, force)
-
-
-def _layers(opened: Opened, sparsity: Sparsity, settled: Settled) -> tuple[list[WeightLayer], dict[str, str]]:
-    """The layers that the pattern divides, and why others stay dense."""
-    graph = opened.analysis.axis_graph
-    found = find_layers(graph, only=sparsity.only, ignore=sparsity.ignore)
-    left, layers = dict(found.left), []
-    looks = settled.solver != "mask" or (settled.criterion is not None and settled.criterion.inputs)
-    for layer in found.layers:
-        why = sparsity.shape.refuses(layer.grid)
-        if looks and not why and not _shaped(graph, layer):
-            why = "the shape of its input or output is not known, so what it sees cannot be looked at"
-        if why:
-            left[layer.label] = why
+        if whole_heads:
+            outcome = make_heads_sparse(opened.analysis, heads, layers, sparsity, settled, evidence)
         else:
-            layers.append(layer)
-    if not layers:
-        whys = [f"  {name}: {why}" for name, why in left.items()]
-        raise UsageError(
-            f"no layer can get zeros in the pattern {sparsity.shape.name}",
-            "\n".join(whys[:8]) or "The model has no layer with a weight of its own.",
-        )
-    return layers, left
-
-
-def _shaped(graph: AxisGraph, layer: WeightLayer) -> bool:
-    """Whether all extents around a layer are known."""
-    shapes = [graph.shapes.dims.get(value) for value in (layer.consumer.x, layer.consumer.y)]
-    return all(shape is not None and None not in shape for shape in shapes)
+            outcome = make_sparse(opened.analysis, layers, sparsity, settled, evidence)
+    return _finish(opened, layers, left, sparsity, settled, outcome, evidence, job, output, storage, force)
 
 
 def _finish(
@@ -272,7 +270,7 @@ def _finish(
         scope=settled.scope,
         solver=settled.solver,
         storage=storage,
-        requested=sparsity.level,
+        requested=float("nan") if sparsity.threshold is not None else sparsity.level,
         rounds=outcome.levels,
         seed=job.seed,
         params=opened.analysis.cost.params,
@@ -290,7 +288,11 @@ def _finish(
         bindings=opened.analysis.bindings,
         metric=measured.metric,
         fidelity=measured.fidelity,
-        warnings=_warnings(opened, job, sparsity, settled, results, stored, storage, measured, evidence),
+        warnings=_warnings(
+            opened, job, sparsity, settled, outcome, results, stored, storage, measured, evidence
+        ),
+        learned=outcome.statistics,
+        heads={name: which for name, (which, _) in outcome.heads.items()},
         seconds=seconds,
     )
     return Sparsified(model, zeros, report, None if output is None else Path(output))
@@ -328,6 +330,7 @@ def _warnings(
     job: Job,
     sparsity: Sparsity,
     settled: Settled,
+    outcome: Outcome,
     results: tuple[LayerResult, ...],
     stored: list[str],
     storage: str,
@@ -337,8 +340,10 @@ def _warnings(
     lines = [*opened.inputs.notes, *measured.notes]
     if evidence is not None and opened.inputs.division:
         lines.append(opened.inputs.division)
-    if settled.criterion is not None and settled.criterion.fold is not None and evidence is not None:
+    folds = settled.criterion is not None and settled.criterion.fold is not None
+    if folds and evidence is not None and outcome.learned is None:
         lines.append(evidence.differentiated)
+    lines += outcome.notes(sparsity.shape)
     if job.data is None:
         lines.append("no data was given, so no accuracy was measured")
     elif not settled.reads:
@@ -349,12 +354,14 @@ def _warnings(
         )
     size = sum(each.size for each in results)
     achieved = sum(each.zeros for each in results) / size
-    if math.floor(sparsity.level * size + 1e-9) > achieved * size:
+    if sparsity.threshold is not None or sparsity.structured:
+        pass  # what decides is said with the threshold
+    elif math.floor(sparsity.level * size + 1e-9) > achieved * size:
         lines.append(
             f"{sparsity.level:.2%} zeros were requested, {achieved:.2%} achieved: whole blocks go, and every layer "
             "rounds down"
         )
-    if sparsity.criterion != CONST and achieved > sparsity.level + 1e-9:
+    if sparsity.criterion != CONST and sparsity.threshold is None and achieved > sparsity.level + 1e-9:
         kept = "weights that were zero already stay zero, and count"
         lines.append(f"{sparsity.level:.2%} zeros were requested, and there are {achieved:.2%}: {kept}")
     if not sparsity.level and sparsity.criterion != CONST:

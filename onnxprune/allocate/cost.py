@@ -1,14 +1,16 @@
-"""MACs and parameters as functions of what is kept.
+"""MACs, parameters and run time as functions of what is kept.
 
-Every cost is a sum of terms, each a factor times a product of extents. Units that go make extents smaller, so
-a cost is evaluated for any choice of kept units without touching the model.
+MACs and parameters are sums of terms, each a factor times a product of extents; run time is looked up in measured
+tables (`onnxprune.allocate.latency`). Units that go make extents smaller, so a cost is evaluated for any choice of
+kept units without touching the model.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -20,16 +22,33 @@ from onnxprune.graph.groups import Group, Partition
 from onnxprune.rules.op import Op
 from onnxprune.rules.rule import Term
 
+Extents = np.ndarray[Any, np.dtype[np.float64]]
+"""Shape (places,): 1, the extents of all classes of axes, and one over the numbers of blocks."""
+
 
 @dataclass(frozen=True)
 class Cost:
-    """MACs (one multiply-add counts 1) of one sample, and elements of float initializers."""
+    """MACs (one multiply-add counts 1) of one sample, elements of float initializers, and predicted seconds.
+
+    Nothing is predicted (0 seconds) by a `CostModel` to which no measured time was given.
+    """
 
     macs: int
     params: int
+    latency: float = 0.0
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.macs - other.macs, self.params - other.params)
+        return Cost(self.macs - other.macs, self.params - other.params, self.latency - other.latency)
+
+
+class Amount(Protocol):
+    """A cost that is a sum over layers, each of which sees some extents."""
+
+    def total(self, extent: Extents) -> float:
+        """The cost at these extents; not lower where an extent is larger."""
+
+    def reads(self, places: Bools) -> Bools:
+        """Which of the summands read a place; shape (groups, places) -> (groups, summands)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,20 +76,28 @@ def _running(counts: Index, rungs: Index) -> Index:
 
 
 @dataclass(frozen=True)
-class _Terms:
+class Terms:
     """Terms over classes of axes, flattened: `factor[i] * prod(extent[classes[start[i]:start[i+1]]])`."""
 
     factor: np.ndarray[Any, np.dtype[np.float64]]
     classes: Index
     start: Index
 
-    def total(self, extent: np.ndarray[Any, np.dtype[np.float64]]) -> int:
+    def total(self, extent: Extents) -> int:
+        """The sum of all terms."""
         return round(float(self.each(extent).sum()))
 
-    def each(self, extent: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def each(self, extent: Extents) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """One term after the other, shape (terms,)."""
         if not len(self.factor):
             return np.zeros(0)
         return np.asarray(self.factor * np.multiply.reduceat(extent[self.classes], self.start))
+
+    def reads(self, places: Bools) -> Bools:
+        """As `Amount.reads`."""
+        if not len(self.start):
+            return np.zeros((len(places), 0), bool)
+        return np.asarray(np.logical_or.reduceat(places[:, self.classes], self.start, axis=1))
 
 
 class CostModel:
@@ -87,7 +114,11 @@ class CostModel:
         Cost of the whole model. MACs inside the bodies of If, Loop and Scan are not counted; parameters are.
     inner_params
         Elements of float initializers that only such bodies use.
+    latency
+        What run time is predicted by; None where nothing was measured.
     """
+
+    latency: Amount | None = None
 
     def __init__(self, axis_graph: AxisGraph, partition: Partition) -> None:
         layout = partition.layout
@@ -102,8 +133,8 @@ class CostModel:
             rule = axis_graph.rules.of(op.node)
             if rule is not None and all(v is None or op.dims(v) is not None for v in op.node.inputs):
                 self.node_terms.extend((number, term) for term in rule.macs(op))
-        self._macs = self._terms([term for _, term in self.node_terms])
-        self._params = self._terms([self._size(value) for value in axis_graph.parameters])
+        self._macs = self.terms([term for _, term in self.node_terms])
+        self._params = self.terms([self._size(value) for value in axis_graph.parameters])
         self.inner_params = sum(inner_weights(axis_graph).values())
         self._twins = TwinVectors(axis_graph, partition)
         self._uses = {group.id: self._unit_counts(group) for group in partition.groups}
@@ -112,30 +143,39 @@ class CostModel:
 
     def cost(self, keep: Mapping[str, Bools]) -> Cost:
         """Cost when each group keeps the flagged units; groups that are not named keep all."""
-        extent = self._extents(keep)
+        extent = self.extents(keep)
         params = self._params.total(extent) + self.inner_params - self._twins.surplus(keep)
-        return Cost(self._macs.total(extent), params)
+        latency = 0.0 if self.latency is None else self.latency.total(extent)
+        return Cost(self._macs.total(extent), params, latency)
 
-    def macs_after(self, removed: Sequence[Removed]) -> int:
-        """MACs when all of these positions are gone; cheaper than `cost` where many cuts are tried."""
+    def timed(self, latency: Amount) -> CostModel:
+        """The same model with a prediction of its run time."""
+        other = copy.copy(self)
+        other.latency = latency
+        other.full = other.cost({})
+        return other
+
+    def after(self, removed: Sequence[Removed], amount: Amount) -> float:
+        """An amount when all of these positions are gone; cheaper than `cost` where many cuts are tried."""
         extent = self._base.copy()
         for part in removed:
             extent[part.classes] -= part.positions
             for divisor, whole in part.whole:
                 extent[divisor] = 1.0 / (1.0 / extent[divisor] - whole)
-        return self._macs.total(extent)
+        return amount.total(extent)
 
-    def coupled(self, groups: Sequence[Group]) -> Bools:
-        """Shape (groups, groups): which of them have a say in the MACs of the same node; all with themselves."""
+    def amount(self, kind: str) -> Amount | None:
+        """What adds up over layers: "macs", or "latency" where it was measured; None for other kinds of cost."""
+        return {"macs": self._macs, "latency": self.latency}.get(kind)
+
+    def coupled(self, groups: Sequence[Group], amount: Amount) -> Bools:
+        """Shape (groups, groups): which have a say in the same summand of an amount; all with themselves."""
         touched = np.zeros((len(groups), len(self._base)), bool)
         for number, group in enumerate(groups):
             touched[number, self._uses[group.id][0]] = True
             touched[number, [divisor for divisor, _ in self._blocks_gone[group.id]]] = True
-        found: Bools = np.eye(len(groups), dtype=bool)
-        if len(groups) and len(self._macs.start):
-            terms = np.logical_or.reduceat(touched[:, self._macs.classes], self._macs.start, axis=1)
-            found |= (terms.astype(np.float32) @ terms.T) > 0
-        return found
+        shared = amount.reads(touched).astype(np.float32)
+        return np.eye(len(groups), dtype=bool) | (shared @ shared.T > 0)
 
     def removals(self, group: Group, rungs: Index) -> list[Removed]:
         """What is gone after the first n rungs of a group, for every n from 0 on.
@@ -172,7 +212,8 @@ class CostModel:
             found[number] = found.get(number, 0.0) + macs
         return found
 
-    def _extents(self, keep: Mapping[str, Bools]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def extents(self, keep: Mapping[str, Bools]) -> Extents:
+        """What amounts are functions of, when each group keeps the flagged units."""
         extent = self._base.copy()
         for name, flags in keep.items():
             classes, counts = self._uses[name]
@@ -181,8 +222,15 @@ class CostModel:
                 extent[divisor] = 1.0 / (1.0 / extent[divisor] - whole[~flags].sum())
         return extent
 
+    def place(self, axis: Axis) -> int | None:
+        """Place of an axis in the extents; None for axes that no operator ties to anything."""
+        return self._class(axis) if axis in self._layout.number else None
+
+    def places(self, group: Group) -> Index:
+        """Places in the extents where a group has positions."""
+        return self._uses[group.id][0]
+
     def _class(self, axis: Axis) -> int:
-        """Place of an axis in the extents."""
         return int(self._layout.klass[self._layout.number[axis]]) + 1
 
     def _number_divisors(self) -> dict[tuple[int, int], int]:
@@ -221,7 +269,8 @@ class CostModel:
         dims = [int(d) for d in value.const_value.shape]
         return Term(1.0, tuple(Axis(value, dim) for dim in range(len(dims))))
 
-    def _terms(self, terms: Sequence[Term]) -> _Terms:
+    def terms(self, terms: Sequence[Term]) -> Terms:
+        """Terms over axes as an amount."""
         factors: list[float] = []
         classes: list[int] = []
         start: list[int] = []
@@ -239,7 +288,7 @@ class CostModel:
                     if blocked is not None:
                         classes.append(self._divisors[k, blocked.blocks])
             factors.append(factor)
-        return _Terms(np.array(factors, float), np.array(classes, np.int64), np.array(start, np.int64))
+        return Terms(np.array(factors, float), np.array(classes, np.int64), np.array(start, np.int64))
 
 
 def inner_weights(axis_graph: AxisGraph) -> dict[str, int]:

@@ -15,6 +15,9 @@ import numpy as np
 
 from onnxprune.allocate.ladder import Ladder, Scores
 
+LOOKED_AT = 16
+"""Stops of a ladder that are tried where each saves something else."""
+
 Size = Callable[[Sequence[int]], float]
 Near = Callable[[int], Iterable[int]]
 
@@ -28,7 +31,9 @@ class _Stretch:
     stop: int
 
 
-def spend(ladders: Sequence[Ladder], size: Size, goal: float, near: Near | None = None) -> list[int]:
+def spend(
+    ladders: Sequence[Ladder], size: Size, goal: float, near: Near | None = None, *, steps: bool = False
+) -> list[int]:
     """Rungs to drop per ladder.
 
     Parameters
@@ -36,11 +41,14 @@ def spend(ladders: Sequence[Ladder], size: Size, goal: float, near: Near | None 
     ladders
         With their losses.
     size
-        What remains when so many rungs of each ladder are gone: MACs, parameters or units.
+        What remains when so many rungs of each ladder are gone: MACs, parameters, units or seconds.
     goal
         At most this much is to remain; where that is out of reach, the least that is.
     near
         Which ladders save something else per rung when one of them moves, itself among them; by default all.
+    steps
+        Whether rungs of one ladder save unequally much, some of them nothing, so that what is saved is asked for
+        `LOOKED_AT` stops on the way instead of one.
     """
     stops = [sorted({ladder.settle(n) for n in range(ladder.height + 1)}) for ladder in ladders]
     losses = [_loss(ladder) for ladder in ladders]
@@ -50,7 +58,7 @@ def spend(ladders: Sequence[Ladder], size: Size, goal: float, near: Near | None 
     while now > goal:
         for number, loss in enumerate(losses):
             if number not in known:
-                known[number] = _cheapest(number, loss, stops[number], drops, now, size)
+                known[number] = _cheapest(number, loss, stops[number], drops, now, size, steps)
         found = [known[number] for number in range(len(ladders))]
         best = min((each for each in found if each is not None), key=lambda each: each.price, default=None)
         if best is None:
@@ -69,19 +77,26 @@ def _loss(ladder: Ladder) -> Scores:
 
 
 def _cheapest(
-    number: int, loss: Scores, stops: Sequence[int], drops: Sequence[int], now: float, size: Size
+    number: int, loss: Scores, stops: Sequence[int], drops: Sequence[int], now: float, size: Size, steps: bool
 ) -> _Stretch | None:
     """The stretch of a group with the least loss per cost saved; None where nothing is left to save."""
     here = drops[number]
     ahead = [stop for stop in stops if stop > here]
     if not ahead:
         return None
-    saved = (now - size(_with(drops, number, ahead[0]))) / (ahead[0] - here)
-    if saved <= 0:
-        return None
-    prices = [(loss[stop] - loss[here]) / (saved * (stop - here)) for stop in ahead]
-    best = int(np.argmin(prices))
-    return _Stretch(float(prices[best]), number, ahead[best])
+    if steps:
+        chosen = range(len(ahead)) if len(ahead) <= LOOKED_AT else np.linspace(0, len(ahead) - 1, LOOKED_AT)
+        ahead = [ahead[int(i)] for i in chosen]
+        saved = [now - size(_with(drops, number, stop)) for stop in ahead]
+    else:
+        each = (now - size(_with(drops, number, ahead[0]))) / (ahead[0] - here)
+        saved = [each * (stop - here) for stop in ahead]
+    found = [
+        _Stretch(float((loss[stop] - loss[here]) / gain), number, stop)
+        for stop, gain in zip(ahead, saved, strict=True)
+        if gain > 0
+    ]
+    return min(found, key=lambda stretch: stretch.price, default=None)
 
 
 def _walk(stretch: _Stretch, stops: Sequence[int], drops: list[int], size: Size, goal: float) -> list[int]:

@@ -98,7 +98,12 @@ def solve(
     if not last.met:
         return last
     if scope == "global" and ladders and all(ladder.loss is not None for ladder in ladders):
-        drops = spend(ladders, *_sizes(ladders, costs, target, units), _near(ladders, costs, target))
+        drops = spend(
+            ladders,
+            *_sizes(ladders, costs, target, units),
+            _near(ladders, costs, target),
+            steps=target.kind == "latency",
+        )
         return replace(judge(drops), reachable=last.achieved)
     low, high = 0, path.length
     while low < high:
@@ -113,13 +118,15 @@ def solve(
 def _sizes(ladders: Sequence[Ladder], costs: CostModel, target: Target, units: int) -> tuple[Size, float]:
     """What remains for any numbers of rungs, in the units of the target, and how much may."""
     removals = [costs.removals(ladder.group, ladder.rungs) for ladder in ladders]
+    amount = costs.amount(target.kind)
 
     def size(drops: Sequence[int]) -> float:
         if target.kind == "ratio":
             gone = sum(n * ladder.rungs.shape[1] for ladder, n in zip(ladders, drops, strict=True))
             return float(units - gone)
-        if target.kind == "macs":
-            return float(costs.macs_after([each[n] for each, n in zip(removals, drops, strict=True) if n]))
+        if amount is not None:
+            gone_now = [each[n] for each, n in zip(removals, drops, strict=True) if n]
+            return float(costs.after(gone_now, amount))
         cost = costs.cost({lad.group.id: lad.keep(n) for lad, n in zip(ladders, drops, strict=True) if n})
         return float(cost.params)
 
@@ -130,11 +137,12 @@ def _sizes(ladders: Sequence[Ladder], costs: CostModel, target: Target, units: i
 
 def _near(ladders: Sequence[Ladder], costs: CostModel, target: Target) -> Near | None:
     """Which ladders save something else per rung when one of them moves."""
-    if target.kind == "params":
-        return None  # vectors that are stored once may tie any two groups
     if target.kind == "ratio":
         return lambda number: (number,)
-    coupled = costs.coupled([ladder.group for ladder in ladders])
+    amount = costs.amount(target.kind)
+    if amount is None:
+        return None  # vectors that are stored once may tie any two groups
+    coupled = costs.coupled([ladder.group for ladder in ladders], amount)
     return lambda number: np.flatnonzero(coupled[number]).tolist()
 
 

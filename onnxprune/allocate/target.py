@@ -8,7 +8,7 @@ from typing import Literal
 from onnxprune.allocate.cost import Cost
 from onnxprune.errors import UsageError
 
-Kind = Literal["macs", "params", "ratio"]
+Kind = Literal["macs", "params", "latency", "ratio"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Target:
     Parameters
     ----------
     kind
-        "macs" or "params": keep at most this share of them. "ratio": drop this share of the units.
+        "macs", "params" or "latency": keep at most this share of them. "ratio": drop this share of the units.
     value
         In (0, 1].
     """
@@ -34,8 +34,13 @@ class Target:
                 f"--{self.kind} takes a share: 0.6 means {_MEANING[self.kind]}.",
             )
 
+    @property
+    def dropped(self) -> float:
+        """About which share of the units goes: the ratio, or what is not kept of the MACs or parameters."""
+        return self.value if self.kind == "ratio" else 1.0 - self.value
+
     def achieved(self, full: Cost, now: Cost, units: int, dropped: int) -> float:
-        """The share that was reached: kept MACs or parameters, or dropped units."""
+        """The share that was reached: kept MACs, parameters or run time, or dropped units."""
         if self.kind == "ratio":
             return dropped / units if units else 0.0
         before = getattr(full, self.kind)
@@ -46,17 +51,44 @@ class Target:
         return achieved >= self.value - 1e-12 if self.kind == "ratio" else achieved <= self.value + 1e-12
 
     @property
+    def unit(self) -> str:
+        """What the share is one of."""
+        return _UNIT[self.kind]
+
+    @property
     def sentence(self) -> str:
         """The target in words."""
         share = f"{self.value:.1%}"
         if self.kind == "ratio":
-            return f"drop {share} of the units"
-        return f"keep at most {share} of the {_UNIT[self.kind]}"
+            return f"drop {share} of the {self.unit}"
+        return f"keep at most {share} of the {self.unit}"
 
 
-_UNIT = {"macs": "MACs", "params": "parameters"}
+def target_of(
+    macs: float | None, params: float | None, ratio: float | None, latency: float | None = None
+) -> Target:
+    """The one target that was given; by default keep at most 70 % of the MACs.
+
+    Raises
+    ------
+    UsageError
+        More than one was given, or its value is outside (0, 1].
+    """
+    named = (("macs", macs), ("params", params), ("latency", latency), ("ratio", ratio))
+    given = [(k, v) for k, v in named if v is not None]
+    if len(given) > 1:
+        names = " and ".join(f"--{kind}" for kind, _ in given)
+        raise UsageError(f"{names} contradict each other", "Give one target.")
+    if not given:
+        return Target("macs", 0.7)
+    kind, value = given[0]
+    return Target(kind, value)  # type: ignore[arg-type]
+
+
+_UNIT = {"macs": "MACs", "params": "parameters", "latency": "run time", "ratio": "units"}
 _MEANING = {
     "macs": "keep at most 60 % of the MACs",
     "params": "keep at most 60 % of the parameters",
+    "latency": "keep at most 60 % of the run time",
     "ratio": "drop 60 % of the units",
 }

@@ -79,6 +79,8 @@ def with_units(
 ) -> Allocation | None:
     """As many units of every group, but other ones; None where these share fewer parameters and miss the target."""
     cost = analysis.costs.cost(keep)
+    if choices.target.kind == "latency":  # widths are what they were, and what was measured is, too
+        return replace(allocation, keep=keep, cost=cost)
     gone = sum(int((~flags).sum()) for flags in keep.values())
     achieved = choices.target.achieved(analysis.costs.full, cost, scored.units, gone)
     if allocation.met and not choices.target.met_by(achieved):

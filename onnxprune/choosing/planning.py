@@ -20,16 +20,25 @@ def allocate(analysis: Analysis, scored: Scored, choices: Choices) -> Allocation
     return solve(scored.ladders, analysis.costs, choices.target, scope, scored.units)
 
 
-def check_reached(analysis: Analysis, scored: Scored, allocation: Allocation, choices: Choices) -> None:
+def check_reached(
+    analysis: Analysis, scored: Scored, allocation: Allocation, choices: Choices, fixed: float | None = None
+) -> None:
     """Raise TargetError where the target was not met, with what is reachable and what blocks the rest.
 
     A uniform level that is met up to its rounding is not an error, as long as anything is cut at all.
+
+    Parameters
+    ----------
+    fixed
+        The share of the run time that lies in nodes that never get smaller, where it is known.
     """
     if allocation.met or (allocation.by_rule and allocation.keep):
         return
     target = choices.target
     wanted = f"the target to {target.sentence} is out of reach"
     lines = _what_blocks(analysis, scored)
+    if fixed is not None:
+        lines = [f"About {fixed:.0%} of the run time lies in nodes that do not get smaller.", *lines]
     lines.append(
         "Choose a weaker target or a smaller --round-to, or take what is reachable with --best-effort."
     )
@@ -53,9 +62,9 @@ def _reachable(allocation: Allocation, target: Target, choices: Choices) -> str:
     limits = f" ({limits})" if limits else ""
     if target.kind == "ratio":
         return f"at most {math.floor(1000 * allocation.reachable) / 1000:.1%} of them can be dropped{limits}"
-    unit = "MACs" if target.kind == "macs" else "parameters"
     lowest = math.ceil(1000 * allocation.reachable - 1e-9) / 1000  # rounded to what can be asked for
-    return f"{lowest:.1%} of the {unit} is as low as it gets{limits}"
+    about = "about " if target.kind == "latency" else ""
+    return f"{about}{lowest:.1%} of the {target.unit} is as low as it gets{limits}"
 
 
 def _what_blocks(analysis: Analysis, scored: Scored) -> list[str]:

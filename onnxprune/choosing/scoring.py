@@ -15,11 +15,12 @@ from onnxprune.choosing.evidence import Evidence
 from onnxprune.criteria import AnyCriterion, CombinedCriterion, CriterionTable, data_missing, default_criteria
 from onnxprune.criteria.criterion import extra
 from onnxprune.criteria.gather import unit_weights
-from onnxprune.criteria.unit_gradients import KINDS
+from onnxprune.criteria.unit_gradients import KINDS, LOGITS
 from onnxprune.errors import Reason, UsageError
 from onnxprune.graph.groups import Group
 from onnxprune.job import Job
 from onnxprune.select import excluded_groups
+from onnxprune.statistics.learning import LearnedMasks, learn_masks
 
 AUTO = "auto"
 """With data the best of `obs` and others, without data `l2`."""
@@ -106,7 +107,11 @@ def score_groups(
         analysis.axis_graph, analysis.groups, ignore=choices.ignore, only=choices.only, preset=choices.preset
     )
     units = sum(group.units for name, group in analysis.groups.items() if name not in excluded)
-    scorer = _Scorer(analysis, choices, criterion, evidence, np.random.default_rng(choices.seed))
+    learned = None
+    if LOGITS in criterion.kinds and evidence is not None:
+        mine = [group for name, group in analysis.groups.items() if name not in excluded]
+        learned = learn_masks(evidence.differentiation, mine, choices.target.dropped)
+    scorer = _Scorer(analysis, choices, criterion, evidence, np.random.default_rng(choices.seed), learned)
     ladders: list[Ladder] = []
     for number, (group_id, group) in enumerate(analysis.groups.items()):
         if progress is not None:
@@ -127,7 +132,11 @@ def score_groups(
             "Is there another criterion that reads what they have? bn-scale needs BatchNormalization nodes that "
             "are not folded.",
         )
-    notes = (evidence.differentiated,) if evidence is not None and criterion.kinds & KINDS else ()
+    notes: tuple[str, ...] = ()
+    if evidence is not None and criterion.kinds & (KINDS - {LOGITS}):
+        notes += (evidence.differentiated,)
+    if learned is not None and learned.masks is not None:
+        notes += (learned.sentence("units"),)
     return Scored(tuple(ladders), excluded, units, name, notes)
 
 
@@ -209,6 +218,7 @@ class _Scorer:
     criterion: AnyCriterion
     evidence: Evidence | None
     rng: np.random.Generator
+    learned: LearnedMasks | None = None
 
     def by_score(self, group: Group) -> Ladder | None:
         """The ladder of a criterion; None where the group has nothing that it reads."""
@@ -217,6 +227,8 @@ class _Scorer:
         if self.criterion.needs_data and self.evidence is not None:
             seen = self.evidence.activations(group) if kinds - KINDS else None
             gradients = self.evidence.gradients(group, kinds) if kinds & KINDS else None
+            if gradients is not None and self.learned is not None:
+                gradients = replace(gradients, logits=self.learned.logits.get(group.id))
         normalize = self.choices.scope in RANKED
         scores = self.criterion.score(
             members, normalize=normalize, rng=self.rng, activations=seen, **extra(self.criterion, gradients)

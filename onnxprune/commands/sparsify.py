@@ -61,6 +61,11 @@ from onnxprune.progress import Bar
 @click.option(
     "--schedule", default="cube", show_default=True, help="How far each goes: oneshot, linear, cube, ..."
 )
+@click.option(
+    "--threshold", type=float, help="movement: weights of at most this importance go, instead of --sparsity."
+)
+@click.option("--regularization", type=float, default=0.0, help="movement: factor that lowers importance.")
+@click.option("--structured", is_flag=True, help="movement: channels and heads go as a whole, or come back.")
 @click.option("--lock", is_flag=True, help="Weights that are zero already stay zero, and count.")
 @click.option(
     "--ignore", multiple=True, metavar="PATTERN", help="Leave matching layers dense (glob or re:...)."

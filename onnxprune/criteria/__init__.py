@@ -21,7 +21,7 @@ from onnxprune.criteria.criterion import (
     UnitWeights,
     data_missing,
 )
-from onnxprune.criteria.gradient import GradientCriterion, MaskCriterion
+from onnxprune.criteria.gradient import GradientCriterion, LogitCriterion, MaskCriterion
 from onnxprune.criteria.unit_gradients import MaskGradients, UnitGradients, WeightGradients
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Criterion",
     "CriterionTable",
     "GradientCriterion",
+    "LogitCriterion",
     "MaskCriterion",
     "MaskGradients",
     "UnitActivations",

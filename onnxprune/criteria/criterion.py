@@ -7,6 +7,7 @@
     ├── ActivationCriterion       reads what consumers see of the units: needs data
     ├── MaskCriterion             reads gradients of masks over units: needs data (gradient.py)
     ├── GradientCriterion         reads gradients of the weights that make the units: needs data (gradient.py)
+    ├── LogitCriterion            reads logits of masks that were learned: needs data (gradient.py)
     └── CombinedCriterion         adds the ranks that others give (combined.py)
 """
 
@@ -104,7 +105,7 @@ class AnyCriterion(Protocol):
 
     @property
     def kinds(self) -> frozenset[str]:
-        """What it reads: kinds of parameters, "activation", "mask-gradient", "weight-gradient"."""
+        """What it reads: kinds of parameters, "activation", or one of `unit_gradients.KINDS`."""
         ...
 
     @property

@@ -16,7 +16,11 @@ MASKS = "mask-gradient"
 WEIGHTS = "weight-gradient"
 """The same for `WeightGradients`."""
 
-KINDS = frozenset({MASKS, WEIGHTS})
+LOGITS = "mask-logit"
+"""The same for logits of masks that were learned."""
+
+KINDS = frozenset({MASKS, WEIGHTS, LOGITS})
+"""What criteria read that look at gradients of a loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +73,9 @@ class WeightGradients:
         Shape (units, batches): `sum |w g|` over a unit's features, g being the gradient of one batch's loss.
     norm
         L2 norm of the whole parameter, for rankings across layers.
+    change
+        Shape (units, batches): `sum w g`, the same with its signs; minus this is the first-order change of the
+        batch's loss when the unit's weights go. None where nobody collected it.
 
     Raises
     ------
@@ -80,6 +87,7 @@ class WeightGradients:
     gradient: Array
     saliency: Array
     norm: float
+    change: Array | None = None
 
     def __post_init__(self) -> None:
         """Widen the arrays, and see that they fit together."""
@@ -89,6 +97,8 @@ class WeightGradients:
             raise ValueError(f"values, gradients and saliencies of shapes {shapes}")
         if len(self.values) != len(self.saliency):
             raise ValueError(f"not equally many units: {shapes}")
+        if self.change is not None and self.change.shape != self.saliency.shape:
+            raise ValueError(f"changes of shape {self.change.shape}, saliencies of shape {shapes[2]}")
 
     @property
     def units(self) -> int:
@@ -106,10 +116,13 @@ class UnitGradients:
         None where nobody asked for them, or where nothing consumes the units.
     weights
         One entry per parameter that makes units; empty where nobody asked for them.
+    logits
+        Shape (units,): of masks that were learned (`onnxprune.criteria.binary`). None as of `masks`.
     """
 
     masks: MaskGradients | None = None
     weights: Sequence[WeightGradients] = ()
+    logits: Array | None = None
 
 
 def _widen(arrays: Any) -> None:

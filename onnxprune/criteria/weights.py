@@ -26,6 +26,9 @@ movement
     `S <- S - W G_b` (Sanh et al. 2020, https://arxiv.org/abs/2005.07683): grows where a step of training
     would move the weight away from zero. Retrain-free, the weights do not move, and S is the first-order
     change of the loss.
+rb
+    `s`, the logit of a mask that was learned on the samples, one per block of the pattern (NNCF's regularised
+    binary sparsity, `onnxprune.criteria.binary`; Louizos et al. 2018, https://arxiv.org/abs/1712.01312).
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ import numpy as np
 
 from onnxprune.criteria.gradient import ALPHA, BETA
 from onnxprune.errors import UsageError
-from onnxprune.patterns import Grid, NofM, Pattern
+from onnxprune.patterns import Grid, Head, NofM, Pattern
 
 Array = np.ndarray[Any, Any]
 
@@ -56,7 +59,7 @@ class Weights:
         Shape (outputs, columns): root mean square of what each weight multiplies; None where nobody asked for
         it.
     folded
-        What the criterion's `fold` made of the gradients; None for criteria without one.
+        What the criterion's `fold` made of the gradients, or what was learned; None for criteria without.
     """
 
     values: Array
@@ -100,6 +103,8 @@ class WeightCriterion:
         What it compares weights with where nobody says otherwise: see `onnxprune.sparsity.select`.
     in_blocks
         Whether it sums over the blocks of the pattern, which has to have some then.
+    learns
+        Whether `Weights.folded` holds logits of masks that were learned (`onnxprune.sparsity.rb`).
     """
 
     name: str
@@ -109,11 +114,17 @@ class WeightCriterion:
     fold: Fold | None = None
     scope: str = "global"
     in_blocks: bool = False
+    learns: bool = False
 
     @property
     def needs_data(self) -> bool:
         """Whether it looks at samples."""
-        return self.inputs or self.fold is not None
+        return self.inputs or self.differentiates
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether it looks at gradients."""
+        return self.fold is not None or self.learns
 
     def score(self, weights: Weights) -> Array:
         """Scores of one layer.
@@ -199,6 +210,7 @@ _ALL = (
     WeightCriterion("taylor", _folded, "Molchanov et al. 2019", fold=lambda s, w, g, _: s + np.abs(w * g)),
     WeightCriterion("fisher", _folded, "Molchanov et al. 2019", fold=lambda s, w, g, _: s + (w * g) ** 2 / 2),
     WeightCriterion("movement", _folded, "Sanh et al. 2020", fold=lambda s, w, g, _: s - w * g),
+    WeightCriterion("rb", _folded, f"{NNCF} (RB)", learns=True),
 )
 
 
@@ -225,9 +237,12 @@ def find_weight_criterion(
             f"there is no criterion {name!r} for single weights{hint}",
             f"Known: {', '.join(sorted(table))}.",
         )
-    if table[name].in_blocks and isinstance(pattern, NofM):
+    if table[name].in_blocks and isinstance(pattern, Head | NofM):
+        how = (
+            "has blocks that lie in several layers" if isinstance(pattern, Head) else "zeroes part of a block"
+        )
         raise UsageError(
-            f"the criterion {name} gives one score per block, and {pattern.name} zeroes part of a block",
+            f"the criterion {name} gives one score per block of a layer, and {pattern.name} {how}",
             "Take snip_momentum, or a pattern such as 4x1.",
         )
     return table[name]

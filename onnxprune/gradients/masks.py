@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.gradients.wrt import UnitMask
-from onnxprune.graph.axes import Axis
+from onnxprune.graph.axes import Axis, Index
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
 from onnxprune.model import edit
@@ -84,6 +86,94 @@ def unit_masks(axis_graph: AxisGraph, groups: Iterable[Group], *, by_sample: boo
             )
         masks[group.id] = tuple(found)
     return Masked(clone.model, masks)
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """An input by which the positions of an axis are multiplied where sinks see them.
+
+    Attributes
+    ----------
+    name
+        Of the input.
+    shape
+        Of the input: the positions along the axis, 1 elsewhere.
+    unit
+        Unit of each position, -1 where it belongs to none and the factor has to be 1.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    unit: Index
+
+    def spread(self, masks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """What to feed for masks (units,): float32, of `shape`."""
+        found = np.where(self.unit >= 0, masks[np.maximum(self.unit, 0)], 1.0)
+        return found.astype(np.float32).reshape(self.shape)
+
+    def gather(self, gradient: np.ndarray[Any, Any], units: int) -> np.ndarray[Any, Any]:
+        """From a gradient of `shape` to that of the masks, (units,), float64."""
+        mine = self.unit >= 0
+        return np.bincount(self.unit[mine], gradient.reshape(-1)[mine].astype(np.float64), minlength=units)
+
+
+@dataclass(frozen=True, eq=False)
+class Factored:
+    """A model that multiplies units by factors that it is fed.
+
+    Attributes
+    ----------
+    model
+        Computes what the original does where all factors are 1, and what the masked model does where some
+        are 0.
+    factors
+        By group id; empty where nothing sums over a group's units.
+    """
+
+    model: ir.Model
+    factors: Mapping[str, tuple[Factor, ...]]
+
+
+def unit_factors(axis_graph: AxisGraph, groups: Iterable[Group]) -> Factored:
+    """A copy of a model whose units can be masked from run to run, at the places where masks act.
+
+    Parameters
+    ----------
+    axis_graph
+        Of the model, which is not mutated.
+    groups
+        Whose units get factors.
+    """
+    groups = list(groups)
+    clone = clone_model(axis_graph.model)
+    places = _places(axis_graph, clone, {use.axis for group in groups for use in group.axes})
+    graph, factors = clone.model.graph, {}
+    for group in groups:
+        found: list[Factor] = []
+        lies = [(use, value) for use in group.axes for value in places.get(use.axis, ())]
+        for use, value in lies:
+            rank = len(axis_graph.shapes.dims[use.axis.value])
+            shape = tuple(len(use.unit) if dim == use.axis.dim else 1 for dim in range(rank))
+            name = edit.fresh(graph, f"factor/{group.id}/{len(found)}")
+            given = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
+            graph.inputs.append(given)
+            _multiply(graph, value, given)
+            found.append(Factor(name, shape, use.unit))
+        factors[group.id] = tuple(found)
+    return Factored(clone.model, factors)
+
+
+def _multiply(graph: ir.Graph, value: ir.Value, factor: ir.Value) -> None:
+    """Multiply a value wherever it is read."""
+    readers = tuple(value.uses())
+    node = ir.node("Mul", [value, factor])
+    made = node.outputs[0]
+    made.name = node.name = edit.fresh(graph, f"{value.name}/masked")
+    made.type, made.shape = value.type, value.shape
+    producer = value.producer()
+    graph.insert_before(graph[0], node) if producer is None else graph.insert_after(producer, node)
+    for reader, slot in readers:
+        reader.replace_input_with(slot, made)
 
 
 def _places(axis_graph: AxisGraph, clone: Clone, wanted: set[Axis]) -> dict[Axis, list[ir.Value]]:

@@ -11,6 +11,9 @@ outputs
     The outputs times random signs, drawn per sample (Hutchinson): squared gradients average to the Gauss-Newton
     curvature of the squared distance to the dense outputs, whose own gradient is zero. Of several outputs each is
     divided by its standard deviation on the first batch.
+distance
+    Not to be asked for: what takes the place of `outputs` where the model is not the original (`off_original`).
+    Squared distance to the original's outputs, 1 for outputs that are lost altogether.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from onnxprune.gradients.losses import (
     NextToken,
     Projection,
     SquaredError,
+    WeightedSum,
 )
 from onnxprune.model import edit
 from onnxprune.model.shapes import Dims, Shapes
@@ -45,6 +49,9 @@ LABELS = "labels"
 
 SIGNS = "signs"
 """Prefix of the inputs that hold random signs."""
+
+ORIGINAL = "original"
+"""Prefix of the inputs that hold the original's outputs."""
 
 _VOID = 255
 _IGNORED = -100
@@ -77,7 +84,7 @@ class Objective:
     Attributes
     ----------
     kind
-        "labels", "sampled" or "outputs".
+        "labels", "sampled", "outputs" or "distance".
     loss
         What the graph computes.
     output
@@ -106,6 +113,8 @@ class Objective:
         """What is differentiated, for people."""
         if self.kind == "outputs":
             return "all outputs times random signs"
+        if self.kind == "distance":
+            return "the squared distance to the original's outputs"
         what = {
             CrossEntropy: "cross-entropy",
             BinaryCrossEntropy: "binary cross-entropy",
@@ -116,6 +125,11 @@ class Objective:
             "the data's labels" if self.kind == "labels" else "labels drawn from the model's own predictions"
         )
         return f"{what} at the output {self.output}, {whose}"
+
+    @property
+    def classes(self) -> bool:
+        """Whether one of several classes is told apart along `axis` of the output."""
+        return isinstance(self.loss, CrossEntropy | NextToken)
 
     @property
     def needs_outputs(self) -> bool:
@@ -139,6 +153,12 @@ class Objective:
         if self.kind == "sampled":
             return {
                 self.labels: self._sampled(np.asarray(outputs[self.output], np.float64), draws.of(LABELS))
+            }
+        if self.kind == "distance":
+            return {
+                f"{ORIGINAL}/{name}": array.astype(np.float32)
+                for name, array in outputs.items()
+                if array.dtype.kind == "f"
             }
         found = {}
         for name, array in outputs.items():
@@ -169,6 +189,26 @@ class Objective:
         below = np.cumsum(z, axis=-1)
         drawn = (below < rng.random(z.shape[:-1])[..., None] * below[..., -1:]).sum(axis=-1)
         return np.asarray(np.minimum(drawn, z.shape[-1] - 1), np.int64)
+
+
+def off_original(objective: Objective, outputs: Mapping[str, Array]) -> Objective:
+    """A loss that is least at the original: the same, or the distance to its outputs instead of random signs.
+
+    Parameters
+    ----------
+    outputs
+        The original's on the first samples; these are on the leading axis.
+    """
+    if objective.kind != "outputs":
+        return objective
+    parts = []
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and array.size:
+            spread = float(array.astype(np.float64).var())
+            per_sample = max(array.size // max(len(array), 1), 1)
+            weight = 1.0 / (per_sample * spread) if np.isfinite(spread) and spread > 0 else 1.0 / per_sample
+            parts.append((weight, SquaredError(name, f"{ORIGINAL}/{name}")))
+    return replace(objective, kind="distance", loss=WeightedSum(tuple(parts)))
 
 
 def _scale(array: Array, outputs: int) -> float:

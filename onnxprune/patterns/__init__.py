@@ -5,6 +5,7 @@
     Pattern                       a weight in blocks, each of which goes as a whole
     ├── Element                   "element": every weight for itself
     ├── Block                     "4x1": rows of outputs by columns of inputs
+    ├── Head                      "head": attention heads, across layers
     ├── InputChannel              "channelx1": an input channel in all outputs and taps
     ├── OutputChannel             "1xchannel": all of an output channel
     └── NofM                      "2:4": N of M neighbouring inputs, the least important ones
@@ -20,6 +21,7 @@ import re
 from onnxprune.errors import UsageError
 from onnxprune.patterns.block import Block, Element
 from onnxprune.patterns.channel import InputChannel, OutputChannel
+from onnxprune.patterns.head import Head
 from onnxprune.patterns.n_m import NofM
 from onnxprune.patterns.pattern import REDUCTIONS, Grid, Pattern
 
@@ -28,6 +30,7 @@ __all__ = [
     "Block",
     "Element",
     "Grid",
+    "Head",
     "InputChannel",
     "NofM",
     "OutputChannel",
@@ -35,7 +38,7 @@ __all__ = [
     "parse_pattern",
 ]
 
-_KNOWN = "element (or 1x1), blocks such as 4x1 or 1x8, channelx1, 1xchannel, N:M such as 2:4"
+_KNOWN = "element (or 1x1), blocks such as 4x1 or 1x8, channelx1, 1xchannel, head, N:M such as 2:4"
 
 
 def parse_pattern(text: str) -> Pattern:
@@ -57,6 +60,8 @@ def parse_pattern(text: str) -> Pattern:
         return Element()
     if text in ("channelx1", "1xchannel"):
         return InputChannel() if text == "channelx1" else OutputChannel()
+    if text in ("head", "mha"):
+        return Head()
     block = re.fullmatch(r"(\d+)x(\d+)", text)
     if block and int(block[1]) and int(block[2]):
         return Block(int(block[1]), int(block[2]))

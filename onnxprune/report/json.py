@@ -26,6 +26,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "seed": report.seed,
         "bindings": dict(report.bindings),
         "target": asdict(report.target),
+        "latency": None if report.latency is None else asdict(report.latency),
         "before": asdict(report.before),
         "after": asdict(report.after),
         "groups": [asdict(group) for group in report.groups],

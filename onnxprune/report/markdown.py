@@ -8,6 +8,7 @@ from onnxprune.report.report import Report
 from onnxprune.report.tables import (
     coverage_line,
     fidelity_head,
+    latency_line,
     number,
     repair_line,
     share,
@@ -27,6 +28,8 @@ def render(report: Report) -> str:
         _table(["", "before", "after", "kept"], size_rows(report)),
         f"**Soundness.** {soundness_line(report)}.",
     ]
+    if timed := latency_line(report):
+        parts.append(f"**Run time.** {timed}.")
     if repaired := repair_line(report):
         parts.append(f"**Repair.** {repaired[0].upper()}{repaired[1:]}.")
     if report.metric is not None:

@@ -50,6 +50,43 @@ class TargetResult:
 
 
 @dataclass(frozen=True)
+class LatencyResult:
+    """What was requested of the run time, what was predicted and what was measured, as shares of the original's.
+
+    Attributes
+    ----------
+    predicted
+        Before the result was measured for the first time.
+    measured, noise
+        Of the finished model beside the original; half of the 95 % interval.
+    met
+        Whether the measured share is at most the requested one, up to the noise.
+    before_ms, after_ms
+        Milliseconds per run.
+    fixed
+        The predicted share that lies in nodes that never get smaller.
+    conditions
+        Provider and threads.
+    inputs
+        Shapes of the inputs that were run.
+    trials
+        Predicted and measured share of everything that was solved on the way.
+    """
+
+    requested: float
+    predicted: float
+    measured: float
+    noise: float
+    met: bool
+    before_ms: float
+    after_ms: float
+    fixed: float
+    conditions: str
+    inputs: Mapping[str, tuple[int, ...]]
+    trials: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
 class GroupResult:
     """A group of units and how many stay.
 
@@ -134,6 +171,8 @@ class Report:
         One entry per layer that was to be repaired.
     seconds
         Wall time per stage.
+    latency
+        Run times, where they were the target.
     """
 
     path: str
@@ -159,6 +198,7 @@ class Report:
     refitted: tuple[RefittedIO, ...] = ()
     repairs: tuple[LayerRepair, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    latency: LatencyResult | None = None
 
     @property
     def dropped(self) -> int:

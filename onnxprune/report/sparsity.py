@@ -66,13 +66,19 @@ class SparsityReport:
     Attributes
     ----------
     requested
-        Share of the weights of all handled layers.
+        Share of the weights of all handled layers; NaN where a threshold was.
     params
         Elements of all float initializers of the model.
     left
         By the name of a layer, why it stays dense.
     buys
         What the pattern does at run time.
+    learned
+        What a criterion that learns found, by NNCF's names where it has some: `mean_sparse_prob` and
+        `inference_level` (what its own masks would make zero) of rb, `importance_threshold` and
+        `importance_regularization_factor` of movement.
+    heads
+        By the name of an attention, the heads that are zero.
     """
 
     path: str
@@ -98,6 +104,8 @@ class SparsityReport:
     fidelity: Fidelity | None
     warnings: tuple[str, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    learned: Mapping[str, float] = field(default_factory=dict)
+    heads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -146,8 +154,11 @@ def render_json(report: SparsityReport) -> str:
 def target_line(report: SparsityReport) -> str:
     """What was asked for and what came out, each with its denominator."""
     layers = plural(len(report.layers), "layer")
+    asked = f"{report.requested:.1%} zeros"
+    if report.requested != report.requested:
+        asked = f"importance above {report.learned['importance_threshold']:.4g}, else zeros"
     return (
-        f"requested {report.requested:.1%} zeros of the {number(report.size)} weights of {layers}, achieved "
+        f"requested {asked} of the {number(report.size)} weights of {layers}, achieved "
         f"{report.achieved:.1%} ({number(report.zeros)}); {report.achieved_of_model:.1%} of all "
         f"{number(report.params)} parameters"
     )

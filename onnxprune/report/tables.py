@@ -104,7 +104,12 @@ def target_line(report: Report) -> str:
     target = report.target
     if target.kind == "plan":
         return f"plan replayed: {target.achieved:.1%} of the MACs kept"
-    what = {"macs": "of the MACs kept", "params": "of the parameters kept", "ratio": "of the units dropped"}
+    what = {
+        "macs": "of the MACs kept",
+        "params": "of the parameters kept",
+        "latency": "of the run time kept",
+        "ratio": "of the units dropped",
+    }
     bound = "at least" if target.kind == "ratio" else "at most"
     verdict = "met" if target.met else "NOT met"
     if target.kind == "ratio" and report.scope == "uniform":
@@ -112,6 +117,22 @@ def target_line(report: Report) -> str:
         verdict = "met" if target.met else f"widths are rounded up to multiples of {report.round_to}"
     asked = f"requested {bound} {target.requested:.1%} {what[target.kind]}"
     return f"{asked}, achieved {target.achieved:.1%}: {verdict}"
+
+
+def latency_line(report: Report) -> str:
+    """Run times before and after, what was predicted, and under which conditions; empty where none was measured."""
+    found = report.latency
+    if found is None:
+        return ""
+    more = f", {plural(len(found.trials), 'cut')} measured on the way" if len(found.trials) > 1 else ""
+    shapes = ", ".join(
+        f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in found.inputs.items()
+    )
+    whose = " (without the units that are masked)" if report.mode == "mask" else ""
+    return (
+        f"{found.before_ms:.3g} -> {found.after_ms:.3g} ms{whose}, {found.measured:.1%} +- {found.noise:.1%} "
+        f"of the original's; predicted {found.predicted:.1%}{more}; {found.conditions}; {shapes}"
+    )
 
 
 def soundness_line(report: Report) -> str:

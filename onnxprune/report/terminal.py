@@ -8,6 +8,7 @@ from onnxprune.report.tables import (
     columns,
     coverage_line,
     fidelity_head,
+    latency_line,
     repair_line,
     size_rows,
     some,
@@ -31,6 +32,8 @@ def render(report: Report, *, verbose: bool = False, width: int | None = None) -
     rows = [["", "before", "after", "kept"], *size_rows(report)]
     lines = columns(rows, right=(1, 2, 3))
     lines += ["", *wrap(target_line(report), width), *wrap(f"sound: {soundness_line(report)}", width)]
+    if timed := latency_line(report):
+        lines += wrap(f"run time: {timed}", width)
     if repaired := repair_line(report):
         lines += wrap(repaired, width)
     if report.metric is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from onnxprune.model.sparse import INDEX_BYTES
-from onnxprune.patterns import InputChannel, NofM, OutputChannel, Pattern
+from onnxprune.patterns import Head, InputChannel, NofM, OutputChannel, Pattern
 from onnxprune.sparsity.layers import WeightLayer
 
 PAYS_FROM = 256
@@ -38,6 +38,11 @@ def buys(pattern: Pattern) -> str:
         return (
             "zero channels are still computed, so the model is not faster; one whose channels onnxprune prune "
             "removed is"
+        )
+    if isinstance(pattern, Head):
+        return (
+            "zero heads are still computed, so the model is not faster; one whose heads onnxprune prune "
+            "--attention heads removed is"
         )
     name = "zeros anywhere" if pattern.name == "element" else f"zero blocks of {pattern.name}"
     return (

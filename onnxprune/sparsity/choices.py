@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from onnxprune.allocate.schedule import find_schedule
@@ -11,7 +12,7 @@ from onnxprune.criteria.weights import (
     find_weight_criterion,
 )
 from onnxprune.errors import UsageError
-from onnxprune.patterns import REDUCTIONS, InputChannel, OutputChannel, Pattern, parse_pattern
+from onnxprune.patterns import REDUCTIONS, Head, InputChannel, NofM, OutputChannel, Pattern, parse_pattern
 from onnxprune.sparsity.select import SCOPES
 
 SOLVERS = ("auto", "mask", "sparsegpt", "obc")
@@ -22,6 +23,8 @@ STORAGES = ("dense", "sparse")
 AUTO = "auto"
 OWN = "saliency"
 """The criterion of a solver: what the layer's output loses when the other weights make up for a weight."""
+
+MOVEMENT = "movement"
 
 CONST = "const"
 """The criterion that adds no zeros: those that are there stay through everything."""
@@ -52,6 +55,9 @@ class Sparsity:
         At least and at most this share of every layer's weights becomes zero.
     rounds, schedule
         In how many steps the level is reached, and how far each goes.
+    threshold, regularization, structured
+        Of the criterion movement: mask `importance > threshold` instead of a level, the factor of the
+        regularisation, and whether units survive with any of their weights (`onnxprune.sparsity.structure`).
     lock
         Whether weights that are zero already stay so, and count.
     only, ignore
@@ -77,6 +83,9 @@ class Sparsity:
     only: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     criteria: WeightCriterionTable | None = None
+    threshold: float | None = None
+    regularization: float = 0.0
+    structured: bool = False
 
     def __post_init__(self) -> None:
         """Reject what means nothing before any work is done."""
@@ -104,6 +113,14 @@ class Sparsity:
                 "Take --scope global or local.",
             )
         self._check_shares()
+        if isinstance(pattern, Head) and (
+            self.solver not in (AUTO, "mask") or self.criterion in (OWN, CONST)
+        ):
+            raise UsageError(
+                "--pattern head zeroes whole heads by a criterion, and nothing makes up for them",
+                "Leave --solver out and take a criterion such as fisher; `onnxprune prune --attention heads` "
+                "refits the layers behind heads that go.",
+            )
         if self.rounds < 1:
             raise UsageError(f"--rounds {self.rounds} is not positive", "Use 1 for everything at once.")
         find_schedule(self.schedule)
@@ -118,6 +135,44 @@ class Sparsity:
             raise UsageError(
                 f"the criterion const adds no zeros, so --sparsity {self.level:g} cannot be asked for",
                 "Leave --sparsity out, or take another criterion with --lock.",
+            )
+
+        self._check_movement(pattern)
+
+    @property
+    def staged(self) -> bool:
+        """Whether importance accumulates while the mask grows (`onnxprune.sparsity.movement`)."""
+        asked = self.threshold is not None or self.regularization != 0 or self.structured
+        return asked or (self.criterion == MOVEMENT and self.rounds > 1 and not isinstance(self.shape, Head))
+
+    def _check_movement(self, pattern: Pattern) -> None:
+        asked = {
+            "--threshold": self.threshold is not None,
+            "--regularization": self.regularization != 0,
+            "--structured": self.structured,
+        }
+        names = [name for name, given in asked.items() if given]
+        if names and self.criterion != MOVEMENT:
+            raise UsageError(
+                f"{', '.join(names)} belongs to the criterion movement, not to {self.criterion}",
+                "Take --criterion movement, or leave it out.",
+            )
+        if names and isinstance(pattern, Head):
+            raise UsageError(
+                f"{', '.join(names)} does not go with --pattern head", "Take a level, or another pattern."
+            )
+        if not math.isfinite(self.regularization) or self.regularization < 0:
+            raise UsageError(
+                f"--regularization {self.regularization:g} is negative or not finite", "Give 0 or more."
+            )
+        if self.threshold is None:
+            return
+        if not math.isfinite(self.threshold):
+            raise UsageError(f"--threshold {self.threshold:g} is not finite", "Give a number, such as 0.")
+        if isinstance(pattern, NofM) or self.min_ratio > 0 or self.max_ratio < 1:
+            raise UsageError(
+                "--threshold masks whatever is not more important, so that N:M and shares per layer do not hold",
+                "Take --sparsity instead.",
             )
 
     def _check_shares(self) -> None:
@@ -149,7 +204,8 @@ class Sparsity:
         """
         solver = self.solver
         if solver == AUTO:
-            solver = AUTO if has_data and self.criterion != CONST else "mask"
+            plain = self.criterion == CONST or isinstance(self.shape, Head)
+            solver = AUTO if has_data and not plain else "mask"
         name = self.criterion
         if name == AUTO:
             name = WITHOUT_DATA if solver == "mask" else OWN
@@ -192,6 +248,11 @@ class Settled:
     scope: str
     reads: bool
 
+    @property
+    def differentiates(self) -> bool:
+        """Whether gradients are looked at."""
+        return self.criterion is not None and self.criterion.differentiates
+
 
 def _scope(criterion: WeightCriterion | None, pattern: Pattern) -> str:
     if criterion is None:
@@ -203,4 +264,4 @@ def _scope(criterion: WeightCriterion | None, pattern: Pattern) -> str:
 
 def _across_outputs(pattern: Pattern) -> bool:
     """Whether a block lies in several outputs, or is all of one."""
-    return isinstance(pattern, InputChannel | OutputChannel) or getattr(pattern, "rows", 1) > 1
+    return isinstance(pattern, Head | InputChannel | OutputChannel) or getattr(pattern, "rows", 1) > 1

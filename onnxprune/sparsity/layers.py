@@ -60,6 +60,10 @@ class WeightLayer:
         groups = self.consumer.groups
         return self.consumer.from_matrix(matrix.reshape(groups, -1, matrix.shape[1]))
 
+    def gradient(self, array: Array) -> Array:
+        """A gradient with respect to the initializer as one with respect to `matrix`, (outputs, columns)."""
+        return np.asarray(self.matrix(array) / self.consumer.factor**2)
+
     def flags(self, zeros: Array) -> Array:
         """Flags (outputs, columns) in the initializer's layout."""
         return np.asarray(self.from_matrix(zeros.astype(np.float64)) != 0)

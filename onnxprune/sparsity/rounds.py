@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -13,14 +13,18 @@ from onnxprune.allocate.schedule import levels
 from onnxprune.analysis import Analysis
 from onnxprune.choosing.evidence import Evidence
 from onnxprune.model import edit
+from onnxprune.patterns import Head, Pattern
 from onnxprune.patterns.pattern import Bools
 from onnxprune.sparsity.allocation import levels_by_loss
 from onnxprune.sparsity.choices import CONST, Settled, Sparsity
 from onnxprune.sparsity.layers import WeightLayer, same_layers
+from onnxprune.sparsity.movement import Moved, learn_movement
 from onnxprune.sparsity.scoring import Scorer
 from onnxprune.sparsity.select import select
 from onnxprune.sparsity.sequence import LayerSolution, Solver, Work
 from onnxprune.sparsity.solving import Order
+from onnxprune.sparsity.structure import resolve
+from onnxprune.statistics.learning import LearnedMasks
 from onnxprune.surgery.clone import clone_model
 
 Zeros = Mapping[str, Bools]
@@ -40,12 +44,33 @@ class Outcome:
         What the solver did; empty without one.
     levels
         What each round was asked for.
+    learned
+        Masks that were learned in the last round, or importance; None where none were.
+    heads
+        By the name of a group of attention heads, which of them are zero, and how many there are.
     """
 
     model: ir.Model
     zeros: Zeros
     solutions: Mapping[str, LayerSolution]
     levels: tuple[float, ...]
+    learned: LearnedMasks | Moved | None = None
+    heads: Mapping[str, tuple[tuple[int, ...], int]] = field(default_factory=dict)
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """What a criterion that learns found, for the report."""
+        return {} if self.learned is None else self.learned.statistics
+
+    def notes(self, pattern: Pattern) -> list[str]:
+        """What people should know about how zeros were chosen."""
+        lines = []
+        if self.learned is not None:
+            lines.append(self.learned.sentence("heads" if isinstance(pattern, Head) else "weights"))
+        for name, (which, units) in self.heads.items():
+            listed = ", ".join(map(str, which)) or "none"
+            lines.append(f"heads of {name} that are zero: {listed} of 0 to {units - 1}")
+        return lines
 
 
 def zeros_of(layers: Sequence[WeightLayer]) -> dict[str, Bools]:
@@ -82,11 +107,12 @@ def make_sparse(
     criterion = settled.criterion
     scorer = None if criterion is None else Scorer(layers, pattern, criterion, evidence)
     steps = levels(sparsity.schedule, sparsity.rounds, 0.0, sparsity.level)
-    for level in steps:
-        chosen = None
-        if scorer is not None:
+    moved = _moved(analysis, layers, sparsity, settled, evidence, zeros) if sparsity.staged else None
+    for level in steps if moved is None else steps[-1:]:
+        chosen = None if moved is None else dict(moved.zeros)
+        if scorer is not None and moved is None:
             with weights_of(graph.model, sparse):
-                scored = scorer.score(zeros)
+                scored = scorer.score(zeros, level)
             chosen = select(
                 scored,
                 pattern,
@@ -136,7 +162,27 @@ def make_sparse(
         zeros = {name: flags for name, (flags, _) in found.items()}
         solutions = {name: solution for name, (_, solution) in found.items()}
         mine = same_layers(sparse, layers)
-    return Outcome(sparse, zeros, solutions, steps)
+    return Outcome(sparse, zeros, solutions, steps, moved or (None if scorer is None else scorer.learned))
+
+
+def _moved(
+    analysis: Analysis,
+    layers: Sequence[WeightLayer],
+    sparsity: Sparsity,
+    settled: Settled,
+    evidence: Evidence | None,
+    gone: Zeros,
+) -> Moved:
+    """What movement leads to, resolved to whole units where that is asked for."""
+    if evidence is None:
+        raise ValueError("importance accumulates on samples")
+    moved = learn_movement(layers, sparsity.shape, evidence.differentiation, sparsity, settled.scope, gone)
+    if not sparsity.structured:
+        return moved
+    zeros, units = resolve(analysis, layers, moved.zeros)
+    names = {name: analysis.groups[name].name or name for name in units}
+    counts = {names[name]: (int(flags.sum()), len(flags)) for name, flags in units.items()}
+    return replace(moved, zeros=zeros, structured=counts)
 
 
 @contextmanager

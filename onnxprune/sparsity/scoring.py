@@ -11,8 +11,10 @@ from onnxprune.choosing.evidence import Evidence
 from onnxprune.criteria.weights import Array, Blocks, WeightCriterion, Weights
 from onnxprune.patterns import Pattern
 from onnxprune.sparsity.layers import WeightLayer
+from onnxprune.sparsity.rb import learn_logits
 from onnxprune.sparsity.select import Scored
 from onnxprune.statistics.collect import input_statistics
+from onnxprune.statistics.learning import LearnedMasks
 
 
 @dataclass
@@ -30,7 +32,9 @@ class Scorer:
     evidence
         What the samples say; None: the criterion looks at weights alone.
     folded
-        What the criterion's fold made of the gradients so far, by name.
+        What the criterion's fold made of the gradients so far, or the logits that were learned, by name.
+    learned
+        The masks of the last round, for a criterion that learns some.
     """
 
     layers: Sequence[WeightLayer]
@@ -38,18 +42,23 @@ class Scorer:
     criterion: WeightCriterion
     evidence: Evidence | None = None
     folded: dict[str, Array] = field(default_factory=dict)
+    learned: LearnedMasks | None = None
 
-    def score(self, gone: Mapping[str, Array]) -> list[Scored]:
+    def score(self, gone: Mapping[str, Array], level: float) -> list[Scored]:
         """Scores of all layers as the model is now.
 
         Parameters
         ----------
+        level
+            What they are for: masks that are learned learn how many go, too.
         gone
             By name, flags (outputs, columns) of weights that are zero and stay so.
         """
         inputs = self._inputs() if self.criterion.inputs else {}
         if self.criterion.fold is not None:
             self._fold()
+        if self.criterion.learns:
+            self._learn(level)
         found = []
         for layer in self.layers:
             seen = Weights(layer.matrix(), inputs.get(layer.name), self.folded.get(layer.name))
@@ -88,7 +97,13 @@ class Scorer:
             for layer in self.layers:
                 name = layer.name
                 state = self.folded.get(name, np.zeros(()))
-                self.folded[name] = fold(state, values[name], layer.matrix(found[name]), blocks[name])
+                self.folded[name] = fold(state, values[name], layer.gradient(found[name]), blocks[name])
+
+    def _learn(self, level: float) -> None:
+        """Learn masks for a level."""
+        found = learn_logits(self.layers, self.pattern, self._given().differentiation, level)
+        self.folded.update(found.logits)
+        self.learned = found
 
     def _given(self) -> Evidence:
         if self.evidence is None:

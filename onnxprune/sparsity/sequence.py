@@ -150,13 +150,13 @@ class Solver:
             return [None] * len(works)
         solved = [
             solve_layer(
-                work.mine, work.order, self.of(work.mine), self.pattern, *pair, shifts=_shifts(work.mine)
+                work.mine, work.order, self.of(work.mine), self.pattern, *pair, shifts=shifts(work.mine)
             )
             for work, pair in zip(works, moments, strict=True)
         ]
         behind = collector.behind([each.fit for each in solved], moments)
         return [
-            solve_again(each, *pair) if target.flat is not None and _shifts(work.mine) else each
+            solve_again(each, *pair) if target.flat is not None and shifts(work.mine) else each
             for each, pair, target, work in zip(solved, behind, targets, works, strict=True)
         ]
 
@@ -171,13 +171,13 @@ class Solver:
             layer.set(np.where(zeros, 0.0, layer.matrix()))
             return zeros, LayerSolution("mask", kind, why=NOT_FINITE)
         found, scale = solved.fit, solved.fit.energy or 1.0
-        if found.kind == "mask" or not _shifts(layer):
+        if found.kind == "mask" or not shifts(layer):
             layer.set(found.weight.reshape(layer.grid.shape))
         else:
             write(layer.consumer, layer.consumer.from_matrix(found.weight), found.bias.ravel())
         return solved.zeros, LayerSolution(found.kind, kind, found.before / scale, found.error / scale)
 
 
-def _shifts(layer: WeightLayer) -> bool:
+def shifts(layer: WeightLayer) -> bool:
     """Whether a layer has a bias, or can get one without another node."""
     return layer.consumer.bias is not None or layer.consumer.node.op_type != "MatMul"

@@ -106,14 +106,15 @@ class Consumer:
         return self.node.op_type if self.convolves else "rows" if self._transposed else "columns"
 
     @property
-    def _factor(self) -> float:
+    def factor(self) -> float:
+        """What the node multiplies its weight by (alpha); `matrix` holds the product."""
         return _float(self.node, "alpha", 1.0) if self.node.op_type == "Gemm" else 1.0
 
     def matrix(self, array: Array | None = None) -> Array:
         """The weight as (groups, outputs per group, taps x columns), float64, columns running fastest."""
         wide = np.asarray(self.array if array is None else array).astype(np.float64)
         w = np.ascontiguousarray(self.arranged(wide))
-        return w if self.convolves else w * self._factor
+        return w if self.convolves else w * self.factor
 
     def arranged(self, array: Array) -> Array:
         """An array of the weight's shape, laid out as by `matrix`; no factor, the same type, often a view."""
@@ -127,7 +128,7 @@ class Consumer:
     def from_matrix(self, matrix: Array) -> Array:
         """The weight in the node's own layout, from what `matrix` gives."""
         if not self.convolves:
-            w = matrix[0] / self._factor
+            w = matrix[0] / self.factor
             return np.asarray(w if self._transposed else w.T)
         split = matrix.reshape(self.groups, matrix.shape[1], self.taps, -1)
         order = (0, 1, 3, 2) if self.node.op_type == "Conv" else (0, 3, 1, 2)

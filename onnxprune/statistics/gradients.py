@@ -22,6 +22,7 @@ from onnxprune.criteria.gather import scored_weights, unit_rows
 from onnxprune.criteria.unit_gradients import MaskGradients, WeightGradients
 from onnxprune.errors import DataError
 from onnxprune.gradients.backward import build_backward
+from onnxprune.gradients.feeds import as_inputs
 from onnxprune.gradients.masks import Masked, unit_masks
 from onnxprune.gradients.objective import Draws, Objective, choose_objective
 from onnxprune.gradients.prepare import prepare
@@ -98,7 +99,7 @@ class Differentiation:
         masked, running = self.masked(groups)
         if running is None:
             return {}
-        size = self._together if masked.by_sample else self._alone
+        size = self.together if masked.by_sample else self._alone
         rows: dict[str, list[Array]] = {name: [] for name, masks in masked.masks.items() if masks}
         runs: list[int] = []
         for found in running.over(self.data, size, self.progress):
@@ -110,7 +111,7 @@ class Differentiation:
         return {name: _mask_gradients(name, np.concatenate(parts), batch) for name, parts in rows.items()}
 
     @property
-    def _together(self) -> int:
+    def together(self) -> int:
         """Samples of a run: a divisor of those of a batch."""
         if not self.data.batchable:
             return self._alone
@@ -124,15 +125,15 @@ class Differentiation:
     def masked(self, groups: Iterable[Group]) -> tuple[Masked, Running | None]:
         """Masks whose rows are samples where these can be told apart, and their graph; None without any mask."""
         groups = list(groups)
-        several = self._together > 1
+        several = self.together > 1
         masked = unit_masks(self.axis_graph, groups, by_sample=several)
         if not masked.targets:
             return masked, None
-        running = self._running(masked.model, masked.targets)
+        running = self.running(masked.model, masked.targets)
         if several and not self._separable(masked, running):
             log.info("samples that run together do not have gradients of their own: each runs alone")
             masked = unit_masks(self.axis_graph, groups, by_sample=False)
-            running = self._running(masked.model, masked.targets)
+            running = self.running(masked.model, masked.targets)
         return masked, running
 
     def weights(self, groups: Iterable[Group]) -> dict[str, list[WeightGradients]]:
@@ -152,6 +153,7 @@ class Differentiation:
         totals: list[Array] = []
         norms: list[float] = []
         saliency: list[list[Array]] = [[] for _ in members]
+        change: list[list[Array]] = [[] for _ in members]
         for group, use in members:
             data = use.axis.value.const_value
             array = np.asarray(data.numpy()).astype(np.float64)  # type: ignore[union-attr]
@@ -163,10 +165,14 @@ class Differentiation:
                 array = found[str(use.axis.value.name)]
                 rows = unit_rows(array, use, graph.blocked.get(use.axis), group.units)
                 totals[n] += rows
-                saliency[n].append(np.abs(values[n] * rows).sum(axis=1))
+                products = values[n] * rows
+                change[n].append(products.sum(axis=1))
+                saliency[n].append(np.abs(products).sum(axis=1))
         collected: dict[str, list[WeightGradients]] = {}
         for n, (group, _) in enumerate(members):
-            one = WeightGradients(values[n], totals[n], np.stack(saliency[n], axis=1), norms[n])
+            one = WeightGradients(
+                values[n], totals[n], np.stack(saliency[n], axis=1), norms[n], np.stack(change[n], axis=1)
+            )
             collected.setdefault(group.id, []).append(one)
         return collected
 
@@ -178,9 +184,9 @@ class Differentiation:
         GradientError, DataError
             As of `masks`.
         """
-        running = self._running(self.axis_graph.model, names)
-        runs, sums = max(1, self.size // self._together), dict[str, Array]()
-        for number, found in enumerate(running.over(self.data, self._together, self.progress)):
+        running = self.running(self.axis_graph.model, names)
+        runs, sums = max(1, self.size // self.together), dict[str, Array]()
+        for number, found in enumerate(running.over(self.data, self.together, self.progress)):
             if number % runs == 0 and sums:
                 yield sums
                 sums = {}
@@ -191,11 +197,32 @@ class Differentiation:
         if sums:
             yield sums
 
-    def _running(self, model: ir.Model, targets: Sequence[Target]) -> Running:
-        graph, objective = self.axis_graph, self.objective()
+    def running(
+        self,
+        model: ir.Model,
+        targets: Sequence[Target],
+        *,
+        fed: Sequence[str] = (),
+        objective: Objective | None = None,
+    ) -> Running:
+        """Build and open the graph of gradients with respect to some targets.
+
+        Parameters
+        ----------
+        model
+            The axis graph's, or a copy with masks.
+        targets
+            Names or masks.
+        fed
+            Initializers that become inputs, so that every run may have other weights (`Running.at`).
+        objective
+            The loss; None: that of `objective()`.
+        """
+        graph, objective = self.axis_graph, objective or self.objective()
         built = build_backward(
             model, objective.loss, targets, rules=graph.rules, bindings=graph.shapes.bindings
         )
+        as_inputs(built, fed)
         names = [gradient_name(target) for target in targets]
         return Running.open(built, graph.model, objective, names, self.provider, self.seed)
 
@@ -272,12 +299,24 @@ class Running:
         draws = Draws(self.seed)
         done = 0
         for feed, labels in data.labelled_batches(size):
-            outputs = run(self.dense, _as_taken(feed, self.dense)) if self.dense is not None else {}
-            given = {**feed, **self.objective.feed(outputs, labels, draws)}
-            yield run(self.session, _as_taken(given, self.session), self.names)
+            yield self.at(feed, labels, draws)
             done += data.size_of(feed)
             if progress is not None:
                 progress(done, len(data))
+
+    def at(self, feed: Feed, labels: Array | None, draws: Draws, fed: Feed | None = None) -> Feed:
+        """Gradients of one batch.
+
+        Parameters
+        ----------
+        draws
+            Random numbers for labels and signs.
+        fed
+            What else the graph takes: masks, or weights. The loss follows from the outputs of the model without.
+        """
+        outputs = run(self.dense, as_taken(feed, self.dense)) if self.dense is not None else {}
+        given = {**feed, **self.objective.feed(outputs, labels, draws), **(fed or {})}
+        return run(self.session, as_taken(given, self.session), self.names)
 
 
 def _by_group(masked: Masked, found: Mapping[str, Array]) -> dict[str, Array]:
@@ -308,7 +347,7 @@ def _check_finite(array: Array, what: str) -> None:
         )
 
 
-def _as_taken(feed: Mapping[str, Array], session: Any) -> dict[str, Array]:
+def as_taken(feed: Mapping[str, Array], session: Any) -> dict[str, Array]:
     """Only what the graph takes; floats of other types as float32, in which gradients are computed."""
     types = {each.name: each.type for each in session.get_inputs()}
     return {

@@ -96,8 +96,9 @@ class _Case:
         units, half = len(rows), rows.shape[1] // 2
         sums = np.stack([rows[:, :half].sum(axis=1), rows[:, half:].sum(axis=1)], axis=1)
         own, gradient = np.clip(values, -1e15, 1e15), x.sum(axis=0)
-        saliency = np.abs(own[:, None] * x.reshape(2, -1, units, values.shape[1]).sum(axis=1).swapaxes(0, 1))
-        weights = WeightGradients(own, gradient, saliency.sum(axis=2), float(np.linalg.norm(own)))
+        by_batch = own[:, None] * x.reshape(2, -1, units, values.shape[1]).sum(axis=1).swapaxes(0, 1)
+        saliency, change = np.abs(by_batch).sum(axis=2), by_batch.sum(axis=2)
+        weights = WeightGradients(own, gradient, saliency, float(np.linalg.norm(own)), change)
         return cls(values, seen, MaskGradients(rows, sums), weights)
 
     @property
@@ -106,17 +107,19 @@ class _Case:
         masks, weights = self.masks, self.weights
         seen = (getattr(self.seen, field.name) for field in fields(self.seen))
         gradients = (masks.samples, masks.batches, weights.values, weights.gradient, weights.saliency)
-        return [self.values, *seen, *gradients]
+        change = () if weights.change is None else (weights.change,)
+        return [self.values, *seen, *gradients, *change]
 
     def each(self, change: Callable[[Array], Array]) -> _Case:
         """The same with every array changed."""
-        values, *seen = map(change, self.arrays[:-5])
-        samples, batches, own, gradient, saliency = map(change, self.arrays[-5:])
+        values, *seen = map(change, self.arrays[:7])
+        samples, batches, *weights = map(change, self.arrays[7:])
+        own, gradient, saliency, *rest = weights
         return _Case(
             values,
             UnitActivations(*seen),
             MaskGradients(samples, batches),
-            WeightGradients(own, gradient, saliency, self.weights.norm),
+            WeightGradients(own, gradient, saliency, self.weights.norm, *rest),
         )
 
     def weigh(self) -> Array:
@@ -186,7 +189,7 @@ def _score(criterion: AnyCriterion, case: _Case, seed: int, normalize: bool) -> 
         normalize=normalize,
         rng=np.random.default_rng(seed),
         activations=[case.seen] if criterion.needs_data else None,
-        **extra(criterion, UnitGradients(case.masks, [case.weights])),
+        **extra(criterion, UnitGradients(case.masks, [case.weights], case.masks.samples.mean(axis=1))),
     )
     if scores is None:
         raise AssertionError(f"{criterion.name} gives no scores for {', '.join(sorted(criterion.kinds))}")

@@ -193,4 +193,4 @@ def test_macs_along_ladders_are_those_of_the_kept_units(tmp_path, name):
         drops = [int(rng.integers(0, ladder.height)) for ladder in ladders]
         keep = {lad.group.id: lad.keep(n) for lad, n in zip(ladders, drops, strict=True)}
         removed = [each[n] for each, n in zip(removals, drops, strict=True)]
-        assert analysis.costs.macs_after(removed) == analysis.costs.cost(keep).macs
+        assert analysis.costs.after(removed, analysis.costs.amount("macs")) == analysis.costs.cost(keep).macs

@@ -13,7 +13,7 @@ USAGE = 2
 UNREACHABLE = 4
 
 
-@pytest.mark.parametrize("target", ["--macs", "--params", "--ratio"])
+@pytest.mark.parametrize("target", ["--macs", "--params", "--latency", "--ratio"])
 @pytest.mark.parametrize("value", ["0", "1.5", "-1", "nan", "inf"])
 def test_targets_outside_0_to_1(command, net, target, value):
     says = [f"the target {target}", "is not in (0, 1]"]
@@ -26,6 +26,9 @@ def test_targets_outside_0_to_1(command, net, target, value):
         (["--macs", "0.5", "--ratio", "0.5"], ["--macs and --ratio contradict"]),
         (["--macs", "0.5", "--params", "0.5"], ["--macs and --params contradict"]),
         (["--params", "0.5", "--ratio", "0.5", "--macs", "1"], ["contradict"]),
+        (["--macs", "0.5", "--latency", "0.5"], ["--macs and --latency contradict"]),
+        (["--threads", "2"], ["--threads 2 says how --latency is measured", "--latency was not given"]),
+        (["--latency", "0.5", "--threads", "0"], ["--threads 0 is not positive"]),
         (["-q", "-v"], ["-q and -v contradict"]),
         (["--macs", "half"], ["'half' is not a valid float"]),
         (["--macs"], ["--macs", "requires an argument"]),

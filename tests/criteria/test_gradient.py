@@ -34,8 +34,9 @@ def draw(seed=0):
 def seen(masks, values, gradients):
     sums = np.stack([masks[:, b == BATCH].sum(axis=1) for b in range(BATCH.max() + 1)], axis=1)
     saliency = np.abs(values * gradients).sum(axis=2).T
-    weights = WeightGradients(values, gradients.sum(axis=0), saliency, float(np.linalg.norm(values)))
-    return UnitGradients(MaskGradients(masks, sums), [weights])
+    change = (values * gradients).sum(axis=2).T
+    weights = WeightGradients(values, gradients.sum(axis=0), saliency, float(np.linalg.norm(values)), change)
+    return UnitGradients(MaskGradients(masks, sums), [weights], masks[:, 0])
 
 
 def slow_taylor(masks, values, gradients):
@@ -70,6 +71,27 @@ def slow_snip_momentum(masks, values, gradients):
     return scores.sum(axis=1)
 
 
+def slow_snip_momentum_block(masks, values, gradients):
+    """S <- 0.9 S + 1.0 |dL/dm|, one factor m for all weights of the unit."""
+    scores = np.zeros(UNITS)
+    for batch in gradients:
+        scores = 0.9 * scores + abs(np.array([values[u] @ batch[u] for u in range(UNITS)]))
+    return scores
+
+
+def slow_movement(masks, values, gradients):
+    scores = np.zeros(UNITS)
+    for batch in gradients:
+        for u in range(UNITS):
+            scores[u] -= sum(values[u, f] * batch[u, f] for f in range(FEATURES))
+    return scores
+
+
+def slow_rb(masks, values, gradients):
+    """The logits themselves, whatever they are."""
+    return masks[:, 0]
+
+
 SLOW = {
     "taylor": slow_taylor,
     "fisher": slow_fisher,
@@ -77,6 +99,9 @@ SLOW = {
     "gradient": slow_gradient,
     "snip": slow_snip,
     "snip_momentum": slow_snip_momentum,
+    "snip_momentum_block": slow_snip_momentum_block,
+    "movement": slow_movement,
+    "rb": slow_rb,
 }
 
 
@@ -112,6 +137,26 @@ def test_rankings_over_all_groups_do_not_depend_on_the_scale_of_weights(name):
     np.testing.assert_allclose(after, before, rtol=1e-12)
     if name != "gradient":
         np.testing.assert_allclose(before, score(name, seen(masks, values, gradients)), rtol=1e-12)
+
+
+def test_blocks_of_several_parameters_are_one_block():
+    """What one parameter's weights say may be taken back by another's: the magnitude is that of the sum."""
+    one, other = (values * gradients for _, values, gradients in (draw(0), draw(9)))
+    both = UnitGradients(None, [*seen(*draw(0)).weights, *seen(*draw(9)).weights])
+    expected = np.zeros(UNITS)
+    for a, b in zip(one, other, strict=True):
+        expected = 0.9 * expected + abs(a.sum(axis=1) + b.sum(axis=1))
+    np.testing.assert_allclose(score("snip_momentum_block", both), expected, rtol=1e-12)
+    summed = sum(slow_movement(None, *draw(seed)[1:]) for seed in (0, 9))
+    np.testing.assert_allclose(score("movement", both), summed, rtol=1e-12)
+
+
+def test_signed_sums_that_nobody_collected():
+    weights = WeightGradients(np.ones((3, 4)), np.ones((3, 4)), np.ones((3, 2)), 1.0)
+    with pytest.raises(UsageError, match="signed sums per batch"):
+        score("snip_momentum_block", UnitGradients(None, [weights]))
+    with pytest.raises(ValueError, match="changes of shape"):
+        WeightGradients(np.ones((3, 4)), np.ones((3, 4)), np.ones((3, 2)), 1.0, np.ones((3, 1)))
 
 
 def test_other_factors_of_momentum():

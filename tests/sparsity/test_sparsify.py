@@ -286,6 +286,7 @@ def test_half_precision(tmp_path, data):
         ({"criterion": "saliency", "solver": "mask"}, "that of a solver"),
         ({"criterion": "snip_momentum_block", "pattern": "2:4"}, "one score per block"),
         ({"pattern": "64x64"}, "no layer can get zeros"),
+        ({"loss": "outputs"}, "reads none"),
     ],
 )
 def test_what_means_nothing_is_refused(net, options, message):
