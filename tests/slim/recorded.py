@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,14 +26,20 @@ def _arguments(function) -> list[dict[str, object]]:
     choices = []
     for mark in getattr(function, "pytestmark", []):
         if mark.name == "parametrize":
-            names = [n.strip() for n in mark.args[0].split(",")] if isinstance(mark.args[0], str) else mark.args[0]
+            names = (
+                [n.strip() for n in mark.args[0].split(",")]
+                if isinstance(mark.args[0], str)
+                else mark.args[0]
+            )
             sets = [v.values if hasattr(v, "values") and not isinstance(v, dict) else v for v in mark.args[1]]
             choices.append([dict(zip(names, v if len(names) > 1 else [v], strict=True)) for v in sets])
     return [{k: v for part in parts for k, v in part.items()} for parts in itertools.product(*choices)]
 
 
-def tests() -> Iterator[tuple[str, object, dict[str, object]]]:
+def cases() -> Iterator[tuple[str, object, dict[str, object]]]:
     """Name, function and arguments of every test of structures that builds its own model."""
+    if str(STRUCTURES) not in sys.path:  # their tests import each other as pytest lets them
+        sys.path.append(str(STRUCTURES))
     for file in sorted(STRUCTURES.glob("test_*.py")):
         module = importlib.import_module(f"tests.structures.{file.stem}")
         for name, function in vars(module).items():
