@@ -98,6 +98,9 @@ def cli() -> None:
 @inexact_option
 @refit_io_option
 @attention_option("auto", "heads", "dims")
+@click.option(
+    "--slim/--no-slim", default=True, help="First remove what contributes nothing (see `slim`); the default."
+)
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @verbosity
 def prune(

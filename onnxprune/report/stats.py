@@ -209,8 +209,8 @@ def _superfluous(gone: Removable, statistics: ModelStatistics, verbose: bool, wi
     if gone.unmade:
         lines += wrap(
             f"{number(gone.unmade)} further units are made by zero weights alone, so that only biases feed them: "
-            "cutting them out changes outputs by what these add (`onnxprune slim` moves that into other biases where "
-            "it can).",
+            "cutting them out changes outputs by what these add (`onnxprune slim` moves that into other biases "
+            "where it can).",
             width,
         )
     if verbose and gone.layers:

@@ -119,6 +119,20 @@ def target_line(report: Report) -> str:
     return f"{asked}, achieved {target.achieved:.1%}: {verdict}"
 
 
+def slim_line(report: Report) -> str:
+    """What contributed nothing and went first; empty where that was nothing."""
+    first = report.slim
+    if first is None:
+        return ""
+    more = f", and {plural(len(first.branches), 'sum')} with zero" if first.branches else ""
+    return (
+        f"slim: {plural(first.units, 'unit')} that contributed nothing{more} went first ({first.zero} multiplied "
+        f"by zero, {first.constant} constant, {first.duplicate} multiples of others): "
+        f"{share(first.macs, report.before.macs)} of the MACs and "
+        f"{share(first.params, report.before.params)} of the parameters were left"
+    )
+
+
 def latency_line(report: Report) -> str:
     """Run times before and after, what was predicted, and under which conditions; empty where none was measured."""
     found = report.latency

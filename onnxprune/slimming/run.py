@@ -118,11 +118,27 @@ def slim(
     return Slimmed(done.model, report, None if output is None else Path(output))
 
 
-def slim_opened(opened: Opened, job: Job) -> tuple[Slimming, Soundness, tuple[str, ...]]:
+def slim_opened(
+    opened: Opened,
+    job: Job,
+    *,
+    whole: frozenset[str] = frozenset(),
+    branches: bool = True,
+    lazy: bool = False,
+) -> tuple[Slimming, Soundness, tuple[str, ...]]:
     """Take steps until nothing more is found, and compare the result with the input.
 
-    Where the weights that were rewritten make outputs differ by more than the tolerance (half precision rounds them),
-    only zeros are cut out.
+    Where the weights that were rewritten make outputs differ by more than the tolerance (half precision rounds
+    them), only zeros are cut out.
+
+    Parameters
+    ----------
+    whole
+        Names of weights whose units stay.
+    branches
+        Whether sums with zero go.
+    lazy
+        Compare only where something went.
 
     Returns
     -------
@@ -142,8 +158,8 @@ def slim_opened(opened: Opened, job: Job) -> tuple[Slimming, Soundness, tuple[st
             f"onnxruntime cannot run {names}: outputs were not compared as a whole, and only units of zeros "
             "were looked for"
         )
-    done = _run(opened, job, folds=not foreign)
-    if foreign:
+    done = _run(opened, job, folds=not foreign, whole=whole, drops=branches)
+    if foreign or (lazy and not done.gone and not done.branches):
         return done, Soundness(False, math.nan, math.nan), tuple(notes)
     job.say("comparing with the input")
     same = _compare(opened, done, job)
@@ -152,7 +168,7 @@ def slim_opened(opened: Opened, job: Job) -> tuple[Slimming, Soundness, tuple[st
             "constants were not folded and duplicates not merged, because outputs would change: "
             f"{same.why['outputs']}"
         )
-        done = _run(opened, job, folds=False)
+        done = _run(opened, job, folds=False, whole=whole, drops=branches)
         same = _compare(opened, done, job)
     if same.why:
         raise SoundnessError(
@@ -162,7 +178,7 @@ def slim_opened(opened: Opened, job: Job) -> tuple[Slimming, Soundness, tuple[st
     return done, same, tuple(notes)
 
 
-def _run(opened: Opened, job: Job, *, folds: bool) -> Slimming:
+def _run(opened: Opened, job: Job, *, folds: bool, whole: frozenset[str], drops: bool) -> Slimming:
     source = opened.analysis.source
 
     def analyse(model: ir.Model) -> Analysis:
@@ -178,7 +194,15 @@ def _run(opened: Opened, job: Job, *, folds: bool) -> Slimming:
             lambda _: job.say("proving masked == removed"),
         )
 
-    done = Slimming(opened.analysis, finalize(opened.analysis.axis_graph.model), analyse, prover, folds=folds)
+    done = Slimming(
+        opened.analysis,
+        finalize(opened.analysis.axis_graph.model),
+        analyse,
+        prover,
+        folds=folds,
+        whole=whole,
+        drops=drops,
+    )
     done.run()
     edit.drop_unused(done.model.graph, keep=frozenset(str(v.name) for v in done.model.graph.inputs))
     return done

@@ -7,7 +7,7 @@ they go as all units of zeros do, by the same proven surgery.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -55,6 +55,10 @@ class Slimming:
         Whether weights may be rewritten: constants folded, duplicates merged.
     gone
         Units that went, by group.
+    whole
+        Names of weights whose units stay.
+    drops
+        Whether sums with zero go.
     branches, masks, left
         As in `SlimReport`.
     """
@@ -64,6 +68,8 @@ class Slimming:
     analyse: Callable[[ir.Model], Analysis]
     prover: Callable[[Analysis, Mapping[str, Group]], Prover]
     folds: bool = True
+    whole: frozenset[str] = frozenset()
+    drops: bool = True
     gone: dict[Key, SlimGroup] = field(default_factory=dict)
     branches: list[str] = field(default_factory=list)
     masks: int = 0
@@ -84,7 +90,7 @@ class Slimming:
         """Make the model smaller in one way; whether there was one."""
         graph = self.analysis.axis_graph
         constants = find_constants(graph)
-        cut = cut_branches(graph, constants) if self.folds else None
+        cut = cut_branches(graph, constants) if self.folds and self.drops else None
         if cut is not None:
             self.branches += cut[1]
             self._take(finalize(cut[0]))
@@ -99,7 +105,7 @@ class Slimming:
     def _groups(self) -> Iterator[Group]:
         parts = self.analysis.partition
         for group in (*parts.groups, *parts.alternatives):
-            if _key(group) not in self._rejected:
+            if _key(group) not in self._rejected and not is_whole(group, self.whole):
                 yield group
 
     def _take(self, model: ir.Model) -> None:
@@ -220,6 +226,11 @@ class Slimming:
 
 class _NoWeights(Exception):
     """Nothing is left to take apart."""
+
+
+def is_whole(group: Group, weights: Collection[str]) -> bool:
+    """Whether one of these weights makes the group's units."""
+    return bool(weights) and any(str(use.axis.value.name) in weights for use in group.sources)
 
 
 def _key(group: Group) -> Key:

@@ -1,4 +1,4 @@
-"""Hand-made nets, one for each way of contributing nothing, and the traps beside it; outputs by onnxruntime alone."""
+"""Hand-made nets, one for each way of contributing nothing, and its traps; outputs by onnxruntime alone."""
 
 from __future__ import annotations
 
