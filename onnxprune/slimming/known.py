@@ -154,6 +154,8 @@ def _elementwise(op: Op, constants: Constants) -> list[Known | None]:
     values = [value for value in op.node.inputs if value is not None]
     if not all(v.dtype is not None and v.dtype.is_floating_point() for v in (*values, op.output())):
         return [None]
+    if "broadcast" in op.node.attributes:  # before opset 7, aligned by an attribute
+        return [None]
     multiplies = op.node.op_type == "Mul"
     if not multiplies and not any(value in constants.states for value in values):
         return [None]

@@ -33,8 +33,8 @@ def find_duplicates(finder: UnitFinder, likeness: Likeness, group: Group, zero: 
     Returns
     -------
     first, why
-        Per unit the number of the first one like it (its own where there is none before it); and, where some are
-        alike, but cannot be merged, why.
+        Per unit the number of the first one like it (its own where there is none before it); and why they cannot
+        be merged, empty where they can.
     """
     alone = np.arange(group.units)
     keys: list[Index] = [np.where(zero, alone, -1)]
@@ -57,8 +57,7 @@ def find_duplicates(finder: UnitFinder, likeness: Likeness, group: Group, zero: 
     label = joined(*keys)
     _, place, back = np.unique(label, return_index=True, return_inverse=True)
     first = place[back.ravel()]
-    alike = (first != alone).any()
-    return (alone, why if alike else "") if why else (np.asarray(first, np.int64), "")
+    return np.asarray(first, np.int64), why
 
 
 def _at(sink: Sink, unit: Index, units: int, likeness: Likeness) -> Alike | None:
@@ -88,6 +87,8 @@ def _refusal(finder: UnitFinder, sink: Sink) -> str:
         return f"{kind} multiplies them with another activation, or sums them"
     if sink.parameter in finder.graph.blocked:
         return f"{kind} reads them in groups of channels"
+    if not finder.only_read(sink):
+        return "the weight that reads them has other uses"
     if kind not in _LAYERS or finder.constants.array(sink.parameter.value) is None:
         return f"{kind} reads them, whose weights cannot be added up, or may be fed"
     return ""

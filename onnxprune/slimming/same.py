@@ -187,6 +187,8 @@ def _unary(op: Op, likeness: Likeness) -> list[Alike | None]:
 
 def _operands(op: Op, likeness: Likeness) -> tuple[Alike, Alike] | None:
     """Both operands in slices of one size; None where nothing is alike in an activation that has channels."""
+    if "broadcast" in op.node.attributes:  # before opset 7, aligned by an attribute
+        return None
     values = [op.input(0), op.input(1)]
     if len(op.node.inputs) != 2 or not any(value in likeness.found for value in values):
         return None

@@ -75,7 +75,7 @@ class Slimming:
     masks: int = 0
     left: list[Left] = field(default_factory=list)
     _pending: defaultdict[Key, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))
-    _rejected: dict[Key, str] = field(default_factory=dict)
+    _rejected: dict[Key, tuple[int, str]] = field(default_factory=dict)
 
     def run(self) -> None:
         """Take steps until nothing more is found."""
@@ -83,7 +83,8 @@ class Slimming:
             try:
                 if not self._step():
                     return
-            except _NoWeights:
+            except _NoWeights as stop:
+                self.left = [Left("the model", 0, "zero", f"without them, {stop.__cause__}")]
                 return
 
     def _step(self) -> bool:
@@ -92,8 +93,8 @@ class Slimming:
         constants = find_constants(graph)
         cut = cut_branches(graph, constants) if self.folds and self.drops else None
         if cut is not None:
-            self.branches += cut[1]
             self._take(finalize(cut[0]))
+            self.branches += cut[1]
             return True
         finder = UnitFinder(graph, constants)
         found = {group.id: finder.find(group) for group in self._groups()}
@@ -109,11 +110,11 @@ class Slimming:
                 yield group
 
     def _take(self, model: ir.Model) -> None:
-        self.model = model
         try:
             self.analysis = self.analyse(model)
-        except ModelError as error:  # its last weights went
+        except ModelError as error:
             raise _NoWeights from error
+        self.model = model
 
     # --- units of zeros ----------------------------------------------------------------------------------
 
@@ -133,16 +134,18 @@ class Slimming:
             return False
         accepted, soundness = self.prover(self.analysis, groups).prove(keep)
         for name, why in soundness.why.items():
-            self._rejected[_key(groups[name])] = why
+            self._rejected[_key(groups[name])] = (int((~keep[name]).sum()), why)
         if not accepted:
             return bool(soundness.why)
+        model, masks = self._without(finder.constants, groups, accepted)
+        self._take(model)
         self._count(groups, accepted)
-        self._take(self._without(finder.constants, groups, accepted))
+        self.masks += masks
         return True
 
     def _without(
         self, constants: Constants, groups: Mapping[str, Group], keep: Mapping[str, Bools]
-    ) -> ir.Model:
+    ) -> tuple[ir.Model, int]:
         graph = self.analysis.axis_graph
         masks = {
             str(op.output().name): slot
@@ -150,13 +153,14 @@ class Slimming:
             if (slot := _mask_slot(op.node, constants)) is not None
         }
         model = remove(graph, kept_positions(groups, keep))
+        gone = 0
         for node in tuple(model.graph):
             slot = masks.get(str(node.outputs[0].name)) if node.outputs else None
             array = None if slot is None else node.inputs[slot].const_value  # type: ignore[union-attr]
             if slot is not None and array is not None and (np.asarray(array.numpy()) == 1).all():
                 bypass(model.graph, node, 1 - slot)
-                self.masks += 1
-        return finalize(model)
+                gone += 1
+        return finalize(model), gone
 
     def _count(self, groups: Mapping[str, Group], keep: Mapping[str, Bools]) -> None:
         for name, flags in keep.items():
@@ -205,12 +209,10 @@ class Slimming:
             zero = found[group.id].zero
             first, why = find_duplicates(finder, likeness, group, zero)
             again = first != np.arange(group.units)
-            if why:
-                self.left.append(Left(group.name, 0, "duplicate", why))
-            goes = allowed(group, zero | again) & again
+            goes = allowed(group, zero | again) & again & (not why)
             held = int((again & ~goes).sum())
             if held:
-                self.left.append(Left(group.name, held, "duplicate", _held(group)))
+                self.left.append(Left(group.name, held, "duplicate", why or _held(group)))
             if goes.any():
                 merges.append((group, goes, first))
                 self._pending[_key(group)]["duplicate"] = int(goes.sum())
@@ -221,11 +223,14 @@ class Slimming:
     @property
     def rejected(self) -> list[Left]:
         """Groups that the proof rejected."""
-        return [Left(key[0], 0, "zero", f"masked != removed: {why}") for key, why in self._rejected.items()]
+        return [
+            Left(key[0], units, "zero", f"masked != removed: {why}")
+            for key, (units, why) in self._rejected.items()
+        ]
 
 
 class _NoWeights(Exception):
-    """Nothing is left to take apart."""
+    """Nothing would be left to take apart."""
 
 
 def is_whole(group: Group, weights: Collection[str]) -> bool:

@@ -66,7 +66,7 @@ class UnitFinder:
             value, same = known if known is not None else (np.zeros(len(unit)), np.zeros(len(unit), bool))
             nothing = idle | _all(group, unit, same & (value == 0))
             fixed = _all(group, unit, same)
-            reason = refusal(sink, self.constants)
+            reason = refusal(sink, self.constants) or ("" if self.only_read(sink) else _SHARED)
             why[fixed & ~nothing & (why == "")] = reason
             takes = nothing | (fixed if not reason else False)
             zero = nothing if zero is None else zero & nothing
@@ -86,6 +86,14 @@ class UnitFinder:
             return np.zeros(group.units, bool)
         return _all(group, on_weight, ~live)
 
+    def only_read(self, sink: Sink) -> bool:
+        """Whether a sink's weight makes no unit elsewhere (a table of embeddings that projects them, too)."""
+        if sink.parameter is None:
+            return False
+        value = sink.parameter.value
+        readers = {s.where.node for s in self.graph.sinks if s.parameter == sink.parameter}
+        return all(user in readers for user, _ in value.uses()) and not value.is_graph_output()
+
     def _positions(self, axis: Axis) -> Bools | None:
         """Positions of a weight's axis that have a number other than zero; None: nobody knows."""
         if axis not in self._live:
@@ -93,6 +101,9 @@ class UnitFinder:
             blocked = self.graph.blocked.get(axis)
             self._live[axis] = None if array is None else live_positions(array != 0, axis.dim, blocked)
         return self._live[axis]
+
+
+_SHARED = "the weight that reads it has other uses"
 
 
 def _all(group: Group, unit: Index, flags: Bools) -> Bools:

@@ -441,3 +441,43 @@ def test_a_branch_that_widens_the_sum_stays(tmp_path):
     y = net.op("Mul", z, net.constant(np.float32(0), "off"), name="scale")
     x = net.op("MatMul", net.op("Add", x, y, name="sum"), net.normal((8, 5), "weight"), name="last")
     assert slimmed(net.model(x), tmp_path).report.branches == ()
+
+
+def test_a_model_that_is_all_branch_keeps_it_and_says_so(tmp_path):
+    net = Net()
+    x = net.data("x", ("n", 8))
+    y = net.op("Mul", net.linear(x, "only", 8, 8), net.constant(np.float32(0), "off"), name="scale")
+    made = slimmed(net.model(net.op("Add", x, y, name="sum")), tmp_path)
+    assert made.report.branches == ()
+    assert "no float weights" in made.report.left[0].why
+
+
+# --- weights with two lives ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["constant", "duplicate"])
+def test_a_table_that_embeds_and_projects_is_not_rewritten(tmp_path, kind):
+    """Adding up columns for the projection would change what is looked up."""
+    net = Net()
+    ids = net.input("ids", (1, 5), ir.DataType.INT64)
+    table = net.normal((12, 8), "table")
+    x = net.op("Gather", table, ids, axis=0, name="embed")
+    x = net.op("Add", x, net.normal((8,), "shift"), name="shift")
+    tied = net.op("Transpose", table, perm=[1, 0], name="turn")
+    model = net.model(net.op("MatMul", net.op("Sigmoid", x, name="act"), tied, name="logits"))
+    columns = put((slice(None), [1, 4]), 0)
+    if kind == "duplicate":
+        array = model.graph.initializers["table"].const_value.numpy()
+        columns = put((slice(None), 4), array[:, 1])
+    model = change(model, "table", columns)
+    if kind == "duplicate":
+        model = change(model, "shift", copy_rows(1, 4))
+    path = save(model, tmp_path / "net.onnx")
+    made = onnxprune.slim(path, tmp_path / "slim.onnx")
+    assert not any("would change" in note for note in made.report.warnings)
+    feed = {"ids": np.array([[0, 3, 7, 11, 2]])}
+    before, after = (
+        onnxruntime.InferenceSession(str(p), providers=["CPUExecutionProvider"]).run(None, feed)[0]
+        for p in (path, tmp_path / "slim.onnx")
+    )
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())
