@@ -95,7 +95,8 @@ def size_rows(report: Report) -> list[list[str]]:
         )
     ]
     kept = report.units - report.dropped
-    rows.append(["prunable units", number(report.units), number(kept), share(kept, report.units)])
+    units = report.units + (report.slim.units if report.slim is not None else 0)
+    rows.append(["prunable units", number(units), number(kept), share(kept, units)])
     return rows
 
 

@@ -481,3 +481,54 @@ def test_a_table_that_embeds_and_projects_is_not_rewritten(tmp_path, kind):
         for p in (path, tmp_path / "slim.onnx")
     )
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-5 * np.abs(before).max())
+
+
+# --- numbers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["FLOAT16", "DOUBLE"])
+def test_other_float_types(tmp_path, dtype):
+    model = convnet(dtype=ir.DataType[dtype])
+    model = change(model, "conv1.weight", put((slice(None), [1, 5]), 0))
+    for part in ("weight", "bias"):
+        model = change(model, f"conv2.{part}", copy_rows(2, 9))
+    path = save(model, tmp_path / "net.onnx")
+    made = onnxprune.slim(path, tmp_path / "slim.onnx")
+    assert made.report.after.params < made.report.before.params
+    for name, value in made.model.graph.initializers.items():
+        assert value.dtype == ir.DataType[dtype], name
+    folded = made.report.units == 3
+    assert folded or any("would change" in note for note in made.report.warnings)
+
+
+def test_where_rounding_would_show_only_zeros_go(tmp_path):
+    """A constant of 1000 times a weight does not fit into a bias of half precision."""
+    net = Net(ir.DataType.FLOAT16)
+    x = net.op("Relu", net.linear(net.data("x", ("n", 5)), "first", 5, 8), name="relu")
+    model = net.model(net.linear(x, "second", 8, 4))
+    model = change(model, "first.weight", put([0, 7], 0))
+    model = change(model, "first.bias", put([0, 7], [1000.0, -1000.0]))
+    weight = model.graph.initializers["second.weight"].const_value.numpy()
+    model = change(model, "second.weight", put((slice(None), 1), 0))
+    model = change(model, "second.bias", put(Ellipsis, (-1000.0 * weight[:, 0]).astype(np.float16)))
+    made = onnxprune.slim(save(model, tmp_path / "net.onnx"))
+    assert counts(made) == {"first": (2, 0, 0)}
+    assert any("constants were not folded" in note for note in made.report.warnings)
+
+
+def test_twice_gives_the_same_bytes(tmp_path):
+    model = change(convnet(), "conv1.weight", put((slice(None), [1, 5]), 0))
+    path = save(model, tmp_path / "net.onnx")
+    onnxprune.slim(path, tmp_path / "a.onnx")
+    onnxprune.slim(path, tmp_path / "b.onnx")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_external_weights_stay_external(tmp_path):
+    model = change(convnet(), "conv1.weight", put((slice(None), [1, 5]), 0))
+    ir.save(model, tmp_path / "net.onnx", external_data="weights.bin")
+    made = onnxprune.slim(tmp_path / "net.onnx", tmp_path / "slim.onnx")
+    assert counts(made) == {"conv0": (2, 0, 0)}
+    assert (tmp_path / "slim.onnx.data").exists()
+    for a, b in zip(outputs(tmp_path / "net.onnx"), outputs(tmp_path / "slim.onnx"), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
