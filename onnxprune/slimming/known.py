@@ -31,7 +31,7 @@ LIMIT = 1 << 24
 """Elements of a tensor up to which it is looked at position by position."""
 
 _INPUTS_ARE_CHOSEN = 4
-"""IR version from which on an initializer that is listed as an input is meant to be fed."""
+"""IR version from which on an initializer that is listed as an input is meant to be fed, unless all are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +71,12 @@ class Constants:
 
     def __init__(self, axis_graph: AxisGraph) -> None:
         model = axis_graph.model
-        listed = remember(model.graph).inputs if model.ir_version >= _INPUTS_ARE_CHOSEN else ()
-        self._listed = frozenset(listed)
+        listed = (
+            frozenset(remember(model.graph).inputs) if model.ir_version >= _INPUTS_ARE_CHOSEN else frozenset()
+        )
+        weights = [v.name for v, parameter in axis_graph.parameters.items() if parameter.kind == "weight"]
+        every = all(name in listed for name in weights)  # an old exporter's habit, not a choice
+        self._listed = frozenset() if every else listed
         self._shapes = axis_graph.shapes
         self.model = model
         self.states: dict[ir.Value, Known] = {}

@@ -532,3 +532,11 @@ def test_external_weights_stay_external(tmp_path):
     assert (tmp_path / "slim.onnx.data").exists()
     for a, b in zip(outputs(tmp_path / "net.onnx"), outputs(tmp_path / "slim.onnx"), strict=True):
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * np.abs(a).max())
+
+
+def test_weights_that_are_all_listed_as_inputs_are_weights(tmp_path):
+    """Old exporters list every initializer, whatever the IR version; prune takes them as they are, too."""
+    model = change(convnet(), "conv1.weight", put((slice(None), [1, 5]), 0))
+    model.graph.inputs.extend(model.graph.initializers.values())
+    made = onnxprune.slim(save(model, tmp_path / "net.onnx"))
+    assert counts(made) == {"conv0": (2, 0, 0)}
