@@ -29,7 +29,7 @@ from onnxprune.choosing.scoring import (
 )
 from onnxprune.choosing.timed import Timing, solved
 from onnxprune.clock import Clock
-from onnxprune.errors import Reason, SoundnessError, UsageError
+from onnxprune.errors import Reason, SoundnessError, TargetError, UsageError
 from onnxprune.evaluate.soundness import Soundness
 from onnxprune.graph.axes import Bools
 from onnxprune.inputs import Inputs
@@ -196,7 +196,10 @@ def prune_model(
         )
     opened, timing = timed(opened, choices, job, repairs=evidence is not None and bool(job.repairs))
     with few_threads(evidence.largest if evidence is not None else 0):
-        allocation, scored, soundness, timing = choose_units(opened, choices, job, evidence, timing)
+        try:
+            allocation, scored, soundness, timing = choose_units(opened, choices, job, evidence, timing)
+        except TargetError as error:
+            raise error if first is None else first.explained(error) from None
         plan = Plan.of(opened.analysis, allocation.keep)
         target = TargetResult(choices.target.kind, choices.target.value, allocation.achieved, allocation.met)
         if first is not None:

@@ -9,6 +9,7 @@ from onnxprune.allocate.cost import Cost
 from onnxprune.allocate.target import Target
 from onnxprune.analysis import Analysis, analyze
 from onnxprune.choosing.choices import Choices
+from onnxprune.errors import TargetError
 from onnxprune.job import Job, Opened
 from onnxprune.report.report import Report, SlimFirst, TargetResult
 from onnxprune.select import excluded_groups
@@ -60,6 +61,15 @@ class First:
         else:
             share = achieved * self._share(target.kind)
         return TargetResult(target.kind, target.value, share, target.met_by(share))
+
+    def explained(self, error: TargetError) -> TargetError:
+        """The error, whose shares are those of the slimmed model, with the shares that belong to it."""
+        left = f"{self._share('macs'):.1%} of the MACs and {self._share('params'):.1%} of the parameters"
+        return TargetError(
+            f"{error.what}; shares are those of the model without the {self.done.units} units that contribute "
+            f"nothing, which has {left} of the file",
+            error.hint,
+        )
 
     def told(self, report: Report) -> Report:
         """The report with the original's sizes, and what went first."""

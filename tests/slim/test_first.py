@@ -95,3 +95,11 @@ def test_repair_and_metrics_go_on_from_the_slim_model(wasteful, tmp_path):
     assert made.report.slim.units == 6
     assert made.report.metric is not None
     assert made.report.repairs
+
+
+def test_a_target_out_of_reach_says_what_its_shares_are_of(wasteful):
+    with pytest.raises(
+        onnxprune.OnnxPruneError, match="without the 6 units that contribute nothing"
+    ) as error:
+        onnxprune.prune(wasteful, macs=0.001)
+    assert error.value.exit_code == 4

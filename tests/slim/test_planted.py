@@ -54,7 +54,7 @@ def check(model, folder, seed=0):
     return made
 
 
-@pytest.mark.parametrize("case", list(cases())[2::7], ids=lambda case: case[0])
+@pytest.mark.parametrize("case", list(cases())[2::11], ids=lambda case: case[0])
 def test_structures(tmp_path, case, monkeypatch):
     _, function, arguments = case
     model = model_of(function, arguments, monkeypatch)

@@ -540,3 +540,18 @@ def test_weights_that_are_all_listed_as_inputs_are_weights(tmp_path):
     model.graph.inputs.extend(model.graph.initializers.values())
     made = onnxprune.slim(save(model, tmp_path / "net.onnx"))
     assert counts(made) == {"conv0": (2, 0, 0)}
+
+
+def test_around_operators_that_onnxruntime_does_not_know_only_zeros_go(tmp_path):
+    net = Net()
+    x = net.op("Relu", net.linear(net.data("x", ("n", 5)), "first", 5, 8), name="relu")
+    x = net.linear(x, "second", 8, 4)
+    y = net.op("Mystery", x, domain="my.domain", name="mystery")
+    y.type, y.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["n", 4])
+    model = change(net.model(y), "second.weight", put((slice(None), [1, 2]), 0))
+    model = change(model, "first.weight", put(5, 0))
+    model = change(model, "first.bias", put(5, 1.0))
+    made = onnxprune.slim(save(model, tmp_path / "net.onnx"))
+    assert counts(made) == {"first": (2, 0, 0)}
+    assert np.isnan(made.report.difference)
+    assert any("cannot run mystery" in note for note in made.report.warnings)
