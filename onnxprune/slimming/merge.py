@@ -17,6 +17,9 @@ from onnxprune.slimming.same import Alike, Likeness
 from onnxprune.slimming.units import UnitFinder
 from onnxprune.surgery.clone import clone_model
 
+_MOST_RATIOS = 64
+"""Positions of a unit up to which they may have factors of their own; those of larger ones have to be equal."""
+
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -73,9 +76,10 @@ def _at(sink: Sink, unit: Index, units: int, likeness: Likeness) -> Alike | None
         return None
     labels, scales = label[order].reshape(units, -1), scale[order].reshape(units, -1)
     ratios = scales / scales[:, :1]
-    kinds = joined(*labels.T, numbers=ratios if ratios.shape[1] <= 64 else ratios[:, :0])
-    if ratios.shape[1] > 64 and (np.abs(ratios - 1) > TOLERANCE).any():
+    wide = ratios.shape[1] > _MOST_RATIOS
+    if wide and (np.abs(ratios - 1) > TOLERANCE).any():
         return None
+    kinds = joined(*labels.T, numbers=None if wide else ratios)
     if len(np.unique(kinds)) == units:
         return None
     return Alike(kinds, scales[:, 0])

@@ -555,3 +555,14 @@ def test_around_operators_that_onnxruntime_does_not_know_only_zeros_go(tmp_path)
     assert counts(made) == {"first": (2, 0, 0)}
     assert np.isnan(made.report.difference)
     assert any("cannot run mystery" in note for note in made.report.warnings)
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_duplicates_with_many_positions_each(tmp_path, factor):
+    net = Net()
+    x = net.conv(net.data("image", ("n", 3, 9, 9)), "first", (6, 3, 3, 3))
+    x = net.op("Flatten", net.op("Relu", x, name="relu"), name="flat")
+    model = net.model(net.linear(x, "fc", 486, 5))
+    for part in ("weight", "bias"):
+        model = change(model, f"first.{part}", copy_rows(0, 4, factor))
+    assert counts(slimmed(model, tmp_path)) == {"first": (0, 0, 1)}
