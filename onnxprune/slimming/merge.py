@@ -89,7 +89,7 @@ def _refusal(finder: UnitFinder, sink: Sink) -> str:
     kind = sink.where.node.op_type
     if sink.parameter is None:
         return f"{kind} multiplies them with another activation, or sums them"
-    if sink.parameter in finder.graph.blocked:
+    if sink.parameter in finder.graph.blocked or sink.where.int("group", 1) > 1:
         return f"{kind} reads them in groups of channels"
     if not finder.only_read(sink):
         return "the weight that reads them has other uses"

@@ -566,3 +566,18 @@ def test_duplicates_with_many_positions_each(tmp_path, factor):
     for part in ("weight", "bias"):
         model = change(model, f"first.{part}", copy_rows(0, 4, factor))
     assert counts(slimmed(model, tmp_path)) == {"first": (0, 0, 1)}
+
+
+def test_a_transposed_convolution_in_groups_reads_no_channel_for_another_group(tmp_path):
+    net = Net()
+    x = net.op("Relu", net.conv(net.data("image", ("n", 3, 8, 8)), "stem", (8, 3, 3, 3)), name="relu0")
+    weight, bias = net.normal((8, 6, 2, 2), "up.weight"), net.normal((12,), "up.bias")
+    x = net.op("ConvTranspose", x, weight, bias, name="up", strides=[2, 2], group=2)
+    model = net.model(net.head(net.op("Relu", x, name="relu1"), 12))
+    for part in ("weight", "bias"):
+        model = change(model, f"stem.{part}", copy_rows(0, 6))
+        model = change(model, f"stem.{part}", copy_rows(1, 2))
+    made = slimmed(model, tmp_path, exact=0)
+    assert made.report.units == 0
+    assert [(left.what, left.units) for left in made.report.left] == [("duplicate", 2)]
+    assert "in groups" in made.report.left[0].why
