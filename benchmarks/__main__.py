@@ -16,6 +16,7 @@ from benchmarks import (
     real,
     scaling,
     solvers,
+    sparsity,
     torchvision_table,
 )
 
@@ -27,10 +28,11 @@ BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "gradients": gradients.main,
     "latency": latency.main,
     "coverage": coverage.main,
+    "sparsity": sparsity.main,
     "quality": quality.main,
     "readme": readme.main,
 }
-LONG = ("coverage", "gradients", "latency", "quality")
+LONG = ("coverage", "gradients", "latency", "quality", "sparsity")
 """These take long, or want transformers, and run only by name."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -113,6 +114,14 @@ def _benchmark_digest() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
+def _renew_operators(folder: Path) -> int:
+    """Write the page again, with what the rule table holds now."""
+    data = json.loads((HERE / "gradients.json").read_text(encoding="utf-8"))
+    data["operators"] = asdict(support())
+    write(folder, "gradients", render(data), data)
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run everything that is not kept from before, and write the page."""
     parser = argparse.ArgumentParser(prog="benchmarks.gradients", description=__doc__.partition("\n")[0])
@@ -123,7 +132,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--fresh", action="store_true", help="use no results of an earlier run")
     parser.add_argument("--kept", action="store_true", help="run nothing: the page of what is kept")
+    parser.add_argument(
+        "--operators", action="store_true", help="run nothing: the page as it is, with today's rule table"
+    )
     options = parser.parse_args(arguments)
+    if options.operators:
+        return _renew_operators(options.folder)
     if unknown := sorted(set(options.names) - set(SUBJECTS)):
         parser.error(f"unknown model: {', '.join(unknown)}")
     steps = Steps(options.fresh, options.kept)

@@ -22,17 +22,26 @@ CONSTANT = {
 }
 """Their outputs do not depend on float inputs, or do so in steps."""
 
-MISSING = {
-    *("AffineGrid", "CenterCropPad", "Col2Im", "Compress", "CumProd", "DFT", "DeformConv", "Det"),
-    *("GridSample", "MaxRoiPool", "MaxUnpool", "RoiAlign", "STFT", "TensorScatter"),
-}
-"""Differentiable, and not covered yet."""
-
 CONVERTED = {"Scatter", "Upsample"}
 """Gone at opset 18, to which models are brought first."""
 
 HANDLED = {"Constant", "If"}
-"""Made initializers, or decided, before a model is looked at, so they need no rule."""
+"""Made initializers, or passed branch by branch, so they need no rule."""
+
+
+REFUSED: dict[str, str] = {
+    "Attention": "onnxruntime's with rotation, a cache in a shared buffer, or a mask of one column or rank 4",
+    "Det": "more than 6 rows: needs an inverse or a factorisation, and powers of the matrix lose float32's digits",
+    "DFT": "opset 20's inverse of one side, which gives real numbers",
+    "GroupQueryAttention": "a quantised cache, norms of queries and keys, and the scores as an output",
+    "LSTM, GRU, RNN": "peepholes, clip, activations other than the usual ones, layout 1, coupled gates",
+    "MaxUnpool": "an output larger than what its windows span",
+    "MultiHeadAttention": "a cache in a shared buffer, and the scores as an output",
+    "RoiAlign": "mode max, which takes the largest of weighted corners",
+    "RotaryEmbedding": "packed batches",
+    "Loop, Scan": "what a body carries from step to step is not followed back",
+}
+"""Variants that stay an error, and why."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +52,10 @@ class Support:
     ----------
     covered
         Have a VJP.
+    lowered
+        Said in standard operators that have one, before gradients pass.
     missing
-        Differentiable, without one.
-    foreign
-        Differentiable, without one, of other domains than the standard one.
+        Differentiable, without either.
     flat
         No gradient passes them.
     unknown
@@ -54,8 +63,8 @@ class Support:
     """
 
     covered: list[str]
+    lowered: list[str]
     missing: list[str]
-    foreign: list[str]
     flat: list[str]
     unknown: list[str]
 
@@ -63,14 +72,16 @@ class Support:
 def support() -> Support:
     """What the rule table holds."""
     rules = builtin_rules()
-    covered = [_name(*key) for key, rule in rules.items() if rule.vjp is not None]
-    without = [key for key, rule in rules.items() if rule.vjp is None]
+    covered = {key for key, rule in rules.items() if rule.vjp is not None}
+    lowered = {key for key, rule in rules.items() if rule.lower is not None} - covered
+    without = set(rules) - covered - lowered
     flat = NO_FLOATS | CONSTANT
     standard = {op for domain, op in without if not domain}
+    missing = {("", op) for op in standard - flat - CONVERTED} | {key for key in without if key[0]}
     return Support(
-        sorted(covered),
-        sorted(standard - flat - CONVERTED),
-        sorted(_name(domain, op) for domain, op in without if domain),
+        sorted(_name(*key) for key in covered),
+        sorted(_name(*key) for key in lowered),
+        sorted(_name(*key) for key in missing),
         sorted(standard & flat),
         sorted(_standard() - {op for domain, op in rules if not domain} - HANDLED),
     )

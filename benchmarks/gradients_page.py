@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from benchmarks.gradients_operators import REFUSED
 from benchmarks.tables import environment_line, table
 
 COSINE = 0.9999
@@ -29,6 +30,7 @@ def render(data: Mapping[str, Any]) -> str:
         *_operators(data["operators"]),
         *_whole_models(rows),
         *_cost(rows, data),
+        *data.get("remarks", []),
         *_profiles(rows),
         *_failures(rows),
         environment_line(data["environment"]),
@@ -38,12 +40,12 @@ def render(data: Mapping[str, Any]) -> str:
 
 def _operators(found: Mapping[str, list[str]]) -> list[str]:
     def names(kind: str) -> str:
-        return ", ".join(name.removeprefix("com.microsoft::") for name in found[kind])
+        return ", ".join(name.replace("com.microsoft::", "com.microsoft.") for name in found[kind])
 
     lines = [
         [f"with a VJP ({len(found['covered'])})", names("covered")],
-        [f"differentiable, without a VJP ({len(found['missing'])})", names("missing")],
-        [f"of onnxruntime's own domain, without a VJP ({len(found['foreign'])})", names("foreign")],
+        [f"said in these, before gradients pass ({len(found['lowered'])})", names("lowered")],
+        [f"differentiable, with neither ({len(found['missing'])})", names("missing") or "none"],
         [
             f"no gradient passes: integers, truth values, steps, constants ({len(found['flat'])})",
             names("flat"),
@@ -56,6 +58,8 @@ def _operators(found: Mapping[str, list[str]]) -> list[str]:
         "target and the loss is an error that names it, and a rule adds one "
         "([extending](../docs/extending.md)). What gradients do not have to pass needs none.",
         table(["", "operators"], lines, left=2),
+        "What stays an error, which names the node, the reason and the criteria that need no gradients:",
+        table(["operator", "variant, or why"], [list(pair) for pair in REFUSED.items()], left=2),
     ]
 
 

@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _torchvision(torchvision["entries"]),
         "Torch-Pruning works on the PyTorch module, not on a file, and also narrows the residual width of the "
         "ViT under LayerNorm, which is not exact.",
+        _sparsity(_read("sparsity")),
         _real(real),
         _scaling(scaling),
         environment_line(torchvision["environment"]),
@@ -52,6 +53,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     README.write_text(pattern.sub(lambda _: f"{start}\n\n{body}\n\n{end}", text), encoding="utf-8")
     print(f"{README} rewritten")
     return 0
+
+
+SPARSE = (
+    ("onnxprune", "onnxprune"),
+    ("onnxprune sparsegpt", "its SparseGPT"),
+    ("onnxsim sparsegpt", "onnxsim's SparseGPT"),
+    ("onnxprune magnitude", "magnitude"),
+)
+"""Tools of the sparsity page that the README shows."""
+
+
+def _sparsity(data: Mapping[str, Any]) -> str:
+    """Top-1 of trained models whose weights were made zero in place."""
+    rows = [row for row in data["rows"] if not row["failure"]]
+    lines = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        mine = [row for row in rows if row["model"] == model]
+        before = next(row for row in mine if not row["tool"])
+        for pattern, level in (("element", 0.5), ("2:4", 0.5), ("element", 0.8), ("element", 0.9)):
+            found = {r["tool"]: r["top1"] for r in mine if (r["pattern"], r["asked"]) == (pattern, level)}
+            cells = [f"{found[tool]:.1%}" if tool in found else "-" for tool, _ in SPARSE]
+            lines.append([f"`{model}`", f"{pattern}, {level:.0%}", f"{before['top1']:.1%}", *cells])
+    head = ["", "zeros", "original", *(name for _, name in SPARSE)]
+    return (
+        "Weights made zero in place, without training: top-1 on test data by what chooses and makes up for them. "
+        f"[All curves](benchmarks/sparsity.md).\n\n{table(head, lines, left=2)}"
+    )
 
 
 def _read(name: str) -> Any:

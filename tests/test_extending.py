@@ -191,6 +191,8 @@ def test_code_of_the_page_runs(number, tmp_path, monkeypatch):
     exec(compile(code, f"{PAGE.name}, block {number}", "exec"), made)
     if "vjp=" in code:
         assert made["rules"][DOMAIN, "ScaleShift"].vjp is not None
+    elif "lower=" in code:
+        assert made["rules"][DOMAIN, "ScaleShift"].lower is not None
     else:
         assert (tmp_path / "small.onnx").stat().st_size < model.stat().st_size
 
@@ -215,6 +217,28 @@ def test_the_gradient_of_the_page_is_right():
     scale, shift = (graph.initializers[name].const_value.numpy()[:, None] for name in ("gamma", "beta"))
     y = x * scale + shift
     found = run(open_session(built, threads=1), {"x": x, "teacher": t, "made": y})
+    np.testing.assert_allclose(found["gradient/x"], 2 * (y - t) * scale, rtol=1e-5)
+    np.testing.assert_allclose(found["gradient/gamma"], (2 * (y - t) * x).sum((0, 2)), rtol=1e-4)
+    np.testing.assert_allclose(found["gradient/beta"], (2 * (y - t)).sum((0, 2)), rtol=1e-4)
+
+
+def test_what_the_page_lowers_has_the_same_gradient():
+    """The operator is gone from the graph, which runs without a kernel for it."""
+    (code,) = (block for block in blocks("python") if "lower=" in block)
+    made: dict = {}
+    exec(compile(code, PAGE.name, "exec"), made)
+    b = ModelBuilder(18, {DOMAIN: 1})
+    x, gamma, beta = b.input("x", ("n", 3, 4)), b.weight((3,), "gamma"), b.weight((3,), "beta")
+    y = b.op("ScaleShift", x, gamma, beta, domain=DOMAIN, name="scale")
+    y.type, y.shape, y.name = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["n", 3, 4]), "y"
+    built = build_backward(b.model(y), SquaredError(), ["x", "gamma", "beta"], rules=made["rules"])
+    assert not any(node.domain for node in built.graph)
+    rng = np.random.default_rng(0)
+    x, t = (rng.standard_normal((2, 3, 4)).astype(np.float32) for _ in range(2))
+    scale, shift = (built.graph.initializers[name].const_value.numpy()[:, None] for name in ("gamma", "beta"))
+    y = x * scale + shift
+    found = run(open_session(built, threads=1), {"x": x, "teacher": t})
+    np.testing.assert_allclose(found["y"], y, rtol=1e-5)
     np.testing.assert_allclose(found["gradient/x"], 2 * (y - t) * scale, rtol=1e-5)
     np.testing.assert_allclose(found["gradient/gamma"], (2 * (y - t) * x).sum((0, 2)), rtol=1e-4)
     np.testing.assert_allclose(found["gradient/beta"], (2 * (y - t)).sum((0, 2)), rtol=1e-4)

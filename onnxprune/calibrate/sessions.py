@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 EXTERNAL_ABOVE = 1 << 20
 """Bytes above which an initializer is handed to onnxruntime beside the model instead of inside it."""
 
+LEAN_ABOVE = 1 << 16
+"""The same for lean sessions: in models of many layers, most weights are smaller than the other bound."""
+
 _BF16 = "tensor(bfloat16)"
 _ONNX_BF16 = 16
 _FATAL = 4
@@ -56,7 +59,8 @@ def open_session(
         Ask for kernels whose results do not vary from run to run, on CUDA also for full fp32 instead of TF32.
     lean
         Save memory where there are many activations, as with gradients: onnxruntime plans no memory by what a
-        first run took, and on the CPU reads big weights where they lie instead of packing copies of them.
+        first run took, and on the CPU reads big weights where they lie instead of packing copies of them, or
+        copies with channels in blocks. What was freed when the graph was read goes back to the system.
     spinning
         Whether threads that wait spin, which is onnxruntime's default and wanted where time is measured.
 
@@ -83,11 +87,12 @@ def open_session(
     if not spinning:  # between two runs numpy computes, on as many threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    most = levels.ORT_ENABLE_EXTENDED if lean and providers == [CPU] else levels.ORT_ENABLE_ALL
+    options.graph_optimization_level = most if optimize else levels.ORT_DISABLE_ALL
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        message, left_out = to_bytes(model, external_above=EXTERNAL_ABOVE)
+        message, left_out = to_bytes(model, external_above=LEAN_ABOVE if lean else EXTERNAL_ABOVE)
         weights = {name: ort_value(tensor.numpy()) for name, tensor in left_out.items()}
     except OSError as error:
         raise ModelError(
@@ -118,9 +123,21 @@ def open_session(
             f"onnxruntime does not run this model with {providers[0]}",
             "Use --provider cpu, or repair its installation.",
         )
+    if lean:
+        del message
+        _hand_back()
     # onnxruntime reads the weights where they lie: they have to live as long as the session.
     session._onnxprune_weights = weights
     return session
+
+
+def _hand_back() -> None:
+    """Give freed memory back to the system, where the C library keeps it and can be asked to (glibc)."""
+    try:
+        trim_heap = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    trim_heap(ctypes.c_size_t(0))
 
 
 def run(

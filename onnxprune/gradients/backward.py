@@ -11,17 +11,21 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from onnxprune.errors import UsageError
+from onnxprune.gradients.branches import BRANCHES, branches_of, is_if, rename, settle_branches
 from onnxprune.gradients.losses import Loss
+from onnxprune.gradients.lower import lower_nodes
 from onnxprune.gradients.order import put_targets_last
 from onnxprune.gradients.prepare import prepare, settle_types
 from onnxprune.gradients.scope import Scope
 from onnxprune.gradients.wrt import Target, UnitMask, find_values, gradient_name, is_float, mask_gradient
 from onnxprune.model import edit
-from onnxprune.model.shapes import Shapes, infer_shapes
+from onnxprune.model.branches import infer_branch
+from onnxprune.model.shapes import Shapes
 from onnxprune.rules import Op, RuleTable, default_rules
-from onnxprune.rules.backward import Backward, no_gradient
+from onnxprune.rules.backward import Backward
 from onnxprune.rules.expr import Builder, Expr
 from onnxprune.rules.rule import domain_of
+from onnxprune.rules.site import no_gradient
 
 LOSS = "loss"
 """Name of the output that holds the loss."""
@@ -79,13 +83,17 @@ def build_backward(
     rules = default_rules() if rules is None else rules
     model = prepare(model)
     graph = model.graph
-    scope = Scope(model, infer_shapes(model, bindings, rules.infer))
+    scope = Scope(model, settle_branches(model, bindings, rules.infer))
     settle_types(graph)
     scalar = loss.add(scope)
-    shapes = infer_shapes(model, bindings, rules.infer)
+    shapes = settle_branches(model, bindings, rules.infer)
     targets = list(wrt)
     values = find_values(graph, targets)
-    gradients = _Walk(model, rules, shapes).back(scalar.value, set(values))
+    while lower_nodes(model, graph, _passed(graph, values, {scalar.value}), rules, shapes):
+        shapes = settle_branches(model, bindings, rules.infer)
+        values = find_values(graph, targets)
+    walk = _Walk(model, rules, shapes, Builder(graph, "gradient"))
+    gradients = walk.back({scalar.value: walk.builder.op("Identity", 1.0)}, set(values))
     for value in graph.outputs:
         value.shape = value.shape or _shape(value, shapes)
     _show(graph, scalar, LOSS, ir.Shape(()))
@@ -124,19 +132,42 @@ def _show(graph: ir.Graph, expr: Expr, name: str, shape: ir.Shape | None) -> ir.
     return shown
 
 
-class _Walk:
-    """One way back through a graph."""
+def _passed(graph: ir.Graph, targets: Sequence[ir.Value], ends: set[ir.Value]) -> list[ir.Node]:
+    """The nodes that gradients pass on their way from the ends to the targets."""
+    nodes = list(graph)
+    wanted = _between(nodes, set(targets), ends)
+    return [
+        node
+        for node in nodes
+        if any(value in wanted for value in node.outputs) and any(value in wanted for value in read_by(node))
+    ]
 
-    def __init__(self, model: ir.Model, rules: RuleTable, shapes: Shapes) -> None:
+
+class _Walk:
+    """One way back through a graph: the model's own, or that of a branch.
+
+    Parameters
+    ----------
+    model
+        The model that the graph is in.
+    rules
+        The table that holds the VJPs.
+    shapes
+        Of all values of the graph and of those around it.
+    builder
+        Where nodes go, at the end of the graph.
+    """
+
+    def __init__(self, model: ir.Model, rules: RuleTable, shapes: Shapes, builder: Builder) -> None:
         self._model, self._rules, self._shapes = model, rules, shapes
-        self._builder = Builder(model.graph, "gradient")
+        self.builder = builder
         self._parts: dict[ir.Value, list[Expr]] = {}
 
-    def back(self, loss: ir.Value, targets: set[ir.Value]) -> dict[ir.Value, Expr]:
-        """Gradients of `loss`, a scalar, with respect to the targets it depends on."""
-        nodes = list(self._model.graph)
-        wanted = _between(nodes, targets, loss)
-        self._parts = {loss: [self._builder.op("Identity", 1.0)]}
+    def back(self, ends: Mapping[ir.Value, Expr], targets: set[ir.Value]) -> dict[ir.Value, Expr]:
+        """Gradients with respect to the targets that something depends on, from those of the ends."""
+        nodes = list(self.builder.graph)
+        wanted = _between(nodes, targets, set(ends))
+        self._parts = {value: [gradient] for value, gradient in ends.items()}
         for node in reversed(nodes):
             gradients = {
                 slot: self._sum(output)
@@ -151,10 +182,13 @@ class _Walk:
         version = self._model.opset_imports.get(node.domain, 1)
         op = Op(node, self._shapes, version)
         rule = self._rules.of(node)
+        if is_if(node) and rule is None:
+            self._choose(node, gradients, wanted)
+            return
         if rule is None or rule.vjp is None:
             domain = domain_of(node)
             raise no_gradient(op, f"the operator{f' of {domain}' if domain else ''} has no VJP")
-        back = Backward(op, self._builder, gradients, wanted)
+        back = Backward(op, self.builder, gradients, wanted)
         rule.vjp(op, back)
         for slot in filter(back.wants, range(len(node.inputs))):
             if slot not in back.given:
@@ -163,17 +197,54 @@ class _Walk:
             if gradient is not None:
                 self._parts.setdefault(op.input(slot), []).append(gradient)
 
+    def _choose(self, node: ir.Node, gradients: Mapping[int, Expr], wanted: set[ir.Value]) -> None:
+        """Take the gradients of what an If reads from another If."""
+        read = [value for value in dict.fromkeys(read_by(node)) if value in wanted]
+        prefix = edit.fresh(self._model.graph, f"gradient/{node.name or 'If'}")
+        graphs = {
+            name: self._branch(branch, f"{prefix}/{name}", gradients, read)
+            for name, branch in zip(BRANCHES, branches_of(node), strict=True)
+        }
+        made = self.builder.ops("If", [node.inputs[0]], len(read), **graphs)
+        for value, gradient in zip(read, made, strict=True):
+            gradient.value.type = ir.TensorType(ir.DataType.FLOAT)
+            self._parts.setdefault(value, []).append(gradient)
+
+    def _branch(
+        self, branch: ir.Graph, prefix: str, gradients: Mapping[int, Expr], read: Sequence[ir.Value]
+    ) -> ir.Graph:
+        """A branch that gives the gradients of `read`, from those of the branch's outputs."""
+        graph = branch.clone(allow_outer_scope_values=True)
+        graph.opset_imports.update(self._model.opset_imports)
+        builder = Builder(graph, "gradient")
+        outputs = list(graph.outputs)
+        graph.outputs.clear()
+        shapes = infer_branch(self._model, graph, self._shapes, self._rules.infer)
+        ends = {outputs[slot]: builder.of(gradient.value) for slot, gradient in gradients.items()}
+        while lower_nodes(self._model, graph, _passed(graph, read, set(ends)), self._rules, shapes):
+            shapes = infer_branch(self._model, graph, self._shapes, self._rules.infer)
+        found = _Walk(self._model, self._rules, shapes, builder).back(ends, set(read))
+        for value in read:
+            gradient = found.get(value) or builder.zeros(builder.op("Shape", value))
+            shown = gradient.op("Identity").value
+            shown.type = ir.TensorType(ir.DataType.FLOAT)
+            graph.outputs.append(shown)
+        edit.drop_unused(graph)
+        graph.name = prefix
+        rename(graph, prefix)
+        return graph
+
     def _sum(self, value: ir.Value) -> Expr:
         """All parts of a value's gradient together, once every node that reads it was visited."""
         parts = self._parts[value]
         if len(parts) > 1:
-            parts[:] = [self._builder.op("Add" if len(parts) == 2 else "Sum", *parts)]
+            parts[:] = [self.builder.op("Add" if len(parts) == 2 else "Sum", *parts)]
         return parts[0]
 
 
-def _between(nodes: Sequence[ir.Node], targets: set[ir.Value], loss: ir.Value) -> set[ir.Value]:
-    """Float values that depend on a target and on which the loss depends."""
-    leading = {loss}
+def _between(nodes: Sequence[ir.Node], targets: set[ir.Value], ends: set[ir.Value]) -> set[ir.Value]:
+    """Float values that depend on a target and on which an end depends."""
+    leading = set(ends)
     for node in reversed(nodes):
         if any(output in leading for output in node.outputs):
             leading.update(read_by(node))

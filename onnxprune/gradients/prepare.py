@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from onnxprune.gradients.branches import move_weights_out
 from onnxprune.model.convert import to_float32
 from onnxprune.model.inline import inline_functions
 from onnxprune.model.normalize import lift_constants
@@ -16,6 +17,8 @@ OPSET = 18
 def prepare(model: ir.Model) -> ir.Model:
     """A float32 copy without functions and Constant nodes, at opset 18 or newer; names stay.
 
+    Initializers of branches become those of the graph.
+
     Parameters
     ----------
     model
@@ -27,6 +30,10 @@ def prepare(model: ir.Model) -> ir.Model:
     inline_functions(model)
     model = raise_opset(model, OPSET)
     lift_constants(model.graph)
+    move_weights_out(model.graph)
+    for node in model.graph:  # whose default onnx's shape inference takes for 0
+        if node.op_type == "STFT" and not node.domain and "onesided" not in node.attributes:
+            node.attributes["onesided"] = ir.AttrInt64("onesided", 1)
     for value in [value for value in model.graph.inputs if value.is_initializer()]:
         model.graph.inputs.remove(value)
     return model

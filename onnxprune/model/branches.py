@@ -1,4 +1,4 @@
-"""An If whose condition is the same for every input: the branch that is taken comes in its place.
+"""An If whose condition is the same for every input: the branch that is taken comes in its place; shapes in others.
 
 Exporters write `squeeze(dim)` of an unknown extent as an If on `Shape(x)[dim] == 1`; where that extent is fixed,
 so is the branch.
@@ -6,11 +6,14 @@ so is the branch.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.edit import fresh
 from onnxprune.model.normalize import lift_constants
-from onnxprune.model.shapes import Shapes
+from onnxprune.model.shapes import Custom, Shapes, changed_axes, walk_branch
 
 
 def decide_branches(model: ir.Model, shapes: Shapes) -> bool:
@@ -93,3 +96,40 @@ def _splice(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
         new.name, old.name = old.name, None
         copy.name = f"{new.name}/taken"
     graph.remove(node)
+
+
+def infer_branch(model: ir.Model, branch: ir.Graph, around: Shapes, custom: Custom | None = None) -> Shapes:
+    """Extents of what a branch of an If makes, beside those of the graph around it.
+
+    Parameters
+    ----------
+    model
+        The model that the branch is in.
+    branch
+        In topological order. Values without an element type get the inferred one.
+    around
+        Of the graph around it.
+    custom
+        As in `infer_shapes`.
+    """
+    fixed = {value: array for value, array in around.data.items() if value not in around.varying}
+    dims, data = dict(around.dims), dict(around.data)
+    walk_branch(model, branch, around.bindings, dims, data, custom)
+    elsewhere, values = dict(around.other), fixed
+    if not around.other:
+        return replace(around, dims=dims, data=data)
+    walk_branch(model, branch, around.bindings, elsewhere, values, custom)
+    inner = {value: extents for value, extents in dims.items() if value not in around.dims}
+    varying = frozenset(
+        value
+        for value, array in data.items()
+        if value not in around.data and (value not in values or not np.array_equal(array, values[value]))
+    )
+    return replace(
+        around,
+        dims=dims,
+        data=data,
+        dynamic=around.dynamic | changed_axes(inner, elsewhere),
+        varying=around.varying | varying,
+        other=elsewhere,
+    )

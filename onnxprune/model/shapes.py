@@ -19,11 +19,36 @@ import onnx_ir as ir
 
 from onnxprune.model import fold
 from onnxprune.model.binding import bind_dims, candidates, other_sizes, symbol
+from onnxprune.model.inferred import (
+    MAX_DATA,
+    Dims,
+    Inferred,
+    agreed,
+    declared,
+    fill_type,
+    from_proto,
+    is_tracked,
+    readable,
+    type_of,
+)
+
+__all__ = [
+    "MAX_DATA",
+    "Custom",
+    "Dims",
+    "Hook",
+    "Inferred",
+    "Shapes",
+    "changed_axes",
+    "infer_shapes",
+    "walk_branch",
+    "walk_shapes",
+]
+
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 log = logging.getLogger(__name__)
 
-Dims = tuple[int | None, ...]
-Inferred = tuple[Dims | None, ir.DataType | None]
 Hook = Callable[[ir.Node, dict[ir.Value, Dims], dict[ir.Value, np.ndarray]], None]
 """Called before each node of a walk; may edit the node and must keep the two dicts up to date."""
 Custom = Callable[
@@ -31,12 +56,6 @@ Custom = Callable[
 ]
 """Infers the outputs of an operator that onnx has no schema for: the node, the version of its domain, extents
 and values known so far. None, or a shorter sequence: nothing is known."""
-MAX_DATA = 4096
-"""Elements of an integer tensor up to which its values are tracked."""
-
-_FLOAT_DATA = 64
-_FLOAT_READERS = frozenset({"OneHot", "Range", "Resize", "Upsample"})
-"""Operators whose shape inference reads values of float inputs."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +90,11 @@ class Shapes:
 
 
 def infer_shapes(
-    model: ir.Model, bindings: Mapping[str, int] | None = None, custom: Custom | None = None
+    model: ir.Model,
+    bindings: Mapping[str, int] | None = None,
+    custom: Custom | None = None,
+    *,
+    branches: bool = False,
 ) -> Shapes:
     """Infer the extents of all axes of the main graph, and which of them are dynamic.
 
@@ -84,13 +107,15 @@ def infer_shapes(
         Sizes of symbolic dims by name. A batch dim that is not named is 1, another gets a guess.
     custom
         Infers operators that onnx does not know; `RuleTable.infer` does.
+    branches
+        Look into Ifs for the extents of what they make: of the branch that is taken, or what both agree on.
 
     Returns
     -------
     Shapes
     """
     _, guessed = bind_dims(model.graph.inputs, bindings or {})
-    engine = _Engine(model, custom)
+    engine = _Engine(model, custom, branches)
     sizes, dims, data, refused = _fitting(engine, candidates(model.graph.inputs, bindings or {}))
     dynamic: set[tuple[ir.Value, int]] = set()
     varying: frozenset[ir.Value] = frozenset()
@@ -100,8 +125,9 @@ def infer_shapes(
         varying = frozenset(
             v for v, array in data.items() if v not in values or not np.array_equal(array, values[v])
         )
-        if not _lost(dims, found) and not engine.refused - refused:
-            dynamic, elsewhere = _changed(dims, found), found
+        turned = branches and any(len(found.get(v, d)) != len(d) for v, d in dims.items())
+        if not turned and not _lost(dims, found) and not engine.refused - refused:
+            dynamic, elsewhere = changed_axes(dims, found), found
             if len([name for name in sizes if others[name] != sizes[name]]) < len(sizes):
                 dynamic |= _symbolic(model)
             break
@@ -144,6 +170,18 @@ def walk_shapes(
     return dims
 
 
+def walk_branch(
+    model: ir.Model,
+    branch: ir.Graph,
+    sizes: Mapping[str, int],
+    dims: dict[ir.Value, Dims],
+    data: dict[ir.Value, np.ndarray],
+    custom: Custom | None = None,
+) -> None:
+    """Add what a branch of an If makes to the extents and the data of the graph around it, at one binding."""
+    _Engine(model, custom, True).visit_all(branch, sizes, dims, data)
+
+
 def _lost(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> bool:
     """Whether the second walk knows less than the first: the model does not fit the other binding."""
     return any(
@@ -152,7 +190,8 @@ def _lost(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> bool
     )
 
 
-def _changed(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> set[tuple[ir.Value, int]]:
+def changed_axes(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> set[tuple[ir.Value, int]]:
+    """Axes whose extent is not the same at both bindings."""
     changed: set[tuple[ir.Value, int]] = set()
     for value, extents in dims.items():
         theirs = other.get(value, ())
@@ -168,9 +207,10 @@ def _changed(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> s
 class _Engine:
     """Walks a graph; remembers the result of every distinct (operator, attributes, input types, data)."""
 
-    def __init__(self, model: ir.Model, custom: Custom | None) -> None:
+    def __init__(self, model: ir.Model, custom: Custom | None, branches: bool = False) -> None:
         self._model = model
         self._custom = custom
+        self._branches = branches
         self._opsets = dict(model.opset_imports)
         self._proto_opsets = [onnx.helper.make_opsetid(d, v) for d, v in self._opsets.items()]
         self.refused: set[ir.Node] = set()  # in the last walk, whatever shapes their outputs declare
@@ -190,18 +230,29 @@ class _Engine:
                     dim if isinstance(dim, int) else sizes[symbol(value, axis)]
                     for axis, dim in enumerate(value.shape)
                 )
+        self.visit_all(graph, sizes, dims, data, before)
+        return dims, data
+
+    def visit_all(
+        self,
+        graph: ir.Graph,
+        sizes: Mapping[str, int],
+        dims: dict[ir.Value, Dims],
+        data: dict[ir.Value, np.ndarray],
+        before: Hook | None = None,
+    ) -> None:
+        """Add what a graph makes to `dims` and `data`."""
         for value in graph.initializers.values():
             tensor = value.const_value
             if tensor is None:
                 continue
             dims[value] = tuple(int(d) for d in tensor.shape.numpy())
-            if _tracked(tensor.dtype, tensor.size):
+            if is_tracked(tensor.dtype, tensor.size):
                 data[value] = tensor.numpy()
         for node in graph:
             if before is not None:
                 before(node, dims, data)
             self._visit(node, sizes, dims, data)
-        return dims, data
 
     def _visit(
         self,
@@ -215,17 +266,42 @@ class _Engine:
             (output,) = node.outputs
             data[output] = result
             dims[output] = result.shape
-            _fill_type(output, ir.DataType.from_numpy(result.dtype))
+            fill_type(output, ir.DataType.from_numpy(result.dtype))
             return
-        for output, (shape, dtype) in zip(node.outputs, self._infer(node, dims, data), strict=True):
-            _fill_type(output, dtype)
-            declared = _declared(output, sizes)
+        look = self._branches and node.op_type == "If" and not node.domain
+        found = self._inside(node, sizes, dims, data) if look else self._infer(node, dims, data)
+        for output, (shape, dtype) in zip(node.outputs, found, strict=True):
+            fill_type(output, dtype)
+            stated = declared(output, sizes)
             if shape is None:
-                shape = declared
-            elif declared is not None and len(declared) == len(shape):
-                shape = tuple(a if a is not None else b for a, b in zip(shape, declared, strict=True))
+                shape = stated
+            elif stated is not None and len(stated) == len(shape):
+                shape = tuple(a if a is not None else b for a, b in zip(shape, stated, strict=True))
             if shape is not None:
                 dims[output] = shape
+
+    def _inside(
+        self,
+        node: ir.Node,
+        sizes: Mapping[str, int],
+        dims: Mapping[ir.Value, Dims],
+        data: dict[ir.Value, np.ndarray],
+    ) -> list[Inferred]:
+        """What an If makes: of the branch that its condition takes, or what both branches agree on."""
+        condition = None if node.inputs[0] is None else data.get(node.inputs[0])
+        graphs = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+        if condition is not None and condition.size == 1:
+            graphs = [graphs[int(not condition.ravel()[0])]]
+        refused, made = self.refused, []
+        for graph in graphs:
+            self.refused, inner, known = set(), dict(dims), dict(data)
+            self.visit_all(graph, sizes, inner, known)
+            made.append([(inner.get(value), value.dtype) for value in graph.outputs])
+            if len(graphs) == 1:
+                pairs = zip(node.outputs, graph.outputs, strict=True)
+                data.update({output: known[value] for output, value in pairs if value in known})
+        self.refused = refused
+        return made[0] if len(made) == 1 else [agreed(*pair) for pair in zip(*made, strict=True)]
 
     def _infer(
         self, node: ir.Node, dims: Mapping[ir.Value, Dims], data: Mapping[ir.Value, np.ndarray]
@@ -257,7 +333,7 @@ class _Engine:
             if value is None:
                 inputs.append(None)
                 continue
-            known = _read(node, value, data)
+            known = readable(node, value, data)
             inputs.append((dims[value], value.dtype, None if known is None else known.tobytes()))
         return node.domain, node.op_type, len(node.outputs), attributes, tuple(inputs)
 
@@ -280,8 +356,8 @@ class _Engine:
             proto.input.append(name)
             if value is None:
                 continue
-            types[name] = _type(value, dims[value])
-            known = _read(node, value, data)
+            types[name] = type_of(value, dims[value])
+            known = readable(node, value, data)
             if known is not None:
                 values[name] = onnx.numpy_helper.from_array(np.asarray(known), name)
         proto.output.extend(f"o{index}" if out.name else "" for index, out in enumerate(node.outputs))
@@ -298,7 +374,7 @@ class _Engine:
         ) as error:
             log.debug("no shape for %s (%s): %s", node.name, node.op_type, error)
             return None
-        found = tuple(_inferred(inferred.get(f"o{index}")) for index in range(len(node.outputs)))
+        found = tuple(from_proto(inferred.get(f"o{index}")) for index in range(len(node.outputs)))
         # onnx has operators without inference (GroupNormalization)
         return (
             found
@@ -320,48 +396,3 @@ class _Engine:
             found if out.name else (None, None)
             for out, found in zip(node.outputs, (*made, *unknown), strict=False)
         )
-
-
-_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-
-
-def _tracked(dtype: ir.DataType, size: int) -> bool:
-    if dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED) or dtype.bitwidth < 8:
-        return False
-    return size <= (MAX_DATA if dtype.is_integer() or dtype == ir.DataType.BOOL else _FLOAT_DATA)
-
-
-def _read(node: ir.Node, value: ir.Value, data: Mapping[ir.Value, np.ndarray]) -> np.ndarray | None:
-    """What the inference of `node` may look at; values of biases and scales would only keep results apart."""
-    known = data.get(value)
-    if known is None or known.dtype.kind in "iub" or node.op_type in _FLOAT_READERS:
-        return known
-    return None
-
-
-def _type(value: ir.Value, extents: Dims) -> onnx.TypeProto:
-    dtype = value.dtype or ir.DataType.FLOAT
-    return onnx.helper.make_tensor_type_proto(dtype.value, extents)
-
-
-def _inferred(proto: onnx.TypeProto | None) -> Inferred:
-    if proto is None or not proto.HasField("tensor_type"):
-        return None, None
-    dtype = ir.DataType(proto.tensor_type.elem_type) if proto.tensor_type.elem_type else None
-    if not proto.tensor_type.HasField("shape"):
-        return None, dtype
-    dims = proto.tensor_type.shape.dim
-    return tuple(int(dim.dim_value) if dim.HasField("dim_value") else None for dim in dims), dtype
-
-
-def _fill_type(value: ir.Value, dtype: ir.DataType | None) -> None:
-    if value.type is None and dtype is not None:
-        value.type = ir.TensorType(dtype)
-
-
-def _declared(value: ir.Value, sizes: Mapping[str, int]) -> Dims | None:
-    if value.shape is None:
-        return None
-    return tuple(
-        dim if isinstance(dim, int) else sizes.get(str(getattr(dim, "value", None))) for dim in value.shape
-    )

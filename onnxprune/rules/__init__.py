@@ -33,6 +33,7 @@ from onnxprune.rules import (
     signal,
     vision,
 )
+from onnxprune.rules.lower import LOWERS
 from onnxprune.rules.op import Op
 from onnxprune.rules.rule import Rule, RuleTable, Term
 from onnxprune.rules.vjp import VJPS
@@ -70,7 +71,8 @@ def builtin_rules() -> RuleTable:
     rules = RuleTable()
     for family in _FAMILIES:
         rules = rules | family.RULES
-    return rules | {key: replace(rules[key], vjp=vjp) for key, vjp in VJPS.items()}
+    rules = rules | {key: replace(rules[key], vjp=vjp) for key, vjp in VJPS.items()}
+    return rules | {key: replace(rules[key], lower=lower) for key, lower in LOWERS.items()}
 
 
 @cache

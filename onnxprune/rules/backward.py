@@ -7,21 +7,18 @@ others are read with Shape at run time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Set
 from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.errors import GradientError
-from onnxprune.rules.expr import Builder, Expr, vector
+from onnxprune.rules.expr import Builder, Expr
 from onnxprune.rules.op import Op
-
-WITHOUT_GRADIENTS = ("l1", "l2", "wanda", "flap", "obs")
-"""Criteria that need no gradient, as messages name them."""
+from onnxprune.rules.site import Site
 
 
-class Backward:
+class Backward(Site):
     """One node on the way back.
 
     Parameters
@@ -39,8 +36,7 @@ class Backward:
     def __init__(
         self, op: Op, builder: Builder, gradients: Mapping[int, Expr], wanted: Set[ir.Value]
     ) -> None:
-        self.op = op
-        self.builder = builder
+        super().__init__(op, builder)
         self.given: dict[int, Expr | None] = {}
         self._gradients = gradients
         self._wanted = wanted
@@ -64,14 +60,6 @@ class Backward:
             raise self.refusal(f"output {others} takes part in the loss")
         return found
 
-    def x(self, slot: int = 0) -> Expr:
-        """Input `slot`."""
-        return self.builder.of(self.op.input(slot))
-
-    def y(self, slot: int = 0) -> Expr:
-        """Output `slot`."""
-        return self.builder.of(self.op.output(slot))
-
     # --- what goes out -----------------------------------------------------------------------------------
 
     def give(self, slot: int, gradient: Expr | None) -> None:
@@ -82,67 +70,7 @@ class Backward:
         """Say the gradient of an input that is broadcast to the first output's shape."""
         self.give(slot, self.fit(gradient, self.op.input(slot)))
 
-    def refusal(self, why: str) -> GradientError:
-        """An error that names the node, and why it has no gradient."""
-        return no_gradient(self.op, why)
-
     # --- shapes ------------------------------------------------------------------------------------------
-
-    def rank(self, value: ir.Value) -> int:
-        """Rank of a value; an error where it is unknown."""
-        rank = self.op.rank(value)
-        if rank < 0:
-            raise self.refusal(f"the shape of {value.name!r} is not known")
-        return rank
-
-    def dims(self, value: ir.Value) -> tuple[int | None, ...]:
-        """Extents that do not depend on the input; None for the others."""
-        dims = self.op.dims(value)
-        if dims is None:
-            raise self.refusal(f"the shape of {value.name!r} is not known")
-        dynamic = self.op.shapes.dynamic
-        return tuple(None if (value, dim) in dynamic else extent for dim, extent in enumerate(dims))
-
-    def extent(self, value: ir.Value, dim: int) -> Expr | int:
-        """Extent of one axis: a number, or a vector of one int64."""
-        known = self.dims(value)[dim]
-        return self.builder.op("Shape", value, start=dim, end=dim + 1) if known is None else known
-
-    def extents(self, value: ir.Value) -> list[Expr | int]:
-        """Extents of all axes."""
-        return [self.extent(value, dim) for dim in range(self.rank(value))]
-
-    def shape(self, value: ir.Value) -> Expr:
-        """The shape of a value, as a vector of int64."""
-        dims = self.dims(value)
-        if None in dims:
-            return self.builder.op("Shape", value)
-        return self.builder.ints(*(extent or 0 for extent in dims))
-
-    def reshape_like(self, expr: Expr, value: ir.Value) -> Expr:
-        """Reshape to the shape of a value with as many elements."""
-        dims = self.dims(value)
-        if dims.count(None) == 1 and 0 not in dims:
-            return expr.reshape([-1 if extent is None else extent for extent in dims])
-        return expr.reshape(self.shape(value))
-
-    def expand_like(self, expr: Expr, value: ir.Value, axes: Sequence[int]) -> Expr:
-        """Repeat along `axes`, where `expr` has extent 1, as often as `value` has positions."""
-        sizes = [self.extent(value, dim) if dim in axes else 1 for dim in range(self.rank(value))]
-        return expr.expand(vector(self.builder, sizes)) if any(size != 1 for size in sizes) else expr
-
-    def count(self, value: ir.Value, axes: Sequence[int]) -> Expr | float:
-        """How many positions some axes have together, as a float."""
-        product: Expr | int = 1
-        for dim in axes:
-            extent = self.extent(value, dim)
-            if isinstance(product, int) and isinstance(extent, int):
-                product *= extent
-            elif isinstance(product, int):
-                product = self.builder.op("Mul", self.builder.ints(product), extent)
-            else:
-                product = product * (self.builder.ints(extent) if isinstance(extent, int) else extent)
-        return float(product) if isinstance(product, int) else product.float()
 
     def fit(self, gradient: Expr, value: ir.Value, *, made: ir.Value | None = None, last: int = 0) -> Expr:
         """Undo numpy's broadcasting: sum over the axes along which `value` was repeated.
@@ -189,15 +117,6 @@ class Backward:
                 "Compress", axes.op("Less", self.builder.constant(np.int64(self.rank(value) - last)))
             )
         return gradient.op("ReduceSum", axes, keepdims=1, noop_with_empty_axes=1)
-
-
-def no_gradient(op: Op, why: str) -> GradientError:
-    """The error of a node that gradients cannot pass."""
-    return GradientError(
-        f"no gradient through {op.label}: {why}",
-        f"Criteria without gradients work on this model: {', '.join(WITHOUT_GRADIENTS)}. "
-        "A rule with a `vjp` for the operator makes the others work (docs/extending.md).",
-    )
 
 
 Vjp: TypeAlias = Callable[[Op, Backward], None]

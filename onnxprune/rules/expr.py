@@ -22,19 +22,22 @@ Array = np.ndarray[Any, Any]
 
 
 class Builder:
-    """Appends nodes and constants to a graph.
+    """Adds nodes and constants to a graph.
 
     Parameters
     ----------
     graph
-        Mutated: gets nodes at its end, and initializers.
+        Mutated: gets nodes, at its end or before one of its nodes, and initializers.
     prefix
         Of the names of what is added.
+    before
+        The node that nodes are added ahead of.
     """
 
-    def __init__(self, graph: ir.Graph, prefix: str) -> None:
+    def __init__(self, graph: ir.Graph, prefix: str, before: ir.Node | None = None) -> None:
         self.graph = graph
         self._prefix = prefix
+        self._before = before
         self._count = 0
         self._constants: dict[tuple[str, tuple[int, ...], bytes], Expr] = {}
 
@@ -56,7 +59,10 @@ class Builder:
         self._count += 1
         for number, output in enumerate(node.outputs):
             output.name = node.name if outputs == 1 else f"{node.name}.{number}"
-        self.graph.append(node)
+        if self._before is None:
+            self.graph.append(node)
+        else:
+            self.graph.insert_before(self._before, node)
         return [Expr(self, output) for output in node.outputs]
 
     def value(self, operand: Operand) -> ir.Value:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from onnxprune.graph.relations import Relations
     from onnxprune.rules.backward import Vjp
     from onnxprune.rules.refit import Refit
+    from onnxprune.rules.site import Lower
 
 Key = tuple[str, str]
 """(domain, operator type); the default domain is the empty string."""
@@ -63,6 +64,9 @@ class Rule:
     vjp
         VJP: gradients of the inputs from those of the outputs (see `onnxprune.rules.backward`). Without it,
         criteria that need gradients refuse a model with this operator between the loss and what they score.
+    lower
+        LOWER: the operator in standard ones (see `onnxprune.rules.site`), through which gradients pass then. It
+        goes before `vjp`.
     """
 
     relate: Callable[[Op, Relations], None]
@@ -72,6 +76,7 @@ class Rule:
     kinds: Mapping[int, str] = field(default_factory=dict)
     extents: Callable[[Op], Sequence[Inferred]] | None = None
     vjp: Vjp | None = None
+    lower: Lower | None = None
 
 
 class RuleTable(Mapping[Key, Rule]):

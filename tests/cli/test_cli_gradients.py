@@ -40,7 +40,9 @@ def test_criteria(command, net, many, name):
     onnx.checker.check_model(str(out), full_check=True)
     found = json.loads(report.read_text())
     assert found["criterion"] == name and found["target"]["achieved"] <= 0.7
-    assert "gradients are those of cross-entropy at the output logits, the data's labels" in found["warnings"]
+    loss = "cross-entropy at the output logits, the data's labels"
+    heads = (f"gradients are those of {loss}", f"masks were learned in 16 passes with the {loss}")
+    assert any(warning.startswith(heads) for warning in found["warnings"])
 
 
 @pytest.mark.parametrize("name", ["fisher", "retrain_free", "snip"])
@@ -156,7 +158,7 @@ def test_an_operator_without_gradient(command, tmp_path, many):
     says = [
         "no gradient through",
         "volume",
-        "the operator has no VJP",
+        "more than 6 rows",
         "Criteria without gradients work",
         "l2",
     ]

@@ -156,9 +156,95 @@ class ConvTranspose(OpRun):
         return (y if bias is None else y + _channels(bias, y),)
 
 
+class AffineGrid(OpRun):
+    def _run(self, theta, size, align_corners=0):
+        lines = [np.linspace(-1, 1, n) if align_corners else (2 * np.arange(n) + 1) / n - 1 for n in size[2:]]
+        grids = np.meshgrid(*lines, indexing="ij")
+        places = np.stack([*grids[::-1], np.ones(size[2:])], axis=-1)
+        return (np.einsum("nij,...j->n...i", theta, places),)
+
+
+class DeformConv(OpRun):
+    """Each place of the kernel reads at a place of its own: a share of each position of both axes."""
+
+    def _run(
+        self,
+        x,
+        w,
+        offset,
+        bias=None,
+        mask=None,
+        *,
+        dilations,
+        group,
+        kernel_shape,
+        offset_group,
+        pads,
+        strides,
+    ):
+        rows, columns, *kernel = w.shape
+        runs, places = offset_group or 1, kernel[0] * kernel[1]
+        out = offset.shape[2:]
+        moved = offset.reshape(len(x), runs, places, 2, *out)
+        shares = []
+        for axis in (0, 1):
+            step, dilation, pad = (
+                given[axis] if given else 1 for given in (strides, dilations, pads or [0, 0])
+            )
+            inner = np.indices(kernel)[axis].reshape(-1, 1, 1) * dilation
+            place = np.indices(out)[axis] * step - pad + inner + moved[:, :, :, axis]
+            shares.append(np.maximum(1 - np.abs(place[..., None] - np.arange(x.shape[2 + axis])), 0))
+        images = x.reshape(len(x), runs, -1, *x.shape[2:])
+        read = np.einsum("nrchw,nrkabh,nrkabw->nrckab", images, *shares, optimize=True)
+        if mask is not None:
+            read = read * mask.reshape(len(x), runs, 1, places, *out)
+        parts = read.reshape(len(x), group or 1, columns, places, *out)
+        weight = w.reshape(group or 1, -1, columns, places)
+        y = np.einsum("ngckab,gmck->ngmab", parts, weight).reshape(len(x), rows, *out)
+        return (y if bias is None else y + _channels(bias, y),)
+
+
+class GridSample(OpRun):
+    """Every place has a share of each position of every axis."""
+
+    def _run(self, x, grid, align_corners=0, mode="linear", padding_mode="zeros"):
+        count = x.ndim - 2
+        listed = grid.reshape(len(grid), -1, count)[..., ::-1]
+        y = x
+        for axis in range(count):
+            shares = self._shares(listed[..., axis], x.shape[2 + axis], align_corners, mode, padding_mode)
+            y = np.einsum("ncph...,nph->ncp..." if axis else "nch...,nph->ncp...", y, shares)
+        return (y.reshape(*x.shape[:2], *grid.shape[1:-1]),)
+
+    @staticmethod
+    def _shares(g, extent, aligned, mode, padding):
+        place = (g + 1) / 2 * (extent - 1) if aligned else ((g + 1) * extent - 1) / 2
+        low, high = (0, extent - 1) if aligned else (-0.5, extent - 0.5)
+
+        def settle(at):
+            if padding == "reflection":
+                at = np.abs((at - low + (high - low)) % (2 * (high - low)) - (high - low)) + low
+            return at if padding == "zeros" else np.clip(at, 0, extent - 1)
+
+        h = np.arange(extent)
+        if mode in ("linear", "bilinear"):
+            return np.maximum(1 - np.abs(settle(place)[..., None] - h), 0)
+        if mode == "nearest":
+            return (np.rint(settle(place))[..., None] == h).astype(np.float64)
+        shares = 0.0
+        for step in (-1, 0, 1, 2):
+            at = np.floor(place) + step
+            d, a = np.abs(place - at), -0.75
+            near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+            share = np.where(d <= 1, near, a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a)
+            shares = shares + share[..., None] * (settle(at)[..., None] == h)
+        return shares
+
+
 _SINCE = [
     *(Erf, Gelu, Mean, Cast, GlobalLpPool, LpNormalization, LRN, MeanVarianceNormalization),
     *(BatchNormalization, GroupNormalization, ConvTranspose, SimplifiedLayerNormalization),
+    *(GridSample, AffineGrid, DeformConv),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from small_nets import convnet, grouped, residual
@@ -279,7 +280,7 @@ def test_third_parties_add_a_vjp():
     assert "gradient/x" in outputs(built)
 
 
-def test_branches_are_refused_where_gradients_pass_them():
+def test_gradients_pass_the_branch_that_is_taken():
     b = ModelBuilder(18)
     x = b.input("x", ("n", 3))
     inner = [ir.node(kind, [x], num_outputs=1) for kind in ("Sin", "Cos")]
@@ -295,7 +296,26 @@ def test_branches_are_refused_where_gradients_pass_them():
     model.graph.append(branch)
     branch.outputs[0].type, branch.outputs[0].shape = x.type, x.shape
     model.graph.outputs[:] = [branch.outputs[0]]
-    with pytest.raises(GradientError, match="If 'fork'"):
+    session = open_session(build_backward(model, SquaredError(), ["x"]), threads=1)
+    for sign, wave, slope in ((-1, np.sin, np.cos), (1, np.cos, lambda x: -np.sin(x))):
+        x = sign * np.array([[0.2, 0.5, 0.9]], np.float32)
+        found = run(session, {"x": x, "teacher": np.zeros((1, 3), np.float32)})
+        np.testing.assert_allclose(found["gradient/x"], 2 * wave(x) * slope(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["Loop", "Scan"])
+def test_bodies_that_repeat_are_refused_by_name(kind):
+    body = {
+        "Loop": "Loop (count, go, x) <body = b (int64 i, bool c, float[3] s) => (bool d, float[3] t) "
+        "{ d = Identity (c) t = Tanh (s) }>",
+        "Scan": "Scan <num_scan_inputs = 1, body = b (float[3] s, float[3] e) => (float[3] t) "
+        "{ t = Add (s, e) }> (x, rows)",
+    }[kind]
+    text = f"""<ir_version: 10, opset_import: ["" : 20]>
+    g (float[3] x, float[n, 3] rows) => (float[3] y)
+    <int64 count = {{3}}, bool go = {{1}}> {{ [again] y = {body} }}"""
+    model = ir.from_proto(onnx.parser.parse_model(text))
+    with pytest.raises(GradientError, match=f"(?s){kind} 'again'.*l1, l2, wanda"):
         build_backward(model, SquaredError(), ["x"])
 
 

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import importlib
 
-from benchmarks.gradients_operators import CONSTANT, CONVERTED, MISSING, NO_FLOATS
+from benchmarks.gradients_operators import CONSTANT, CONVERTED, NO_FLOATS
 from onnxprune.rules import builtin_rules
 
-CHECKED_IN = ["elementwise", "linear", "conv", "normalization", "movement", "more"]
+CHECKED_IN = ["elementwise", "linear", "conv", "normalization", "movement", "more", "vision", "fused"]
 
 
 def cases():
     for name in CHECKED_IN:
         module = importlib.import_module(f"test_vjp_{name}")
-        for table in ("CASES", "POOLS", "RECURRENT"):
+        for table in ("CASES", "POOLS", "RECURRENT", "CACHED"):
             yield from getattr(module, table, [])
+        yield from (case for case, _ in getattr(module, "WITHOUT_KERNEL", []))
 
 
-def test_what_has_no_vjp_is_known():
-    without = {op for (domain, op), rule in builtin_rules().items() if not domain and rule.vjp is None}
-    assert without == NO_FLOATS | CONSTANT | MISSING | CONVERTED
+def test_what_gradients_do_not_pass_is_known():
+    rules = builtin_rules().items()
+    without = {key for key, rule in rules if rule.vjp is None and rule.lower is None}
+    assert without == {("", op) for op in NO_FLOATS | CONSTANT | CONVERTED}
 
 
 def test_every_vjp_is_checked():
-    with_one = {key for key, rule in builtin_rules().items() if rule.vjp is not None}
+    with_one = {
+        key for key, rule in builtin_rules().items() if rule.vjp is not None or rule.lower is not None
+    }
     assert with_one - {(case.domain, case.op_type) for case in cases()} == set()

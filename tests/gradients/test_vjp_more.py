@@ -1,8 +1,14 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
+from onnx import helper
 from vjp_cases import case, check
+
+from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.gradients import Projection, build_backward, gradient_name
 
 
 def ints(*numbers):
@@ -44,6 +50,17 @@ CASES = [
         for mode in ("nearest", "linear", "cubic")
         for place in ("align_corners", "pytorch_half_pixel")
         for place_of in [{"coordinate_transformation_mode": place}]
+    ),
+    *(
+        case(
+            *("Resize", IMAGE, floats(0, 0, 0.1, 0.2, 1, 1, 1.2, 0.9), None, ints(1, 2, 5, 8)),
+            mode=mode,
+            coordinate_transformation_mode="tf_crop_and_resize",
+            extrapolation_value=3.0,
+            note=f"crop,{mode}",
+            dynamic=False,
+        )
+        for mode in ("linear", "nearest")
     ),
     case("Upsample", IMAGE, DOUBLE, opset=9, mode="nearest"),
     case("Resize", IMAGE, None, None, ints(5, 8), mode="linear", axes=[2, 3]),
@@ -125,3 +142,46 @@ RECURRENT = [
 @pytest.mark.parametrize("case", RECURRENT, ids=lambda case: case.id)
 def test_vjp_of_recurrent_layers(case):
     check(case, dynamic=False)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize(("op_type", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_samples_have_the_gradients_of_their_own_length(op_type, gates, direction):
+    """Sequences of several lengths together have the gradients of each alone, cut to its length."""
+    rng, lengths = np.random.default_rng(0), (4, 2, 3)
+    d = 2 if direction == "bidirectional" else 1
+    arrays = {
+        "x": rng.standard_normal((4, 3, 3)),
+        "w": rng.standard_normal((d, gates * 2, 3)),
+        "r": rng.standard_normal((d, gates * 2, 2)),
+    }
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    signs = {"y": rng.standard_normal((4, d, 3, 2)), "h": rng.standard_normal((d, 3, 2))}
+    signs = {name: array.astype(np.float32) for name, array in signs.items()}
+
+    def gradients(feed, given, lengths):
+        names = ["x", "w", "r", *(["", "lengths"] if lengths is not None else [])]
+        node = helper.make_node(op_type, names, ["y", "h"], hidden_size=2, direction=direction)
+        tensors = (
+            [onnx.numpy_helper.from_array(ints(*lengths).astype(np.int32), "lengths")] if lengths else []
+        )
+        info = helper.make_tensor_value_info
+        inputs = [info(name, onnx.TensorProto.FLOAT, array.shape) for name, array in feed.items()]
+        outputs = [info(name, onnx.TensorProto.FLOAT, array.shape) for name, array in given.items()]
+        graph = helper.make_graph([node], "g", inputs, outputs, tensors)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        built = build_backward(ir.from_proto(model), Projection(("y", "h")), list(feed))
+        found = run(open_session(built, threads=1), {**feed, **{f"signs/{n}": a for n, a in given.items()}})
+        return {name: found[gradient_name(name)] for name in feed}
+
+    together = gradients(arrays, signs, lengths)
+    expected = {name: np.zeros_like(array) for name, array in arrays.items()}
+    for n, length in enumerate(lengths):
+        feed = {**arrays, "x": arrays["x"][:length, n : n + 1]}
+        given = {"y": signs["y"][:length, :, n : n + 1], "h": signs["h"][:, n : n + 1]}
+        alone = gradients(feed, given, None)
+        expected["x"][:length, n : n + 1] = alone["x"]
+        for name in ("w", "r"):
+            expected[name] += alone[name]
+    for name, gradient in expected.items():
+        np.testing.assert_allclose(together[name], gradient, rtol=0, atol=1e-5, err_msg=name)

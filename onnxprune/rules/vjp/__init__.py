@@ -22,6 +22,8 @@ from onnxprune.rules.vjp import (
     recurrent,
     reduction,
     resize,
+    signal,
+    vision,
 )
 
 _FAMILIES = (
@@ -38,6 +40,8 @@ _FAMILIES = (
     recurrent,
     reduction,
     resize,
+    signal,
+    vision,
 )
 
 VJPS: dict[Key, Vjp] = {key: vjp for family in _FAMILIES for key, vjp in family.VJPS.items()}

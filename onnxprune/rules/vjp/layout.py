@@ -15,6 +15,8 @@ def _reshape(op: Op, back: Backward) -> None:
 def _transpose(op: Op, back: Backward) -> None:
     rank = back.rank(op.input(0))
     order = op.ints("perm") or list(range(rank))[::-1]
+    if sorted(order) != list(range(rank)):
+        raise back.refusal(f"its perm {order} does not fit {rank} axes: the model is not valid")
     back.give(0, back.g.transpose([order.index(dim) for dim in range(rank)]))
 
 

@@ -48,6 +48,8 @@ class _Direction:
         The first cell (B, H), of LSTM.
     size
         H.
+    active
+        1 where a step is within its sample's length, else 0 (T, B, 1); None where all have the same.
     """
 
     x: Expr
@@ -61,6 +63,7 @@ class _Direction:
     cell: Expr
     state: Expr
     size: int
+    active: Expr | None
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def _recurrent(op: Op, back: Backward) -> None:
     for number in range(count):
         part = _direction(back, number, backward[number])
         found = steps(back, part)
-        x_parts.append(_turn(found.input @ part.w, backward[number]))
+        x_parts.append(_turn(back, found.input @ part.w, backward[number]))
         for slot, gradient in _weights(back, part, found).items():
             parts.setdefault(slot, []).append(gradient.unsqueeze(0))
     back.give(0, x_parts[0] if count == 1 else x_parts[0] + x_parts[1])
@@ -111,15 +114,33 @@ def _check(op: Op, back: Backward) -> None:
         len(names.as_strings()) // len(usual)
     ):
         raise back.refusal("its activations are not the usual ones")
-    if op.has(4) or op.has(7) or any(name in op.node.attributes for name in ("clip", "activation_alpha")):
-        raise back.refusal("it has lengths of sequences, peepholes or a clip")
+    if op.has(7) or any(name in op.node.attributes for name in ("clip", "activation_alpha")):
+        raise back.refusal("it has peepholes or a clip")
     if op.int("layout", 0) or op.int("input_forget", 0):
         raise back.refusal("its layout or its coupled gates are not covered")
 
 
-def _turn(x: Expr, backward: bool) -> Expr:
-    """Reverse time."""
-    return x.slice(0, -1, -_LAST, -1) if backward else x
+def _turn(back: Backward, x: Expr, backward: bool) -> Expr:
+    """Reverse time; where samples have lengths, that of each."""
+    if not backward:
+        return x
+    lengths = _lengths(back)
+    if lengths is None:
+        return x.slice(0, -1, -_LAST, -1)
+    return x.op("ReverseSequence", lengths, time_axis=0, batch_axis=1)
+
+
+def _lengths(back: Backward) -> Expr | None:
+    return back.x(4).op("Cast", to=ir.DataType.INT64) if back.op.has(4) else None
+
+
+def _active(back: Backward) -> Expr | None:
+    """1 for the steps that a sample has (T, B, 1)."""
+    lengths = _lengths(back)
+    if lengths is None:
+        return None
+    steps = back.count_up(back.extent(back.op.input(0), 0))
+    return steps.unsqueeze(-1).op("Less", lengths).float().unsqueeze(-1)
 
 
 def _direction(back: Backward, number: int, backward: bool) -> _Direction:
@@ -127,7 +148,7 @@ def _direction(back: Backward, number: int, backward: bool) -> _Direction:
     size = back.dims(op.input(2))[2]
     if size is None:
         raise back.refusal("its number of hidden units is not known")
-    x = _turn(back.x(), backward)
+    x = _turn(back, back.x(), backward)
     pick = builder.constant(np.int64(number))
     w, r = (back.x(slot).op("Gather", pick, axis=0) for slot in (1, 2))
     zeros = builder.zeros(
@@ -143,10 +164,10 @@ def _direction(back: Backward, number: int, backward: bool) -> _Direction:
 
     if not op.output().name:
         op.output().name = edit.fresh(builder.graph, f"{op.node.name or op.node.op_type}/hidden")
-    hidden = _turn(back.y().op("Gather", pick, axis=1), backward)
+    hidden = _turn(back, back.y().op("Gather", pick, axis=1), backward)
     before = builder.concat([state(5).unsqueeze(0), hidden.slice(0, 0, -1)], 0)
     g = back.gradient()
-    along = hidden * 0.0 if g is None else _turn(g.op("Gather", pick, axis=1), backward)
+    along = hidden * 0.0 if g is None else _turn(back, g.op("Gather", pick, axis=1), backward)
     gates = x @ w.transpose([1, 0])
     bias = None
     if op.has(3):
@@ -155,7 +176,9 @@ def _direction(back: Backward, number: int, backward: bool) -> _Direction:
         gates, bias = gates + b.slice(0, 0, half), b.slice(0, half, 2 * half)
     lstm = op.node.op_type == "LSTM"
     cell, first = (gradient(2), state(6)) if lstm else (zeros, zeros)
-    return _Direction(x, before, w, r, gates, bias, along, gradient(1), cell, first, size)
+    active = _active(back)
+    along = along if active is None else along * active
+    return _Direction(x, before, w, r, gates, bias, along, gradient(1), cell, first, size, active)
 
 
 def _weights(back: Backward, part: _Direction, found: _Found) -> dict[int, Expr]:
@@ -234,6 +257,26 @@ def scan(
     )
 
 
+def _through(
+    builder: Builder,
+    part: _Direction,
+    states: Sequence[Expr],
+    sequences: Sequence[Expr],
+    step: Callable[[Sequence[Expr], Sequence[Expr]], tuple[Sequence[Expr], Sequence[Expr]]],
+) -> list[Expr]:
+    """Go back through time; steps behind a sample's length hand its gradients on, and add nothing."""
+    if part.active is None:
+        return scan(builder, states, sequences, step, backward=True)
+
+    def within(before: Sequence[Expr], now: Sequence[Expr]) -> tuple[Sequence[Expr], Sequence[Expr]]:
+        active = now[-1]
+        after, made = step(before, now[:-1])
+        kept = [active * new + (1.0 - active) * old for new, old in zip(after, before, strict=True)]
+        return kept, [active * one for one in made]
+
+    return scan(builder, states, [*sequences, part.active], within, backward=True)
+
+
 def _bent(gate: Expr) -> Expr:
     """The derivative of a sigmoid that has this value."""
     return gate * (1.0 - gate)
@@ -276,7 +319,7 @@ def _lstm(back: Backward, part: _Direction) -> _Found:
         gates = dh.builder.concat([dc * by_i, dh * by_o, dc * by_f, dc * by_c], 1)
         return [gates @ r, dc * keep], [gates]
 
-    first, cell, gates = scan(builder, [part.last, part.cell], [part.g, *factors], step, backward=True)
+    first, cell, gates = _through(builder, part, [part.last, part.cell], [part.g, *factors], step)
     return _Found(gates, gates, [(4, part.before)], first, cell)
 
 
@@ -310,7 +353,7 @@ def _gru(back: Backward, part: _Direction) -> _Found:
         concat = dh.builder.concat
         return [before], [concat([dz, dr, dn], 1), concat([dz, dr, hidden], 1)]
 
-    first, gates, recurrent = scan(builder, [part.last], [part.g, *factors], step, backward=True)
+    first, gates, recurrent = _through(builder, part, [part.last], [part.g, *factors], step)
     read = [(2, part.before), (1, part.before if late else reset * part.before)]
     return _Found(gates, recurrent, read, first)
 
@@ -322,7 +365,7 @@ def _rnn(back: Backward, part: _Direction) -> _Found:
         gate = (states[0] + now[0]) * now[1]
         return [gate @ part.r.value], [gate]
 
-    first, gates = scan(back.builder, [part.last], [part.g, flat], step, backward=True)
+    first, gates = _through(back.builder, part, [part.last], [part.g, flat], step)
     return _Found(gates, gates, [(1, part.before)], first)
 
 

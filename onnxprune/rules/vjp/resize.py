@@ -21,8 +21,8 @@ _BLOCKS = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half
 def _resize(op: Op, back: Backward) -> None:
     x, y = op.input(0), op.output()
     mode = op.str("coordinate_transformation_mode", "half_pixel")
-    if mode == "tf_crop_and_resize":
-        raise back.refusal("it crops")
+    if mode == "tf_crop_and_resize" and not (op.has(1) and op.input(1).const_value is not None):
+        raise back.refusal("what it crops is known at run time only")
     rank, g = back.rank(x), back.g
     before, after = back.dims(x), back.dims(y)
     scaled = _scaled(back, rank)
@@ -39,6 +39,8 @@ def _scaled(back: Backward, rank: int) -> list[int]:
     """The axes whose extent or scale is not known to stay."""
     op = back.op
     axes = normalized(op.ints("axes") or range(rank), rank)
+    if op.str("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        return axes
     scales = op.data(2)
     if scales is not None and scales.size == len(axes):
         return [dim for dim, scale in zip(axes, np.ravel(scales), strict=True) if float(scale) != 1.0]
@@ -86,18 +88,31 @@ def _matrix(back: Backward, dim: int) -> Expr:
     given = {
         name: attribute.value
         for name, attribute in op.node.attributes.items()
-        if name not in ("axes", "keep_aspect_ratio_policy")
+        if name not in ("axes", "keep_aspect_ratio_policy", "extrapolation_value")
     }
+    region = _region(back, dim)
     image = identity_matrix(back, extent).unsqueeze(0, 1)
     scales = op.data(2)
     axes = normalized(op.ints("axes") or range(back.rank(op.input(0))), back.rank(op.input(0)))
     if scales is not None and scales.size:
         scale = float(np.ravel(scales)[axes.index(dim)])
-        made = image.op("Resize", None, builder.constant(np.array([1, 1, 1, scale], np.float32)), **given)
+        made = image.op("Resize", region, builder.constant(np.array([1, 1, 1, scale], np.float32)), **given)
     else:
         sizes = vector(builder, [1, 1, extent, back.extent(op.output(), dim)])
-        made = image.op("Resize", None, None, sizes, **given)
+        made = image.op("Resize", region, None, sizes, **given)
     return made.squeeze(0, 1).transpose([1, 0])
+
+
+def _region(back: Backward, dim: int) -> Expr | None:
+    """What is cropped of one axis, for an image of rank 4 that has it last."""
+    op = back.op
+    tensor = op.input(1).const_value if op.has(1) else None
+    if tensor is None or op.str("coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize":
+        return None
+    rank = back.rank(op.input(0))
+    axes = normalized(op.ints("axes") or range(rank), rank)
+    ends = np.ravel(tensor.numpy()).astype(np.float32).reshape(2, -1)[:, axes.index(dim)]
+    return back.builder.constant(np.array([0, 0, 0, ends[0], 1, 1, 1, ends[1]], np.float32))
 
 
 VJPS: dict[Key, Vjp] = {("", "Resize"): _resize}
