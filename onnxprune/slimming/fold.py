@@ -12,7 +12,8 @@ from onnxprune.graph.axes import Axis, Bools
 from onnxprune.graph.groups import Group
 from onnxprune.model import edit
 from onnxprune.rules.op import Op
-from onnxprune.slimming.known import Array, blocks_of
+from onnxprune.slimming.follow import blocks_of
+from onnxprune.slimming.known import Array
 from onnxprune.slimming.units import UnitFinder
 from onnxprune.surgery.clone import Clone, clone_model
 from onnxprune.surgery.keep import zero_slices

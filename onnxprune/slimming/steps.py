@@ -23,7 +23,8 @@ from onnxprune.model.finalize import finalize
 from onnxprune.report.slimmed import Left, SlimGroup
 from onnxprune.slimming.branches import bypass, cut_branches
 from onnxprune.slimming.fold import fold_units
-from onnxprune.slimming.known import Constants, find_constants
+from onnxprune.slimming.follow import find_constants
+from onnxprune.slimming.known import Constants
 from onnxprune.slimming.merge import find_duplicates, merge_units
 from onnxprune.slimming.same import find_likeness
 from onnxprune.slimming.units import Found, UnitFinder

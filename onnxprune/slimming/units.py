@@ -12,7 +12,8 @@ from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
 from onnxprune.graph.relations import Sink
 from onnxprune.inspection.removable import live_positions
-from onnxprune.slimming.known import Array, Constants, is_padded
+from onnxprune.slimming.follow import is_padded
+from onnxprune.slimming.known import Array, Constants
 
 
 @dataclass(frozen=True, eq=False)
