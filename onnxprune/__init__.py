@@ -5,7 +5,8 @@
 '0.1.0'
 
 The functions carry the names of the command line: `load`, `analyze`, `plan`, `apply`, `prune`, `validate`,
-`explain`, `sparsify`, `stats`; `onnxprune gradients` is `differentiate`. Everything is imported on first use.
+`explain`, `slim`, `sparsify`, `stats`; `onnxprune gradients` is `differentiate`. Everything is imported on first
+use.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _HOMES = {
     "validate": "onnxprune.api",
     "explain": "onnxprune.api",
     "differentiate": "onnxprune.api",
+    "slim": "onnxprune.api",
     "sparsify": "onnxprune.api",
     "stats": "onnxprune.api",
     "Analysis": "onnxprune.analysis",
@@ -33,6 +35,8 @@ _HOMES = {
     "Plan": "onnxprune.plans",
     "Pruned": "onnxprune.pruning",
     "Report": "onnxprune.report.report",
+    "SlimReport": "onnxprune.report.slimmed",
+    "Slimmed": "onnxprune.slimming.run",
     "Sparsified": "onnxprune.sparsifying",
     "SparsityReport": "onnxprune.report.sparsity",
     "Validation": "onnxprune.validation",
@@ -58,6 +62,7 @@ if TYPE_CHECKING:
     from onnxprune.api import load as load
     from onnxprune.api import plan as plan
     from onnxprune.api import prune as prune
+    from onnxprune.api import slim as slim
     from onnxprune.api import sparsify as sparsify
     from onnxprune.api import stats as stats
     from onnxprune.api import validate as validate
@@ -73,10 +78,12 @@ if TYPE_CHECKING:
     from onnxprune.plans import read_plan as read_plan
     from onnxprune.pruning import Pruned as Pruned
     from onnxprune.report.report import Report as Report
+    from onnxprune.report.slimmed import SlimReport as SlimReport
     from onnxprune.report.sparsity import SparsityReport as SparsityReport
     from onnxprune.rules import Rule as Rule
     from onnxprune.rules import RuleTable as RuleTable
     from onnxprune.rules import default_rules as default_rules
+    from onnxprune.slimming.run import Slimmed as Slimmed
     from onnxprune.sparsifying import Sparsified as Sparsified
     from onnxprune.validation import Validation as Validation
 

@@ -27,6 +27,7 @@ from onnxprune.model.normalize import normalize
 from onnxprune.plans import MadeWith, Plan, made_with, read_plan
 from onnxprune.pruning import Pruned, apply_plan, prune_model
 from onnxprune.rules import RuleTable
+from onnxprune.slimming.run import slim
 from onnxprune.sparsifying import sparsify
 from onnxprune.timing import timed_alone
 from onnxprune.validation import validate
@@ -39,6 +40,7 @@ __all__ = [
     "load",
     "plan",
     "prune",
+    "slim",
     "sparsify",
     "stats",
     "validate",
@@ -205,6 +207,7 @@ def prune(
     allow_inexact: bool = False,
     refit_io: Sequence[str] = (),
     attention: str = "auto",
+    slim: bool = True,
     rules: RuleTable | None = None,
     criteria: CriterionTable | None = None,
     progress: Progress | None = None,
@@ -265,6 +268,9 @@ def prune(
     attention
         What goes in attention where both are possible: whole "heads", or "dims" of all heads alike. "auto": dims
         where the weights are repaired, which can make up for them, else heads.
+    slim
+        Remove first what contributes nothing (see `onnxprune.slim`); targets stay shares of the model as given.
+        Not with the mode "mask", a target of run time, or the scope "uniform".
     rules, criteria
         Tables to use instead of the default ones.
     progress
@@ -309,6 +315,7 @@ def prune(
         allow_inexact=allow_inexact,
         refit_io=tuple(refit_io),
         attention=attention,
+        slim=slim,
         seed=seed,
         threads=threads,
         loss=loss,
@@ -356,7 +363,9 @@ def apply(
         masked != removed.
     """
     made = (
-        MadeWith(plan.inexact, plan.refit_io, plan.attention) if isinstance(plan, Plan) else made_with(plan)
+        MadeWith(plan.inexact, plan.refit_io, plan.attention, plan.slim)
+        if isinstance(plan, Plan)
+        else made_with(plan)
     )
     job = Job(
         mode=mode,
@@ -382,4 +391,4 @@ def apply(
             raise UsageError("the plan was made for another model", "Make a new plan for this one.")
         return plan
 
-    return apply_plan(model, make, job, output=output, force=force)
+    return apply_plan(model, make, job, output=output, force=force, slim=made.slim)

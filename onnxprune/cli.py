@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from onnxprune import __version__
+from onnxprune.commands.slim import slim
 from onnxprune.commands.sparsify import sparsify
 from onnxprune.commands.stats import stats
 from onnxprune.commands.terminal import LOG, log, name_files, width
@@ -97,6 +98,9 @@ def cli() -> None:
 @inexact_option
 @refit_io_option
 @attention_option("auto", "heads", "dims")
+@click.option(
+    "--slim/--no-slim", default=True, help="First remove what contributes nothing (see `slim`); the default."
+)
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @verbosity
 def prune(
@@ -312,6 +316,7 @@ def gradients(
         click.echo(f"{made}\n\nmodel written to {output}")
 
 
+cli.add_command(slim)
 cli.add_command(sparsify)
 cli.add_command(stats)
 

@@ -66,6 +66,8 @@ class Job:
     attention
         What goes in attention where both are possible: "heads" or "dims"; "auto": dims where the weights are
         repaired, which can make up for them, else heads.
+    slim
+        Whether `prune` removes first what contributes nothing.
     seed
         For generated inputs.
     threads
@@ -96,6 +98,7 @@ class Job:
     allow_inexact: bool = False
     refit_io: tuple[str, ...] = ()
     attention: str = "auto"
+    slim: bool = True
     seed: int = 0
     threads: int | None = None
     rules: RuleTable | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,9 @@ class Plan:
         Names of the graph inputs and outputs that may get smaller.
     attention
         Whether heads are meant, or dimensions of heads.
+    slim
+        Where the plan is for the model without what contributes nothing (see `onnxprune.slim`): names of weights
+        whose units slimming left alone on request. None: it is for the model as it is.
     """
 
     model_sha256: str
@@ -52,6 +55,7 @@ class Plan:
     inexact: bool = False
     refit_io: tuple[str, ...] = ()
     attention: str = "heads"
+    slim: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, analysis: Analysis, keep: Mapping[str, Bools]) -> Plan:
@@ -87,6 +91,7 @@ class Plan:
             **({"allow_inexact": True} if self.inexact else {}),
             **({"refit_io": list(self.refit_io)} if self.refit_io else {}),
             **({"attention": self.attention} if self.attention != "heads" else {}),
+            **({"slim": {"whole": list(self.slim)}} if self.slim is not None else {}),
             "groups": groups,
             "initializers": initializers,
         }
@@ -103,11 +108,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class MadeWith:
-    """Which axes the analysis opened that a plan was made from, besides those that are always free."""
+    """Which axes the analysis opened that a plan was made from, and whether the model was slimmed first."""
 
     allow_inexact: bool = False
     refit_io: tuple[str, ...] = ()
     attention: str = "heads"
+    slim: tuple[str, ...] | None = None
 
 
 def made_with(path: str | os.PathLike[str]) -> MadeWith:
@@ -120,10 +126,13 @@ def made_with(path: str | os.PathLike[str]) -> MadeWith:
         return MadeWith()
     names = body.get("refit_io")
     known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    slim = body.get("slim")
+    whole = slim.get("whole", []) if isinstance(slim, dict) else None
     return MadeWith(
         body.get("allow_inexact") is True,
         tuple(names) if names and known else (),
         "dims" if body.get("attention") == "dims" else "heads",
+        tuple(str(name) for name in whole) if isinstance(whole, list) else None,
     )
 
 
@@ -158,7 +167,7 @@ def read_plan(path: str | os.PathLike[str], analysis: Analysis) -> Plan:
             "Apply it to the file that it was made for, or make a new plan.",
         )
     keep = _read_groups(path, body.get("groups"), analysis)
-    plan = Plan.of(analysis, keep)
+    plan = replace(Plan.of(analysis, keep), slim=made_with(path).slim)
     claimed = body.get("initializers")
     ours = {
         name: {str(axis): kept for axis, kept in axes.items()} for name, axes in plan.initializers.items()

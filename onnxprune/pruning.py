@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from onnxprune.choosing.scoring import (
 )
 from onnxprune.choosing.timed import Timing, solved
 from onnxprune.clock import Clock
-from onnxprune.errors import Reason, SoundnessError, UsageError
+from onnxprune.errors import Reason, SoundnessError, TargetError, UsageError
 from onnxprune.evaluate.soundness import Soundness
 from onnxprune.graph.axes import Bools
 from onnxprune.inputs import Inputs
@@ -43,6 +43,7 @@ from onnxprune.repair.turn import turned_model
 from onnxprune.repair.write import write_masked
 from onnxprune.report.assemble import barrier_results, group_results, refitted_io
 from onnxprune.report.report import RefittedIO, Report, Size, TargetResult
+from onnxprune.slimming.first import slim_first, slims, whole_weights
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import remove
@@ -180,6 +181,12 @@ def prune_model(
     learns = job.data is not None and (bool(job.repairs) or reads)
     opened = open_model(path, job, output=output, force=force, calibrate=learns)
     check_metric(opened, job)
+    asked, first = choices, None
+    if slims(choices, job):
+        whole = whole_weights(opened.analysis, choices.ignore, choices.only, choices.preset)
+        first = slim_first(opened, job, whole)
+    if first is not None:
+        opened, choices = first.opened, first.choices(choices)
     evidence = opened.evidence(job) if learns else None
     if evidence is None and learns and needs_data(choices, job):
         raise UsageError(
@@ -189,10 +196,16 @@ def prune_model(
         )
     opened, timing = timed(opened, choices, job, repairs=evidence is not None and bool(job.repairs))
     with few_threads(evidence.largest if evidence is not None else 0):
-        allocation, scored, soundness, timing = choose_units(opened, choices, job, evidence, timing)
+        try:
+            allocation, scored, soundness, timing = choose_units(opened, choices, job, evidence, timing)
+        except TargetError as error:
+            raise error if first is None else first.explained(error) from None
         plan = Plan.of(opened.analysis, allocation.keep)
         target = TargetResult(choices.target.kind, choices.target.value, allocation.achieved, allocation.met)
-        return _finish(opened, plan, job, choices, target, scored, soundness, output, force, evidence, timing)
+        if first is not None:
+            plan, target = replace(plan, slim=first.whole), first.result(asked.target, allocation.achieved)
+        done = _finish(opened, plan, job, asked, target, scored, soundness, output, force, evidence, timing)
+        return done if first is None else replace(done, report=first.told(done.report))
 
 
 def apply_plan(
@@ -202,8 +215,14 @@ def apply_plan(
     *,
     output: str | os.PathLike[str] | None,
     force: bool = False,
+    slim: Collection[str] | None = None,
 ) -> Pruned:
     """Replay a plan, prove it, and write the result. See `onnxprune.apply`.
+
+    Parameters
+    ----------
+    slim
+        As in the plan.
 
     Raises
     ------
@@ -214,6 +233,8 @@ def apply_plan(
     learns = job.data is not None and bool(job.repairs)
     opened = open_model(path, job, output=output, force=force, calibrate=learns)
     check_metric(opened, job)
+    first = None if slim is None else slim_first(opened, job, slim)
+    opened = opened if first is None else first.opened
     plan = make_plan(opened.analysis)
     _, soundness = opened.prover(job).prove(plan.keep)
     if soundness.rejected_groups:
@@ -222,11 +243,12 @@ def apply_plan(
             f"the plan is unsound: masked != removed ({why})",
             "Take these groups out of the plan, or make a new plan with `onnxprune prune --plan`.",
         )
-    full, cost = opened.analysis.cost, opened.analysis.costs.cost(plan.keep)
+    full, cost = opened.analysis.cost if first is None else first.cost, opened.analysis.costs.cost(plan.keep)
     target = TargetResult("plan", 1.0, cost.macs / full.macs if full.macs else 1.0, True)
     evidence = opened.evidence(job) if learns else None
     with few_threads(evidence.largest if evidence is not None else 0):
-        return _finish(opened, plan, job, None, target, None, soundness, output, force, evidence)
+        done = _finish(opened, plan, job, None, target, None, soundness, output, force, evidence)
+    return done if first is None else replace(done, report=first.told(done.report))
 
 
 def _finish(

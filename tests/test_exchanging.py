@@ -26,7 +26,7 @@ def samples():
 
 
 def pruned(path, **options):
-    return onnxprune.prune(path, ratio=0.66, round_to=1, data=samples(), **options)
+    return onnxprune.prune(path, ratio=0.66, round_to=1, data=samples(), slim=False, **options)
 
 
 def kept(done):

@@ -17,6 +17,7 @@ import onnxprune
 NAMES = {
     *("load", "analyze", "plan", "apply", "prune", "validate", "explain", "read_plan", "differentiate"),
     *("stats", "ModelStatistics", "sparsify", "Sparsified", "SparsityReport"),
+    *("slim", "Slimmed", "SlimReport"),
     *("Analysis", "Explanation", "LoadedModel", "Plan", "Pruned", "Report", "Validation"),
     *("Criterion", "CriterionTable", "default_criteria", "Rule", "RuleTable", "default_rules"),
     *("OnnxPruneError", "Reason", "__version__"),

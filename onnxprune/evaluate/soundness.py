@@ -339,3 +339,39 @@ def as_float32(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """A float array as float32, any other as it is."""
     is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
     return array.astype(np.float32) if is_float else array
+
+
+def compare_models(before: ir.Model, after: ir.Model, data: Dataset, provider: str = "cpu") -> Soundness:
+    """Compare all outputs of two models with one interface, with the tolerance of the proof.
+
+    Parameters
+    ----------
+    before, after
+        Normalised; onnxruntime knows all their operators.
+    data
+        The inputs to compare on.
+    provider
+        Where to run.
+
+    Returns
+    -------
+    Soundness
+        `why` is empty where they agree, and has one entry, "outputs", where they do not.
+    """
+    first, second = (_Running(open_session(to_float32(model), provider), ()) for model in (before, after))
+    worst = _Figures(True, 0.0, 0.0)
+    for number in range(len(data)):
+        feed = {name: as_float32(array) for name, array in data.feeds[number].items()}
+        expected, got = first.run(feed), second.run(feed)
+        result = compare_outputs([expected], [got])
+        if not result.sound:
+            result = compare_outputs([expected], [got], rounding=_rounding(first, feed))
+        if not result.sound and not compare_outputs([expected], [first.run(feed)]).sound:
+            raise ModelError(
+                f"the model's own output differs from run to run, so nothing can be proven: {result.why}",
+                "Does it draw random numbers? Remove or seed those operators.",
+            )
+        worst = worst.joined(result)
+    why = {} if worst.sound else {"outputs": worst.why}
+    diff, top = worst.max_abs_diff, worst.max_abs_output
+    return Soundness(True, diff, top, samples=len(data), tier=data.tier, why=why)

@@ -86,7 +86,7 @@ def removable(analysis: Analysis, live: Mapping[Axis, Bools]) -> Removable:
         dead = _idle(group, group.sinks, live)
         if any(use.axis in masked for use in group.axes):  # two activations meet there: nothing is known
             dead[:] = False
-        dead = _allowed(group, dead)
+        dead = allowed(group, dead)
         unmade = _idle(group, _makers(analysis, group), live) & ~dead
         if dead.any():
             keep[group.id] = ~dead
@@ -117,7 +117,7 @@ def _idle(group: Group, uses: tuple[AxisUse, ...] | list[AxisUse], live: Mapping
     return idle
 
 
-def _allowed(group: Group, dead: Bools) -> Bools:
+def allowed(group: Group, dead: Bools) -> Bools:
     """Of the dead units those that can go: equally many per block, and not all of them."""
     blocks = np.zeros(group.units, np.int64) if group.blocks is None else group.blocks
     sizes, found = np.bincount(blocks), np.bincount(blocks, weights=dead).astype(np.int64)

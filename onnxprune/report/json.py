@@ -27,6 +27,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "bindings": dict(report.bindings),
         "target": asdict(report.target),
         "latency": None if report.latency is None else asdict(report.latency),
+        "slim": None if report.slim is None else {"units": report.slim.units, **asdict(report.slim)},
         "before": asdict(report.before),
         "after": asdict(report.after),
         "groups": [asdict(group) for group in report.groups],

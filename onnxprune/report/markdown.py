@@ -13,6 +13,7 @@ from onnxprune.report.tables import (
     repair_line,
     share,
     size_rows,
+    slim_line,
     soundness_line,
     target_line,
 )
@@ -28,6 +29,8 @@ def render(report: Report) -> str:
         _table(["", "before", "after", "kept"], size_rows(report)),
         f"**Soundness.** {soundness_line(report)}.",
     ]
+    if first := slim_line(report):
+        parts.append(f"**Slim.** {first.removeprefix('slim: ')}.")
     if timed := latency_line(report):
         parts.append(f"**Run time.** {timed}.")
     if repaired := repair_line(report):

@@ -158,6 +158,36 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class SlimFirst:
+    """What contributed nothing and went before anything was chosen (see `onnxprune.slim`).
+
+    Attributes
+    ----------
+    zero, constant, duplicate
+        Units that were multiplied by zero, held the same number for every input, or were multiples of others.
+    branches
+        Sums with zero that went.
+    macs, params
+        Of the model without all that.
+    notes
+        What has to be said about it.
+    """
+
+    zero: int
+    constant: int
+    duplicate: int
+    branches: tuple[str, ...]
+    macs: int
+    params: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def units(self) -> int:
+        """Units that went."""
+        return self.zero + self.constant + self.duplicate
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that `prune` did to one model.
 
@@ -171,6 +201,9 @@ class Report:
         One entry per layer that was to be repaired.
     seconds
         Wall time per stage.
+    slim
+        What contributed nothing and went first; None where there was nothing, or it was not looked for. `groups`
+        and `dropped` do not count it.
     latency
         Run times, where they were the target.
     """
@@ -198,6 +231,7 @@ class Report:
     refitted: tuple[RefittedIO, ...] = ()
     repairs: tuple[LayerRepair, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    slim: SlimFirst | None = None
     latency: LatencyResult | None = None
 
     @property

@@ -203,13 +203,14 @@ def _superfluous(gone: Removable, statistics: ModelStatistics, verbose: bool, wi
             f"{number(gone.units)} of {plural(gone.total, 'prunable unit')} (channels, heads) could be cut out "
             "without changing any output, because all that reads them multiplies by zero: then "
             f"{share(gone.macs, statistics.macs)} of the MACs and {share(gone.params, params)} of the parameters "
-            "are left.",
+            "are left. `onnxprune slim` removes them.",
             width,
         )
     if gone.unmade:
         lines += wrap(
             f"{number(gone.unmade)} further units are made by zero weights alone, so that only biases feed them: "
-            "cutting them out changes outputs by what these add.",
+            "cutting them out changes outputs by what these add (`onnxprune slim` moves that into other biases "
+            "where it can).",
             width,
         )
     if verbose and gone.layers:

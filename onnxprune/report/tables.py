@@ -95,7 +95,8 @@ def size_rows(report: Report) -> list[list[str]]:
         )
     ]
     kept = report.units - report.dropped
-    rows.append(["prunable units", number(report.units), number(kept), share(kept, report.units)])
+    units = report.units + (report.slim.units if report.slim is not None else 0)
+    rows.append(["prunable units", number(units), number(kept), share(kept, units)])
     return rows
 
 
@@ -117,6 +118,20 @@ def target_line(report: Report) -> str:
         verdict = "met" if target.met else f"widths are rounded up to multiples of {report.round_to}"
     asked = f"requested {bound} {target.requested:.1%} {what[target.kind]}"
     return f"{asked}, achieved {target.achieved:.1%}: {verdict}"
+
+
+def slim_line(report: Report) -> str:
+    """What contributed nothing and went first; empty where that was nothing."""
+    first = report.slim
+    if first is None:
+        return ""
+    more = f", and {plural(len(first.branches), 'sum')} with zero" if first.branches else ""
+    return (
+        f"slim: {plural(first.units, 'unit')} that contributed nothing{more} went first ({first.zero} multiplied "
+        f"by zero, {first.constant} constant, {first.duplicate} multiples of others): "
+        f"{share(first.macs, report.before.macs)} of the MACs and "
+        f"{share(first.params, report.before.params)} of the parameters were left"
+    )
 
 
 def latency_line(report: Report) -> str:

@@ -11,6 +11,7 @@ from onnxprune.report.tables import (
     latency_line,
     repair_line,
     size_rows,
+    slim_line,
     some,
     soundness_line,
     target_line,
@@ -32,6 +33,8 @@ def render(report: Report, *, verbose: bool = False, width: int | None = None) -
     rows = [["", "before", "after", "kept"], *size_rows(report)]
     lines = columns(rows, right=(1, 2, 3))
     lines += ["", *wrap(target_line(report), width), *wrap(f"sound: {soundness_line(report)}", width)]
+    if first := slim_line(report):
+        lines += wrap(first, width)
     if timed := latency_line(report):
         lines += wrap(f"run time: {timed}", width)
     if repaired := repair_line(report):

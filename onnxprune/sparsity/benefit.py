@@ -36,8 +36,8 @@ def buys(pattern: Pattern) -> str:
         return f"{where}; NVIDIA's sparse kernels take 2:4 only"
     if isinstance(pattern, InputChannel | OutputChannel):
         return (
-            "zero channels are still computed, so the model is not faster; one whose channels onnxprune prune "
-            "removed is"
+            "zero channels are still computed, so the model is not faster; one whose channels onnxprune slim or "
+            "onnxprune prune removed is"
         )
     if isinstance(pattern, Head):
         return (

@@ -7,8 +7,9 @@ the channels in any way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -155,7 +156,7 @@ class Router:
         dims = [each for each in made if each is not None]
         if len(dims) < len(made) or (node.op_type in MOVES and node.inputs[0] is None):
             return None
-        moved = _moved(op, array, dims)
+        moved = rearranged(op, array, dims)
         fits = moved is not None and [a.shape for a in moved] == dims
         return moved if fits else None
 
@@ -180,7 +181,25 @@ class Router:
         return None
 
 
-def _moved(op: Op, array: Index, dims: list[tuple[int, ...]]) -> list[Index] | None:
+def rearranged(
+    op: Op, array: np.ndarray[Any, Any], dims: Sequence[tuple[int, ...]]
+) -> list[np.ndarray[Any, Any]] | None:
+    """What an operator of `MOVES` or `SCALES` makes of an array of numbers, scales left out.
+
+    Parameters
+    ----------
+    op
+        The node.
+    array
+        Of the extents of its first input.
+    dims
+        Extents of its outputs.
+
+    Returns
+    -------
+    list or None
+        One array per output; None where a size or an index is not known.
+    """
     kind = op.node.op_type
     if kind in SCALES:
         return [array]
@@ -198,7 +217,7 @@ def _moved(op: Op, array: Index, dims: list[tuple[int, ...]]) -> list[Index] | N
     return _sliced(op, array)
 
 
-def _sliced(op: Op, array: Index) -> list[Index] | None:
+def _sliced(op: Op, array: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]] | None:
     starts, ends = op.ints("starts", 1), op.ints("ends", 2)
     if starts is None or ends is None or (op.has(3) and op.data(3) is None):
         return None

@@ -1,0 +1,1 @@
+"""Removal of what contributes nothing: zero, constant and duplicate channels, dead branches."""
