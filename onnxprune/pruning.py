@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,17 +32,17 @@ from onnxprune.clock import Clock
 from onnxprune.errors import Reason, SoundnessError, TargetError, UsageError
 from onnxprune.evaluate.soundness import Soundness
 from onnxprune.graph.axes import Bools
-from onnxprune.inputs import Inputs
 from onnxprune.job import Job, Opened, open_model
-from onnxprune.measuring import Measurements, check_metric, measure_both
+from onnxprune.measuring import check_metric, measure_both
 from onnxprune.model import io
 from onnxprune.model.finalize import finalize
+from onnxprune.notes import learned_from, unmoved, warnings_of
 from onnxprune.plans import Plan
 from onnxprune.repair.sequence import Repairs, repair
 from onnxprune.repair.turn import turned_model
 from onnxprune.repair.write import write_masked
 from onnxprune.report.assemble import barrier_results, group_results, refitted_io
-from onnxprune.report.report import RefittedIO, Report, Size, TargetResult
+from onnxprune.report.report import Report, Size, TargetResult
 from onnxprune.slimming.first import slim_first, slims, whole_weights
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
@@ -286,7 +286,7 @@ def _finish(
     cost = analysis.costs.cost(plan.keep if job.mode == "remove" else {})
     fitted = opened.inputs.fit
     refitted = refitted_io(analysis, kept)
-    learned = _learned(opened, job, evidence, choices)
+    learned = learned_from(opened, job, evidence, choices)
     report = Report(
         path=str(source.path),
         sha256=source.sha256,
@@ -315,8 +315,8 @@ def _finish(
         warnings=(
             *(scored.notes if scored else ()),
             *(timing.notes if timing else ()),
-            *_warnings(opened, job, choices, plan, target, soundness, measured, learned),
-            *_unmoved(refitted, job),
+            *warnings_of(opened, job, choices, plan, target, soundness, measured, learned),
+            *unmoved(refitted, job),
         ),
         refitted=refitted,
         repairs=repairs.layers,
@@ -328,91 +328,3 @@ def _finish(
 
 def _bytes(model: ir.Model) -> int:
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-
-
-def _warnings(
-    opened: Opened,
-    job: Job,
-    choices: Choices | None,
-    plan: Plan,
-    target: TargetResult,
-    soundness: Soundness,
-    measured: Measurements,
-    learned: Sequence[str],
-) -> tuple[str, ...]:
-    lines = [*opened.inputs.notes, *measured.notes, *learned]
-    if job.data is None:
-        lines.append("no data was given, so no accuracy was measured: the proof ran on generated inputs")
-    elif opened.inputs.fit.tier == "synthetic":
-        lines += _synthetic(opened.inputs)
-    if job.data is not None and opened.inputs.data.tier == "real" and not _has_metric(opened, measured):
-        lines.append("the data has no labels, so no accuracy was measured")
-    if not target.met and target.kind != "latency":
-        figures = f"{target.requested:g} requested, {target.achieved:.4g} achieved"
-        by_level = choices is not None and choices.scope == "uniform" and target.kind == "ratio"
-        why = "widths are rounded up, so fewer units went than the level says" if by_level else ""
-        lines.append(f"{why or 'the target was not met'}: {figures}")
-    if not plan.dropped:
-        lines.append("nothing was cut: the output is the same model")
-    lines += _inexact(opened.analysis, plan)
-    lines += [f"{name} is kept whole because masked != removed: {why}" for name, why in soundness.why.items()]
-    if soundness.detached:
-        lines.append(
-            f"onnxruntime cannot run {', '.join(soundness.detached)}: the proof covers everything around it"
-        )
-    if job.mode == "mask":
-        lines.append("masked channels are zero but still there: the model is neither smaller nor faster")
-    return tuple(lines)
-
-
-def _has_metric(opened: Opened, measured: Measurements) -> bool:
-    return opened.inputs.data.labels is not None or measured.metric is not None
-
-
-def _synthetic(inputs: Inputs) -> list[str]:
-    """What calibration on generated samples is worth."""
-    lines = [
-        f"calibrated on {len(inputs.fit)} synthetic samples: real ones, a few dozen without labels, are better "
-        "(--data)"
-    ]
-    if inputs.data.tier == "synthetic":
-        lines.append(
-            "no accuracy was measured, and fidelity on synthetic samples says little about real ones "
-            "(--test takes real samples)"
-        )
-    return lines
-
-
-def _learned(opened: Opened, job: Job, evidence: Evidence | None, choices: Choices | None) -> list[str]:
-    """How the samples were divided, or that nothing could be learned from them."""
-    if evidence is not None:
-        return [opened.inputs.division] if opened.inputs.division else []
-    wanted = bool(job.repairs) or (choices is not None and reads_data(choices.criterion, job.criteria))
-    if job.data is None or not wanted:
-        return []
-    return ["onnxruntime cannot run the model as it is, so nothing was learned from the samples or repaired"]
-
-
-def _unmoved(refitted: tuple[RefittedIO, ...], job: Job) -> list[str]:
-    """Inputs and outputs that might have got smaller and did not."""
-    same = [io.name for io in refitted if io.before == io.after]
-    if not same or job.mode == "mask":
-        return []
-    more = f" and {len(same) - 4} more" if len(same) > 4 else ""
-    return [
-        f"--refit-io: {', '.join(same[:4])}{more} kept their shapes, because no channel of theirs was cut "
-        "(`onnxprune explain` says what holds an axis)"
-    ]
-
-
-def _inexact(analysis: Analysis, plan: Plan) -> list[str]:
-    """What `--allow-inexact` has changed, in one line."""
-    cut = [name for name in analysis.inexact if name in plan.keep]
-    if not cut:
-        return []
-    where = analysis.inexact[cut[0]]
-    return [
-        f"inexact, as asked for with --allow-inexact: {', '.join(cut)}. Norms such as {where} average over the "
-        "channels that stay, so even channels that do nothing change the result when they go; the proof compares "
-        "with the masked model whose norms see the same channels"
-    ]
