@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import settings
 from small_nets import REAL
 
-settings.register_profile("onnxprune", deadline=None)  # the machine may be busy
+settings.register_profile(
+    "onnxprune",
+    deadline=None,  # the machine may be busy
+    derandomize="HYPOTHESIS_RANDOM" not in os.environ,  # what passed here passes elsewhere
+)
 settings.load_profile("onnxprune")
 
 
