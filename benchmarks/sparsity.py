@@ -144,8 +144,8 @@ def render(rows: Sequence[Mapping[str, Any]], made: str) -> str:
         "against the original's on the test data. *CPU s*: processor time, reading the data included, while other "
         "work shared the machine.",
         "Wanda alone, without other weights, is behind onnxsim's on digits_vit at 50 and 60 %. In the two of its "
-        "layers that were looked at (node_MatMul_12, node_MatMul_73) onnxprune zeroes what `abs(w) rms(x)` says, as "
-        "computed by hand, and onnxsim the least magnitudes of each output, which happens to be better there.",
+        "layers that were looked at (node_MatMul_12, node_MatMul_73) onnxprune zeroes what `abs(w) rms(x)` says, "
+        "as computed by hand, and onnxsim the least magnitudes of each output, which is better there.",
     ]
     for model in dict.fromkeys(row["model"] for row in rows):
         before = next(r for r in rows if r["model"] == model and not r["tool"])
