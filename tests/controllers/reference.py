@@ -132,3 +132,12 @@ def block_zeros(
         name: np.kron(flags.reshape(means[name].shape), np.ones((n, m))).astype(bool)
         for name, flags in gone.items()
     }
+
+
+def chain_macs(widths):
+    """Of convnet: 3x3 convolutions of 8x8 images one after the other, and a linear layer."""
+    three, total = 3, 0
+    for width in widths:
+        total += three * width * 9 * 64
+        three = width
+    return total + three * 4
