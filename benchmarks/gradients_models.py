@@ -40,7 +40,7 @@ class Subject:
     ----------
     about
         What is small in it.
-    library
+    family
         Where the architecture is from.
     build
         Makes the module and its inputs.
@@ -49,7 +49,7 @@ class Subject:
     """
 
     about: str
-    library: str
+    family: str
     build: Callable[[], Sample]
     loss: str = "classes"
 
@@ -189,7 +189,7 @@ def draw(sample: Sample, loss: str, batch: int = BATCH, seed: int = 1) -> Case:
 
 def import_libraries(name: str) -> None:
     """Import what a subject needs, and build nothing."""
-    importlib.import_module(f"benchmarks.families.{_MODULES[SUBJECTS[name].library]}")
+    importlib.import_module(f"benchmarks.families.{_MODULES[SUBJECTS[name].family]}")
 
 
 _MODULES = {"torchvision": "torchvision_models", "transformers": "transformers_entry"}

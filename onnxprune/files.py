@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from onnxprune.errors import UsageError
 
 if TYPE_CHECKING:
     from onnxprune.model.io import LoadedModel
     from onnxprune.pruning import Pruned
+
+T = TypeVar("T")
 
 
 def default_output(model: Path) -> Path:
@@ -74,7 +77,30 @@ def check_formats(reports: tuple[Path, ...]) -> None:
 
 
 def write_side_files(pruned: Pruned, plan: Path | None, reports: tuple[Path, ...]) -> None:
-    """Write the plan and the reports of a model that was written.
+    """Write the plan and the reports of a pruned model that was written.
+
+    Raises
+    ------
+    UsageError
+        As of `write_reports`.
+    """
+    from onnxprune.report import json as as_json
+    from onnxprune.report import markdown
+
+    if plan is not None:
+        with _beside(pruned.path):
+            pruned.plan.save(plan)
+    write_reports(pruned.path, pruned.report, reports, as_json.render, markdown.render)
+
+
+def write_reports(
+    model: Path | None,
+    report: T,
+    files: Sequence[Path],
+    as_json: Callable[[T], str],
+    as_markdown: Callable[[T], str],
+) -> None:
+    """Write the reports of a model that was written, each in the format that its name ends in.
 
     Raises
     ------
@@ -82,16 +108,16 @@ def write_side_files(pruned: Pruned, plan: Path | None, reports: tuple[Path, ...
         One of them cannot be written; the message says that the model is there all the same.
     """
     from onnxprune.model.io import write_text
-    from onnxprune.report import json as as_json
-    from onnxprune.report import markdown
 
+    with _beside(model):
+        for file in files:
+            write_text(file, (as_json if file.suffix == ".json" else as_markdown)(report))
+
+
+@contextmanager
+def _beside(model: Path | None) -> Iterator[None]:
+    """Say of a file that cannot be written that the model beside it is complete."""
     try:
-        if plan is not None:
-            pruned.plan.save(plan)
-        for report in reports:
-            render = as_json.render if report.suffix == ".json" else markdown.render
-            write_text(report, render(pruned.report))
+        yield
     except UsageError as error:
-        raise UsageError(
-            error.what, f"The model is complete in {pruned.path}; this file is missing."
-        ) from error
+        raise UsageError(error.what, f"The model is complete in {model}; this file is missing.") from error

@@ -36,6 +36,7 @@ from onnxprune.job import Job, Opened, open_model
 from onnxprune.measuring import check_metric, measure_both
 from onnxprune.model import io
 from onnxprune.model.finalize import finalize
+from onnxprune.model.serialize import weight_bytes
 from onnxprune.notes import learned_from, unmoved, warnings_of
 from onnxprune.plans import Plan
 from onnxprune.repair.sequence import Repairs, repair
@@ -274,7 +275,7 @@ def _finish(
         latency = latency_result(timing, source.ir, model if job.mode == "remove" else None, target.requested)
         target = replace(target, achieved=latency.measured, met=latency.met)
     measured = measure_both(opened, model, kept, job)
-    size = _bytes(model)
+    size = weight_bytes(model)
     if output is not None:
         job.say("writing")
         sources = (source.path, *source.data_files)
@@ -324,7 +325,3 @@ def _finish(
         latency=latency,
     )
     return Pruned(model, plan, report, None if output is None else Path(output))
-
-
-def _bytes(model: ir.Model) -> int:
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)

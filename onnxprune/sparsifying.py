@@ -19,6 +19,7 @@ from onnxprune.job import Job, Opened, Progress, open_model
 from onnxprune.measuring import Measurements, check_metric, measure_both
 from onnxprune.model import io
 from onnxprune.model.finalize import finalize
+from onnxprune.model.serialize import weight_bytes
 from onnxprune.model.sparse import sparse_saves
 from onnxprune.patterns import Head
 from onnxprune.patterns.pattern import Bools
@@ -249,7 +250,7 @@ def _finish(
     model = finalize(outcome.model)
     measured = measure_both(opened, model, {}, job)
     stored = [] if storage == "dense" else sparse_saves(model, [layer.name for layer in layers])
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    size = weight_bytes(model)
     if output is not None:
         job.say("writing")
         sources = (source.path, *source.data_files)
@@ -354,9 +355,8 @@ def _warnings(
         )
     size = sum(each.size for each in results)
     achieved = sum(each.zeros for each in results) / size
-    if sparsity.threshold is not None or sparsity.structured:
-        pass  # what decides is said with the threshold
-    elif math.floor(sparsity.level * size + 1e-9) > achieved * size:
+    by_level = sparsity.threshold is None and not sparsity.structured
+    if by_level and math.floor(sparsity.level * size + 1e-9) > achieved * size:
         lines.append(
             f"{sparsity.level:.2%} zeros were requested, {achieved:.2%} achieved: whole blocks go, and every layer "
             "rounds down"

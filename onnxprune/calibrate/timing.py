@@ -13,6 +13,7 @@ from onnxprune.calibrate.dataset import Feed
 from onnxprune.calibrate.providers import CPU, CUDA, TENSORRT, resolve_providers
 from onnxprune.calibrate.sessions import open_session, ort_value, trim
 from onnxprune.errors import ModelError
+from onnxprune.model.serialize import weight_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -169,9 +170,7 @@ def _parts(ran: Iterable[Ran]) -> Iterator[list[Ran]]:
     part: list[Ran] = []
     held = 0
     for model, feed in ran:
-        size = sum(
-            v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None
-        )
+        size = weight_bytes(model)
         if part and (len(part) >= TOGETHER or held + size > BYTES):
             yield part
             part, held = [], 0

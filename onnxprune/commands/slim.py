@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from onnxprune.commands.terminal import log, name_files, width
-from onnxprune.errors import UsageError
-from onnxprune.files import check_formats, open_checked
+from onnxprune.files import check_formats, open_checked, write_reports
 from onnxprune.options import FILE, bind_option, data_options, parse_bindings, provider_option, verbosity
 from onnxprune.progress import Bar
 
@@ -39,7 +38,6 @@ def slim(
     The outputs stay what they were, which is proven on samples or generated inputs.
     """
     from onnxprune import api
-    from onnxprune.model.io import write_text
     from onnxprune.report import slimmed as reporter
 
     log(quiet, verbose)
@@ -50,14 +48,7 @@ def slim(
         bar.update("loading", 0, 0)
         source = open_checked(model, output, reports, force=force)
         made = api.slim(source, output, bindings=bindings, force=force, progress=bar.update, **options)
-    try:
-        for report in reports:
-            render = reporter.render_json if report.suffix == ".json" else reporter.render_markdown
-            write_text(report, render(made.report))
-    except UsageError as error:
-        raise UsageError(
-            error.what, f"The model is complete in {made.path}; this file is missing."
-        ) from error
+    write_reports(made.path, made.report, reports, reporter.render_json, reporter.render_markdown)
     if not quiet:
         click.echo(reporter.render(made.report, verbose=verbose, width=width()))
         name_files([("model", made.path), *(("report", report) for report in reports)])

@@ -8,8 +8,7 @@ from typing import Any
 import click
 
 from onnxprune.commands.terminal import log, name_files, width
-from onnxprune.errors import UsageError
-from onnxprune.files import check_formats, open_checked
+from onnxprune.files import check_formats, open_checked, write_reports
 from onnxprune.options import (
     FILE,
     bind_option,
@@ -108,7 +107,6 @@ def sparsify(
     The shapes stay as they are: what a pattern buys at run time is said at the end.
     """
     from onnxprune import api
-    from onnxprune.model.io import write_text
     from onnxprune.report import sparsity as reporter
 
     log(quiet, verbose)
@@ -120,14 +118,7 @@ def sparsify(
         source = open_checked(model, output, reports, force=force)
         source = api.folded(source) if fold_batchnorm else source
         made = api.sparsify(source, output, bindings=bindings, force=force, progress=bar.update, **options)
-    try:
-        for report in reports:
-            render = reporter.render_json if report.suffix == ".json" else reporter.render_markdown
-            write_text(report, render(made.report))
-    except UsageError as error:
-        raise UsageError(
-            error.what, f"The model is complete in {made.path}; this file is missing."
-        ) from error
+    write_reports(made.path, made.report, reports, reporter.render_json, reporter.render_markdown)
     if not quiet:
         click.echo(reporter.render(made.report, verbose=verbose, width=width()))
         name_files([("model", made.path), *(("report", report) for report in reports)])

@@ -7,15 +7,14 @@ r_0) (1 - cos(pi/2 i / n))`, cube `r_0 + (R - r_0) (i / n)^3`. One shot asks for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from onnxprune.allocate.schedule import find_schedule
 from onnxprune.controllers.inc import PrunerConfig
-from onnxprune.errors import UsageError
+from onnxprune.controllers.resumable import Resumable
 
 
-class PruningScheduler:
+class PruningScheduler(Resumable):
     """The base: counts rounds.
 
     Parameters
@@ -79,21 +78,6 @@ class PruningScheduler:
     def get_state(self) -> dict[str, Any]:
         """Plain values from which `load_state` goes on."""
         return {"completed": self.completed, "init_ratio": self.init_ratio}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `get_state` was asked.
-
-        Raises
-        ------
-        UsageError
-            Something is missing.
-        """
-        for name in self.get_state():
-            if name not in state:
-                raise UsageError(
-                    f"the state of the scheduler has no {name!r}", "Give what get_state returned."
-                )
-            setattr(self, name, state[name])
 
 
 class OneshotScheduler(PruningScheduler):

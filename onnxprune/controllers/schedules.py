@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from onnxprune.allocate.schedule import exponential, polynomial
+from onnxprune.controllers.resumable import Resumable
 from onnxprune.errors import UsageError
 
 
@@ -40,7 +41,7 @@ class Leveled(Protocol):
         ...
 
 
-class CompressionScheduler:
+class CompressionScheduler(Resumable):
     """Counts steps and epochs; the base of all schedulers, and by itself one that changes nothing.
 
     Parameters
@@ -109,21 +110,6 @@ class CompressionScheduler:
     def get_state(self) -> dict[str, Any]:
         """Plain values from which `load_state` goes on."""
         return {"current_step": self.current_step, "current_epoch": self.current_epoch}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `get_state` was asked; the controller is not touched.
-
-        Raises
-        ------
-        UsageError
-            Something is missing.
-        """
-        for name in self.get_state():
-            if name not in state:
-                raise UsageError(
-                    f"the state of the scheduler has no {name!r}", "Give what get_state returned."
-                )
-            setattr(self, name, state[name])
 
 
 class StubCompressionScheduler(CompressionScheduler):

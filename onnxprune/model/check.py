@@ -6,7 +6,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
-from onnxprune.model.serialize import INLINE_LIMIT
+from onnxprune.model.serialize import INLINE_LIMIT, weight_bytes
 
 
 def check(model: ir.Model) -> None:
@@ -22,7 +22,7 @@ def check(model: ir.Model) -> None:
     ModelError
         The checker refuses the model, or it is too large for it.
     """
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    size = weight_bytes(model)
     if size > INLINE_LIMIT:
         raise ModelError(
             f"the model's weights ({size:,} bytes) do not fit into one message",

@@ -196,6 +196,11 @@ def _in_memory(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
     return copy
 
 
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of the initializers of the main graph."""
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+
+
 def inner_bytes(model: ir.Model) -> int:
     """Bytes of the tensors of subgraphs, functions and attributes, which cannot be left out."""
     initializers = (v.const_value for graph in inner_graphs(model) for v in graph.initializers.values())

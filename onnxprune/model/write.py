@@ -24,6 +24,7 @@ from onnxprune.model.serialize import (
     inner_bytes,
     tensor_proto,
     too_large,
+    weight_bytes,
     without_weights,
 )
 from onnxprune.model.sparse import SPARSE_FROM, sparse_tensor
@@ -80,7 +81,7 @@ def save(
         The weights in subgraphs and attributes alone are larger than a message.
     """
     path = Path(path)
-    external = external or _weight_bytes(model) + inner_bytes(model) > EXTERNAL_ABOVE
+    external = external or weight_bytes(model) + inner_bytes(model) > EXTERNAL_ABOVE
     inputs = [*sources, *{tensor.path for tensor in external_tensors(model)}]
     check_writable(path, force=force, sources=inputs, external=external)
     data = data_path(path) if external else None
@@ -94,10 +95,6 @@ def save(
 def data_path(path: Path) -> Path:
     """Where the external data of a model goes."""
     return path.with_name(path.name + ".data")
-
-
-def _weight_bytes(model: ir.Model) -> int:
-    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
 def _write(model: ir.Model, path: Path, data: Path | None, sparse: Collection[str]) -> int:

@@ -21,6 +21,7 @@ from onnxprune.model import edit, io
 from onnxprune.model.detach import foreign_nodes
 from onnxprune.model.finalize import finalize
 from onnxprune.model.normalize import normalize
+from onnxprune.model.serialize import weight_bytes
 from onnxprune.report.report import Size
 from onnxprune.report.slimmed import SlimReport
 from onnxprune.rules import RuleTable
@@ -107,9 +108,7 @@ def slim(
     opened = open_model(model, job, output=output, force=force)
     done, same, notes = slim_opened(opened, job)
     source = opened.analysis.source
-    size = sum(
-        v.const_value.nbytes for v in done.model.graph.initializers.values() if v.const_value is not None
-    )
+    size = weight_bytes(done.model)
     if output is not None:
         job.say("writing")
         sources = (source.path, *source.data_files)

@@ -15,7 +15,6 @@ from onnxprune.evaluate.soundness import Soundness
 from onnxprune.job import Opened
 
 WIDTHS = (16, 40, 24)
-KINDS = ("L1", "L2", "geometric_median")
 
 
 @pytest.fixture(scope="module")
@@ -23,21 +22,7 @@ def chain(tmp_path_factory):
     return save(convnet(WIDTHS, seed=3), tmp_path_factory.mktemp("chain") / "net.onnx")
 
 
-def weights(path):
-    return {name: value.const_value.numpy() for name, value in ir.load(path).graph.initializers.items()}
-
-
-def groups_of(path, names):
-    found = weights(path)
-    return {name: [found[f"{layer}.weight"] for layer in layers] for name, layers in names.items()}
-
-
 CHAIN = {"conv0": ["conv0"], "conv1": ["conv1"], "conv2": ["conv2"]}
-RESIDUAL = {
-    "stem": ["stem", "block0.b", "block1.b"],
-    "block0.a": ["block0.a"],
-    "block1.a": ["block1.a"],
-}
 
 
 def made(path, **options):
