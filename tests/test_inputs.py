@@ -57,6 +57,15 @@ def test_the_size_at_which_a_model_runs_is_found(tmp_path, size):
     assert f"length={size}" in found.notes[0]
 
 
+def test_one_size_may_be_for_one_input_alone(tmp_path):
+    net = Net()
+    frames, state = net.data("frames", ("a", "length")), net.data("state", (2, "b", 3))
+    made = net.linear(net.op("Reshape", frames, net.constant([1, 64])), "fc", 64, 4)
+    model = net.model(made, net.op("Reshape", state, net.constant([2, 3])), bindings={"length": 64, "b": 1})
+    found = choose_inputs(loaded(model, tmp_path))
+    assert dict(found.bindings) == {"a": 1, "length": 64, "b": 1}
+
+
 def test_token_ids_stay_inside_the_embedding(tmp_path):
     net = Net()
     tokens = net.input("ids", ("n", 6), ir.DataType.INT64)

@@ -12,6 +12,8 @@ _GUESSES = (
     (("past", "cache"), 16),
 )
 _SIZES = (512, 256, 128, 64, 32, 16, 1024, 8, 4, 2, 1)
+_ALONE = 4
+"""Up to so many symbolic dims are tried one by one."""
 
 
 def bind_dims(
@@ -55,13 +57,20 @@ def _guess(name: str, axis: int, rank: int) -> int:
 
 
 def candidates(inputs: Iterable[ir.Value], bindings: Mapping[str, int]) -> Iterator[dict[str, int]]:
-    """Bindings to try until the model takes one: the first guess, then other sizes for what nobody gave."""
+    """Bindings to try until the model takes one: the first guess, then other sizes for what nobody gave.
+
+    First one size for all of them, then one that is alone and 1 for the others (an unnamed batch of states, say).
+    """
     sizes, guessed = bind_dims(inputs, bindings)
     yield sizes
-    free = [name for name in guessed if sizes[name] != 1]
+    free = sorted(name for name in guessed if sizes[name] != 1)
     if free:
         for size in _SIZES:
             yield {**sizes, **dict.fromkeys(free, size)}
+    if 1 < len(free) <= _ALONE:
+        for name in free:
+            for size in _SIZES[:-1]:
+                yield {**sizes, **dict.fromkeys(free, 1), name: size}
 
 
 def other_sizes(inputs: Iterable[ir.Value], sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:

@@ -19,8 +19,8 @@ from onnxprune.errors import ModelError, OnnxPruneError, UnsupportedError, Usage
 from onnxprune.model.external import bind_external, locate_external
 from onnxprune.model.serialize import MESSAGE_LIMIT
 from onnxprune.model.sparse import densify
-from onnxprune.model.structure import check_structure
-from onnxprune.model.tensors import all_tensors, check_tensor
+from onnxprune.model.structure import check_structure, open_negative_dims
+from onnxprune.model.tensors import all_graphs, all_tensors, check_tensor
 from onnxprune.model.write import check_writable, save, write_text
 
 __all__ = ["LoadedModel", "check_writable", "load", "save", "write_text"]
@@ -88,6 +88,7 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
             check_tensor(tensor)
         files = locate_external(proto, path)
         densify(proto)
+        open_negative_dims(all_graphs(proto))
         if proto.training_info:
             log.warning("%s: its training_info is left out", path)
         model = ir.serde.deserialize_model(proto)

@@ -182,3 +182,18 @@ def _check_nodes(nodes: Sequence[onnx.NodeProto], scopes: Sequence[set[str]], wh
                 )
         for subgraph in subgraphs_of(node):
             _check_graph(subgraph, scopes)
+
+
+def open_negative_dims(graphs: Iterable[onnx.GraphProto]) -> None:
+    """Let declared extents below zero, by which older converters mean "any", be unknown.
+
+    Parameters
+    ----------
+    graphs
+        Mutated: their inputs, outputs and declared intermediate values.
+    """
+    for graph in graphs:
+        for info in (*graph.input, *graph.output, *graph.value_info):
+            for dim in info.type.tensor_type.shape.dim:
+                if dim.HasField("dim_value") and dim.dim_value < 0:
+                    dim.ClearField("dim_value")

@@ -228,3 +228,13 @@ def test_an_unknown_domain_is_no_error(tmp_path):
     loaded = io.load(write(tmp_path / "custom.onnx", proto))
     assert loaded.ir.graph[0].domain == "my.ops"
     assert loaded.ir.opset_imports == {"": 17, "my.ops": 1}
+
+
+def test_extents_below_zero_are_unknown_ones(tmp_path):
+    proto = perceptron()
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = -1
+    loaded = io.load(write(tmp_path / "any.onnx", proto))
+    shapes = [list(value.shape) for value in (*loaded.ir.graph.inputs, *loaded.ir.graph.outputs)]
+    assert [(shape[0].value, shape[1]) for shape in shapes] == [(None, 3), (None, 2)]
+    assert loaded.path.read_bytes() == proto.SerializeToString()
