@@ -52,7 +52,28 @@ def drawings(
             found[spec.name] = _of_integers(spec.name.lower(), ranges.get(spec.name, 2))
         elif kind(spec.dtype) in ("float", "int"):
             found[spec.name] = _of_numbers(value, spec, shape)
-    return found
+    return {**found, **lengths(specs, sizes)}
+
+
+def lengths(specs: Sequence[InputSpec], sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Drawing]:
+    """Inputs that say how long the sequences of the others are, which is as long as they can be.
+
+    They are integers, one per sample, whose name says so; the length is the longest second axis of the others.
+
+    Parameters
+    ----------
+    specs, sizes
+        As for `drawings`.
+    """
+    named = [
+        spec.name
+        for spec in specs
+        if kind(spec.dtype) == "int" and len(spec.shape) <= 1 and "len" in spec.name.lower()
+    ]
+    longest = max(
+        (shape[1] for name, shape in sizes.items() if name not in named and len(shape) > 1), default=0
+    )
+    return {name: Drawing("length", count=longest) for name in named if longest}
 
 
 def index_ranges(model: ir.Model) -> dict[str, int]:

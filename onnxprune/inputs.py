@@ -14,7 +14,7 @@ from onnxprune.calibrate.dataset import Dataset, InputSpec, hold_out, input_spec
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_count, synthetic_dataset
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.expected import drawings, index_ranges
+from onnxprune.expected import drawings, index_ranges, lengths
 from onnxprune.model.binding import candidates
 from onnxprune.model.detach import foreign_nodes
 from onnxprune.model.io import LoadedModel
@@ -138,6 +138,11 @@ def _generated(
     failure: ModelError | None = None
     for sizes in candidates(source.ir.graph.inputs, given):
         made = synthetic_dataset(specs, sizes, samples=SYNTHETIC_SAMPLES, seed=seed, int_ranges=ranges)
+        known = lengths(specs, {name: array.shape for name, array in made.feeds[0].items()})
+        if known:
+            made = synthetic_dataset(
+                specs, sizes, samples=SYNTHETIC_SAMPLES, seed=seed, int_ranges=ranges, drawings=known
+            )
         failure = _refusal(source.ir, made, provider)
         if failure is None:
             return Inputs(made, made, sizes, _notes(sizes, given), made)

@@ -194,3 +194,19 @@ def test_tokens_are_drawn_from_their_table():
     x = net.input("input_ids", ("n", 6), ir.DataType.INT64)
     model = net.model(net.op("Gather", net.normal((5, 8), "table"), x, name="embed"))
     assert sorted(set(drawn(model)[1].ravel())) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.INT64, ir.DataType.INT32])
+def test_lengths_are_those_of_the_sequences(dtype):
+    net = Net()
+    tokens, rows = (
+        net.input(name, shape, dtype) for name, shape in (("tokens", ("n", 6)), ("n_len", ("n",)))
+    )
+    embedded = net.op("Gather", net.normal((5, 8), "table"), tokens, name="embed")
+    model = net.model(embedded, net.op("Mul", rows, rows, name="square"))
+    specs = input_specs(model)
+    found = drawings(model, specs, {"tokens": (1, 6), "n_len": (1,)})
+    assert str(found["n_len"]) == "the length 6"
+    assert found["n_len"].draw(np.random.default_rng(0), specs[1].dtype, (1,)).tolist() == [6]
+    alone = drawings(model, specs[1:], {"n_len": (1,)})
+    assert alone["n_len"].likeness == "integers"  # the length of what?

@@ -11,7 +11,9 @@ from onnxprune.calibrate.checks import kind
 from onnxprune.calibrate.dataset import Array
 from onnxprune.calibrate.spectra import coloured_noise, picture
 
-Likeness: TypeAlias = Literal["noise", "picture", "signal", "integers", "ones", "zeros", "positions"]
+Likeness: TypeAlias = Literal[
+    "noise", "picture", "signal", "integers", "ones", "zeros", "positions", "length"
+]
 """What an input looks like in use."""
 
 _WORDS = {"noise": "noise", "picture": "pictures", "signal": "signals"}
@@ -26,7 +28,8 @@ class Drawing:
     likeness
         "noise": normal floats, each for itself; coins for booleans. "picture": see
         :func:`~onnxprune.calibrate.spectra.picture`. "signal": noise that is smooth along `axes`. "integers": those
-        in ``[0, count)``. "ones", "zeros": of any type. "positions": 0, 1, 2, ... along the last axis.
+        in ``[0, count)``. "ones", "zeros": of any type. "positions": 0, 1, 2, ... along the last axis. "length":
+        `count` itself.
     axes
         Along which signals are smooth; ascending.
     channel
@@ -36,7 +39,7 @@ class Drawing:
     low, high
         What lies outside is set to these.
     count
-        For integers and positions.
+        For integers, positions and lengths.
     """
 
     likeness: Likeness = "noise"
@@ -52,6 +55,8 @@ class Drawing:
         """In words, for the report."""
         if self.likeness in ("ones", "zeros"):
             return self.likeness
+        if self.likeness == "length":
+            return f"the length {self.count}"
         if self.likeness in ("integers", "positions"):
             return f"{self.likeness} below {self.count}"
         if np.isfinite(self.high):
@@ -66,6 +71,8 @@ class Drawing:
         """Values of one sample."""
         if self.likeness in ("ones", "zeros"):
             return np.full(shape, int(self.likeness == "ones")).astype(dtype)
+        if self.likeness == "length":
+            return np.full(shape, self.count).astype(dtype)
         if self.likeness == "positions":
             counted = np.arange(shape[-1] if shape else 1) % self.count
             return np.broadcast_to(counted if shape else counted[0], shape).astype(dtype)

@@ -139,14 +139,24 @@ class Stopwatch:
             held = {name: ort_value(array, device) for name, array in feed.items()}
             for name, value in held.items():
                 binding.bind_ortvalue_input(name, value)
-            for output in session.get_outputs():
-                binding.bind_output(output.name, device)
+            names = [output.name for output in session.get_outputs()]
+
+            def bind() -> None:
+                for name in names:
+                    binding.bind_output(name, device)
 
             def run() -> None:
                 session.run_with_iobinding(binding)
                 binding.synchronize_outputs()
 
+            def run_anew() -> None:
+                bind()
+                run()
+
+            bind()
             run()
+            if not _as_declared(session, binding):
+                run = run_anew  # what is bound has to have the rank that the model declares
             run()
         except Exception as error:
             raise ModelError(
@@ -154,6 +164,14 @@ class Stopwatch:
                 "The model may only fit other extents of its dynamic axes (see --bind).",
             ) from error
         return run
+
+
+def _as_declared(session: Any, binding: Any) -> bool:
+    """Whether all outputs that are tensors have the rank that the model declares."""
+    return all(
+        not value.is_tensor() or not declared.shape or len(value.shape()) == len(declared.shape)
+        for declared, value in zip(session.get_outputs(), binding.get_outputs(), strict=True)
+    )
 
 
 def _quartile(run: Callable[[], None], seconds: float, clock: Callable[[], float]) -> float:

@@ -51,6 +51,12 @@ def test_an_input_that_does_not_fit_is_an_error():
         Stopwatch("cpu").times([ran(width=4)], rounds=1, slice_s=0.0)
 
 
+def test_an_output_of_another_rank_than_declared_is_timed():
+    wrong = ir.from_onnx_text(LINEAR.replace("float[n,2] y", "float[m] y"))
+    times = Stopwatch("cpu", threads=1).times([(wrong, ran()[1])], rounds=2, slice_s=0.001)
+    assert times.shape == (1, 2) and (times > 0).all()
+
+
 def test_few_sessions_are_held_at_once(monkeypatch):
     monkeypatch.setattr(timing, "TOGETHER", 2)
     assert [len(part) for part in timing._parts([ran()] * 5)] == [2, 2, 1]
