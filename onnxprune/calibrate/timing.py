@@ -149,21 +149,20 @@ class Stopwatch:
                 session.run_with_iobinding(binding)
                 binding.synchronize_outputs()
 
-            def run_anew() -> None:
+            def bind_and_run() -> None:
                 bind()
                 run()
 
-            bind()
-            run()
-            if not _as_declared(session, binding):
-                run = run_anew  # what is bound has to have the rank that the model declares
-            run()
+            bind_and_run()
+            # What is bound must have the rank that the model declares; where it has not, it is bound again.
+            repeat = run if _as_declared(session, binding) else bind_and_run
+            repeat()
         except Exception as error:
             raise ModelError(
                 f"onnxruntime failed while the run time was measured: {trim(error)}",
                 "The model may only fit other extents of its dynamic axes (see --bind).",
             ) from error
-        return run
+        return repeat
 
 
 def _as_declared(session: Any, binding: Any) -> bool:
