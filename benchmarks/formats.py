@@ -22,7 +22,7 @@ from benchmarks.isolated import call, file_digest, source_digest
 from benchmarks.tables import environment, environment_line, millions, share, table, write
 
 HERE = Path(__file__).parent
-GENERATED = "synthetic:128"
+GENERATED = "synthetic:64"
 LIMIT = 900.0
 ROUNDS = 15
 
