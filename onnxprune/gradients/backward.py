@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from onnxprune.errors import UsageError
-from onnxprune.gradients.branches import BRANCHES, branches_of, is_if, rename, settle_branches
+from onnxprune.gradients.branches import BRANCHES, rename, settle_branches
 from onnxprune.gradients.losses import Loss
 from onnxprune.gradients.lower import lower_nodes
 from onnxprune.gradients.order import put_targets_last
@@ -20,6 +20,7 @@ from onnxprune.gradients.scope import Scope
 from onnxprune.gradients.wrt import Target, UnitMask, find_values, gradient_name, is_float, mask_gradient
 from onnxprune.model import edit
 from onnxprune.model.branches import infer_branch
+from onnxprune.model.iterate import branches_of, is_if
 from onnxprune.model.shapes import Shapes
 from onnxprune.rules import Op, RuleTable, default_rules
 from onnxprune.rules.backward import Backward

@@ -6,18 +6,21 @@ so is the branch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.model.edit import fresh
+from onnxprune.model import edit
+from onnxprune.model.iterate import branches_of, is_if
+from onnxprune.model.nested import detach, every_graph, every_node
 from onnxprune.model.normalize import lift_constants
 from onnxprune.model.shapes import Custom, Shapes, changed_axes, walk_branch
 
 
 def decide_branches(model: ir.Model, shapes: Shapes) -> bool:
-    """Replace every If of the main graph whose condition is known and depends on no symbolic dim.
+    """Replace every If, in bodies too, whose condition is known and depends on no symbolic dim.
 
     Parameters
     ----------
@@ -33,16 +36,36 @@ def decide_branches(model: ir.Model, shapes: Shapes) -> bool:
     """
     if shapes.bindings and not shapes.other:  # nothing tells which values depend on the symbolic dims
         return False
-    decided = [(node, taken) for node in model.graph if (taken := _taken(node, shapes)) is not None]
-    for node, taken in decided:
-        _splice(model.graph, node, taken)
-    lift_constants(model.graph)
+    nodes = every_node(model.graph)
+    decided = [(node, taken) for node in nodes if (taken := _taken(node, shapes)) is not None]
+    for node, taken in decided:  # those inside a branch before the If that it is of
+        splice(model.graph, node, taken)
+    for graph in every_graph(model.graph) if decided else ():
+        lift_constants(graph)
     return bool(decided)
+
+
+def force_branches(model: ir.Model, taken: Mapping[str, bool]) -> ir.Model:
+    """A copy of a model in which some Ifs do not choose: of the branches that each has one comes in its place.
+
+    Parameters
+    ----------
+    model
+        Normalised; not mutated.
+    taken
+        By the name of an If's first output, whether its condition holds. The other Ifs stay as they are.
+    """
+    model = model.clone()
+    for node in list(every_node(model.graph)):
+        name = str(node.outputs[0].name) if node.outputs else ""
+        if is_if(node) and name in taken:
+            splice(model.graph, node, branches_of(node)[0 if taken[name] else 1])
+    return model
 
 
 def _taken(node: ir.Node, shapes: Shapes) -> ir.Graph | None:
     """The branch of an If that every input takes."""
-    condition = node.inputs[0] if node.op_type == "If" and not node.domain else None
+    condition = node.inputs[0] if is_if(node) else None
     value = None if condition is None else shapes.data.get(condition)
     if condition is None or value is None or value.size != 1 or not _is_fixed(condition, shapes):
         return None
@@ -65,15 +88,24 @@ def _is_fixed(value: ir.Value, shapes: Shapes) -> bool:
     return all(_is_fixed(source, shapes) for source in producer.inputs if source is not None)
 
 
-def _splice(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
-    """Move a branch's nodes and initializers before its If, and take the If out."""
-    known = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+def splice(main: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
+    """Move a branch's nodes and initializers before its If, and take the If out.
+
+    Parameters
+    ----------
+    main
+        The main graph; mutated. The If may be in a body.
+    """
+    graph = node.graph
+    if not isinstance(graph, ir.Graph):
+        raise ValueError(f"node {node.name!r} belongs to no graph")
+    known = {value.name for value in (*graph.inputs, *main.initializers.values())}
     known |= {value.name for part in graph for value in part.outputs}
     for value in tuple(branch.initializers.values()):
         branch.initializers.pop(str(value.name))
         if value.name in known:
-            value.name = fresh(graph, str(value.name))
-        graph.register_initializer(value)
+            value.name = edit.fresh(main, str(value.name))
+        main.register_initializer(value)
     inner = tuple(branch)
     results = tuple(branch.outputs)
     branch.outputs.clear()
@@ -82,7 +114,7 @@ def _splice(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
     for part in inner:
         for value in part.outputs:
             if value.name in known:
-                value.name = fresh(graph, str(value.name))
+                value.name = edit.fresh(main, str(value.name))
     copies = [ir.node("Identity", [result]) for result in results]
     graph.insert_before(node, [*inner, *copies])
     for old, copy in zip(tuple(node.outputs), copies, strict=True):
@@ -95,7 +127,10 @@ def _splice(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
                 graph.outputs[index] = new
         new.name, old.name = old.name, None
         copy.name = f"{new.name}/taken"
+    detach(node)
     graph.remove(node)
+    for slot in range(len(node.inputs)):
+        node.replace_input_with(slot, None)
 
 
 def infer_branch(model: ir.Model, branch: ir.Graph, around: Shapes, custom: Custom | None = None) -> Shapes:

@@ -10,7 +10,7 @@ numbers. An axis whose extent changes between two bindings is dynamic. Operators
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +31,8 @@ from onnxprune.model.inferred import (
     readable,
     type_of,
 )
+from onnxprune.model.iterate import infer_bodies
+from onnxprune.model.nested import inner_values
 
 __all__ = [
     "MAX_DATA",
@@ -117,6 +119,7 @@ def infer_shapes(
     _, guessed = bind_dims(model.graph.inputs, bindings or {})
     engine = _Engine(model, custom, branches)
     sizes, dims, data, refused = _fitting(engine, candidates(model.graph.inputs, bindings or {}))
+    inside = frozenset(inner_values(model.graph))
     dynamic: set[tuple[ir.Value, int]] = set()
     varying: frozenset[ir.Value] = frozenset()
     elsewhere: Mapping[ir.Value, Dims] = {}
@@ -126,7 +129,7 @@ def infer_shapes(
             v for v, array in data.items() if v not in values or not np.array_equal(array, values[v])
         )
         turned = branches and any(len(found.get(v, d)) != len(d) for v, d in dims.items())
-        if not turned and not _lost(dims, found) and not engine.refused - refused:
+        if not turned and not _lost(dims, found, inside) and not engine.refused - refused:
             dynamic, elsewhere = changed_axes(dims, found), found
             if len([name for name in sizes if others[name] != sizes[name]]) < len(sizes):
                 dynamic |= _symbolic(model)
@@ -182,11 +185,17 @@ def walk_branch(
     _Engine(model, custom, True).visit_all(branch, sizes, dims, data)
 
 
-def _lost(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> bool:
-    """Whether the second walk knows less than the first: the model does not fit the other binding."""
+def _lost(
+    dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims], inside: Container[ir.Value]
+) -> bool:
+    """Whether the second walk knows less than the first: the model does not fit the other binding.
+
+    What a body makes (`inside`) says nothing: it may be one that does not run then.
+    """
     return any(
         value not in other or sum(d is None for d in other[value]) > sum(d is None for d in extents)
         for value, extents in dims.items()
+        if value not in inside
     )
 
 
@@ -216,6 +225,7 @@ class _Engine:
         self.refused: set[ir.Node] = set()  # in the last walk, whatever shapes their outputs declare
         self._cache: dict[object, tuple[Inferred, ...] | None] = {}
         self._attributes: dict[ir.Node, object] = {}
+        self._called: set[ir.Node] = set()
 
     def walk(
         self, sizes: Mapping[str, int], before: Hook | None = None
@@ -250,9 +260,11 @@ class _Engine:
             if is_tracked(tensor.dtype, tensor.size):
                 data[value] = tensor.numpy()
         for node in graph:
-            if before is not None:
+            if before is not None and node not in self._called:
+                if graph is not self._model.graph:  # a body may be walked several times
+                    self._called.add(node)
                 before(node, dims, data)
-            self._visit(node, sizes, dims, data)
+            self._visit(node, sizes, dims, data, before)
 
     def _visit(
         self,
@@ -260,6 +272,7 @@ class _Engine:
         sizes: Mapping[str, int],
         dims: dict[ir.Value, Dims],
         data: dict[ir.Value, np.ndarray],
+        before: Hook | None = None,
     ) -> None:
         result = fold.evaluate(node, dims, data)
         if result is not None and result.size <= MAX_DATA:
@@ -268,8 +281,13 @@ class _Engine:
             dims[output] = result.shape
             fill_type(output, ir.DataType.from_numpy(result.dtype))
             return
-        look = self._branches and node.op_type == "If" and not node.domain
-        found = self._inside(node, sizes, dims, data) if look else self._infer(node, dims, data)
+        found: Sequence[Inferred]
+        if not any(a.type in _GRAPHS for a in node.attributes.values()):
+            found = self._infer(node, dims, data)
+        elif self._branches and node.op_type == "If" and not node.domain:
+            found = self._inside(node, sizes, dims, data)
+        else:
+            found = self._bodies(node, sizes, dims, data, before)
         for output, (shape, dtype) in zip(node.outputs, found, strict=True):
             fill_type(output, dtype)
             stated = declared(output, sizes)
@@ -303,12 +321,29 @@ class _Engine:
         self.refused = refused
         return made[0] if len(made) == 1 else [agreed(*pair) for pair in zip(*made, strict=True)]
 
+    def _bodies(
+        self,
+        node: ir.Node,
+        sizes: Mapping[str, int],
+        dims: dict[ir.Value, Dims],
+        data: dict[ir.Value, np.ndarray],
+        before: Hook | None,
+    ) -> list[Inferred]:
+        """What a node with bodies makes; nodes in them that are refused may never run."""
+        refused, self.refused = self.refused, set()
+        version = self._opsets.get(node.domain, 0)
+        found = infer_bodies(
+            node, version, lambda body: self.visit_all(body, sizes, dims, data, before), dims, data, sizes
+        )
+        self.refused = refused
+        return found
+
     def _infer(
         self, node: ir.Node, dims: Mapping[ir.Value, Dims], data: Mapping[ir.Value, np.ndarray]
     ) -> tuple[Inferred, ...]:
         unknown: tuple[Inferred, ...] = ((None, None),) * len(node.outputs)
         version = self._opsets.get(node.domain)
-        if version is None or any(a.type in _GRAPHS for a in node.attributes.values()):
+        if version is None:
             return unknown
         if any(value is not None and value not in dims for value in node.inputs):
             return unknown
