@@ -16,10 +16,9 @@ from onnxprune.graph.groups import Group, Partition, partition
 from onnxprune.graph.ranking import ATTENTION
 from onnxprune.model.branches import decide_branches
 from onnxprune.model.check import check
-from onnxprune.model.edit import drop_unused
 from onnxprune.model.io import LoadedModel, load
-from onnxprune.model.normalize import normalize
-from onnxprune.model.origin import remember, twins
+from onnxprune.model.normalize import fold, normalize
+from onnxprune.model.origin import twins
 from onnxprune.model.shapes import infer_shapes
 from onnxprune.rules import RuleTable, default_rules
 from onnxprune.select import matching_io
@@ -254,7 +253,7 @@ def _analyze(
     table = rules or default_rules()
     shapes = infer_shapes(graph, bindings, table.infer)
     while decide_branches(graph, shapes):
-        drop_unused(graph.graph, keep=remember(graph.graph).idle)
+        fold(graph.graph)  # weights that only the branch reads that is taken
         shapes = infer_shapes(graph, bindings, table.infer)
     unknown = sorted(set(bindings or {}) - set(shapes.bindings))
     if unknown:

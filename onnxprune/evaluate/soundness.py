@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,12 @@ from onnxprune.calibrate.dataset import Dataset, InputSpec, input_specs
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
+from onnxprune.evaluate.forced import choices_of
 from onnxprune.evaluate.smaller import cut_array, cut_feed, cuts_by_name
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
+from onnxprune.model.branches import force_branches
 from onnxprune.model.convert import to_float32
 from onnxprune.model.detach import detach_foreign, foreign_nodes, opened
 from onnxprune.surgery.keep import kept_positions
@@ -62,6 +64,10 @@ class Soundness:
         For each of them, where the models differed.
     detached
         Nodes that onnxruntime cannot run: the proof covers everything around them.
+    branches
+        Branches of Ifs that were compared in models that cannot but take them, whatever the samples take.
+    unforced
+        Ifs, or branches, of which only what the samples take was compared, and why.
     samples
         Inputs on which the models were compared.
     tier
@@ -77,6 +83,8 @@ class Soundness:
     tier: str = "synthetic"
     inner: int = 0
     why: Mapping[str, str] = field(default_factory=dict)
+    branches: int = 0
+    unforced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,8 +134,10 @@ class Prover:
             detached,
             len(self.data),
             self.data.tier,
-            len(self._probes(kept_positions(self.groups, accepted)).keys() - self._outputs()),
+            len(figures.inner),
             why,
+            len(figures.branches),
+            tuple(dict.fromkeys(figures.unforced)),
         )
 
     def _bisect(
@@ -174,9 +184,34 @@ class Prover:
     def _run_both(self, keep: Mapping[str, Bools], repeat: bool) -> _Figures:
         """Compare the two models; with `repeat`, a model with itself in another session and another run."""
         kept = kept_positions(self.groups, keep)
+        removed, masked = remove(self.axis_graph, kept), mask(self.axis_graph, kept)
+        worst = self._run_pair(masked, removed, kept, repeat)
+        choices = choices_of(self.axis_graph, kept)
+        unforced = [f"{name} (it is inside a loop, or decides how long one goes on)" for name in choices.left]
+        for taken in choices.runs if worst.sound else ():
+            one, other = (force_branches(model, taken) for model in (masked, removed))
+            why = self._refused(one)
+            if why is not None:
+                unforced.append(f"{', '.join(f'{name!r} = {value}' for name, value in taken.items())} ({why})")
+                continue
+            result = self._run_pair(one, other, kept, repeat)
+            worst = replace(worst.joined(result), branches=worst.branches | set(taken.items()))
+        return replace(worst, unforced=tuple(unforced))
+
+    def _refused(self, masked: ir.Model) -> str | None:
+        """Why a model whose Ifs were forced does not run, if it does not: a branch may not fit the inputs."""
+        try:
+            running = self._session(masked, {}, {})
+            for feed in self._feeds(running.extra):
+                running.run(feed)
+        except ModelError as error:
+            log.info("a branch that was forced does not run", exc_info=True)
+            return error.what.splitlines()[0]
+        return None
+
+    def _run_pair(self, masked: ir.Model, removed: ir.Model, kept: Kept, repeat: bool) -> _Figures:
         probes = self._probes(kept)
-        removed = remove(self.axis_graph, kept)
-        expected = self._session(mask(self.axis_graph, kept), probes, {})
+        expected = self._session(masked, probes, {})
         got = self._session(removed, probes, kept)
         cuts = cuts_by_name(kept)  # a foreign operator that a rule knows has smaller inputs and outputs, too
         worst = _Figures(True, 0.0, 0.0)
@@ -191,7 +226,7 @@ class Prover:
                 result = compare_outputs([cut], [small], inner=inner, rounding=_rounding(expected, feed))
             if not result.sound:
                 return result
-            worst = worst.joined(result)
+            worst = replace(worst.joined(result), inner=frozenset(inner & small.keys()))
         return worst
 
     def _outputs(self) -> set[str]:
@@ -258,6 +293,9 @@ class _Figures:
     max_abs_diff: float
     max_abs_output: float
     why: str = ""
+    inner: frozenset[str] = frozenset()
+    branches: frozenset[tuple[str, bool]] = frozenset()
+    unforced: tuple[str, ...] = ()
 
     def joined(self, other: _Figures) -> _Figures:
         return _Figures(
@@ -265,6 +303,9 @@ class _Figures:
             max(self.max_abs_diff, other.max_abs_diff),
             max(self.max_abs_output, other.max_abs_output),
             self.why or other.why,
+            self.inner | other.inner,
+            self.branches | other.branches,
+            self.unforced + other.unforced,
         )
 
 

@@ -183,7 +183,7 @@ class _Walk:
         version = self._model.opset_imports.get(node.domain, 1)
         op = Op(node, self._shapes, version)
         rule = self._rules.of(node)
-        if is_if(node) and rule is None:
+        if is_if(node) and (rule is None or rule.vjp is None):
             self._choose(node, gradients, wanted)
             return
         if rule is None or rule.vjp is None:

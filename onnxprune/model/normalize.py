@@ -50,12 +50,18 @@ def normalize(model: ir.Model) -> ir.Model:
     move_initializers_out(graph)
     for part in parts:
         _alias_identities(part)
+    fold(graph)
+    _split_shared(graph)
+    return model
+
+
+def fold(graph: ir.Graph) -> None:
+    """Fold arithmetic on weights alone, in the main graph and in bodies, and drop what nothing uses. Mutates `graph`."""
+    origin = remember(graph)
     drop_unused(graph, keep=origin.idle)
     for part in every_graph(graph):
         fold_constants(part, frozenset(origin.inputs), graph)
     drop_unused(graph, keep=origin.idle)
-    _split_shared(graph)
-    return model
 
 
 def lift_constants(graph: ir.Graph) -> None:
