@@ -51,9 +51,9 @@ def settle_branches(model: ir.Model, bindings: Mapping[str, int] | None, custom:
     Shapes
         Of the model, those of what other Ifs make included.
     """
-    shapes = infer_shapes(model, bindings, custom, branches=True)
+    shapes = infer_shapes(model, bindings, custom)
     while decide_branches(model, shapes):
-        shapes = infer_shapes(model, bindings, custom, branches=True)
+        shapes = infer_shapes(model, bindings, custom)
     return shapes
 
 

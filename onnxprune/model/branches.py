@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model import edit
-from onnxprune.model.iterate import branches_of, is_if
+from onnxprune.model.iterate import branches_of, is_if, taken_branch
 from onnxprune.model.nested import detach, every_graph, every_node
 from onnxprune.model.normalize import lift_constants
-from onnxprune.model.shapes import Custom, Shapes, changed_axes, walk_branch
+from onnxprune.model.shapes import Custom, Shapes, changed_axes, changed_values, walk_branch
 
 
 def decide_branches(model: ir.Model, shapes: Shapes) -> bool:
@@ -65,11 +64,9 @@ def force_branches(model: ir.Model, taken: Mapping[str, bool]) -> ir.Model:
 
 def _taken(node: ir.Node, shapes: Shapes) -> ir.Graph | None:
     """The branch of an If that every input takes."""
-    condition = node.inputs[0] if is_if(node) else None
-    value = None if condition is None else shapes.data.get(condition)
-    if condition is None or value is None or value.size != 1 or not _is_fixed(condition, shapes):
-        return None
-    return node.attributes["then_branch" if bool(value.ravel()[0]) else "else_branch"].as_graph()
+    branch = taken_branch(node, shapes.data)
+    condition = node.inputs[0] if branch is not None else None
+    return branch if condition is not None and _is_fixed(condition, shapes) else None
 
 
 _COPIES = frozenset(
@@ -155,11 +152,7 @@ def infer_branch(model: ir.Model, branch: ir.Graph, around: Shapes, custom: Cust
         return replace(around, dims=dims, data=data)
     walk_branch(model, branch, around.bindings, elsewhere, values, custom)
     inner = {value: extents for value, extents in dims.items() if value not in around.dims}
-    varying = frozenset(
-        value
-        for value, array in data.items()
-        if value not in around.data and (value not in values or not np.array_equal(array, values[value]))
-    )
+    varying = changed_values({v: array for v, array in data.items() if v not in around.data}, values)
     return replace(
         around,
         dims=dims,

@@ -42,6 +42,14 @@ def branches_of(node: ir.Node) -> list[ir.Graph]:
     return [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
 
 
+def taken_branch(node: ir.Node, data: Mapping[ir.Value, np.ndarray]) -> ir.Graph | None:
+    """The branch that an If takes, where its condition is known; None for other nodes, too."""
+    condition = data.get(node.inputs[0]) if is_if(node) and node.inputs[0] is not None else None
+    if condition is None or condition.size != 1:
+        return None
+    return branches_of(node)[0 if bool(condition.ravel()[0]) else 1]
+
+
 def infer_bodies(
     node: ir.Node,
     version: int,
@@ -51,6 +59,8 @@ def infer_bodies(
     sizes: Mapping[str, int],
 ) -> list[Inferred]:
     """Walk the bodies of a node; extents and element types of its outputs.
+
+    Of an If whose condition is known, those of the branch that it takes; else what both branches agree on.
 
     Parameters
     ----------
@@ -69,7 +79,13 @@ def infer_bodies(
         for body in branches_of(node):
             walk.once(body, [])
             made.append([walk.known(value) for value in body.outputs])
-        return [agreed(*pair) for pair in zip(*made, strict=True)]
+        taken = taken_branch(node, data)
+        if taken is None:
+            return [agreed(*pair) for pair in zip(*made, strict=True)]
+        for output, value in zip(node.outputs, taken.outputs, strict=True):
+            if value in data:
+                data[output] = data[value]
+        return made[branches_of(node).index(taken)]
     if is_loop(node):
         return walk.loop()
     if is_scan(node, version):
