@@ -39,14 +39,16 @@ class Costlier:
 
     def total(self, extent: Extents) -> float:
         """As `Amount.total`."""
-        return self.always.total(extent) + sum(max(a.total(extent), b.total(extent)) for a, b in self.branches)
+        return self.always.total(extent) + sum(
+            max(a.total(extent), b.total(extent)) for a, b in self.branches
+        )
 
     def reads(self, places: Bools) -> Bools:
         """As `Amount.reads`: an If is one summand."""
         found = [self.always.reads(places)]
         for pair in self.branches:
-            either = [part.reads(places).any(axis=1, keepdims=True) for part in pair]
-            found.append(either[0] | either[1])
+            both = np.concatenate([part.reads(places) for part in pair], axis=1)
+            found.append(np.asarray(both.any(axis=1, keepdims=True)))
         return np.concatenate(found, axis=1)
 
 
@@ -96,9 +98,7 @@ def iterations(op: Op) -> int | None:
     return None
 
 
-def with_choices(
-    amounts: Mapping[tuple[tuple[ir.Node, int], ...], Amount], nothing: Amount
-) -> Amount:
+def with_choices(amounts: Mapping[tuple[tuple[ir.Node, int], ...], Amount], nothing: Amount) -> Amount:
     """One amount of amounts by the branches that they are in.
 
     Parameters

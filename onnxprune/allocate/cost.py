@@ -304,7 +304,7 @@ class CostModel:
 
 
 def inner_values(axis_graph: AxisGraph) -> dict[ir.Value, Op]:
-    """Float weights that the bodies of If, Loop and Scan use first, and the node of the main graph that it is in."""
+    """Float weights that bodies use first, and the node of the main graph that each is used inside of."""
     inner = axis_graph.inner_ops
     return {
         value: inner[parameter.op]

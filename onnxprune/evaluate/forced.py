@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model.iterate import branches_of, is_if, is_loop, trip_count
-from onnxprune.model.nested import bodies_of, every_node
+from onnxprune.model.nested import every_node, read_by
 
 Branch = tuple[str, bool]
 """The name of an If's first output, and whether its condition holds."""
@@ -88,8 +88,7 @@ def _paths(graph: ir.Graph, path: tuple[Branch, ...]) -> dict[ir.Node, tuple[Bra
 
 def _sees(node: ir.Node, touched: set[ir.Value]) -> bool:
     """Whether a cut changes anything inside the branches of an If."""
-    values = (v for body in bodies_of(node) for n in every_node(body) for v in (*n.inputs, *n.outputs))
-    return any(value in touched for value in values if value is not None)
+    return any(value in touched for value in (*read_by(node), *node.outputs))
 
 
 def _drives_a_loop(axis_graph: AxisGraph, start: ir.Node) -> bool:
@@ -97,8 +96,7 @@ def _drives_a_loop(axis_graph: AxisGraph, start: ir.Node) -> bool:
     known: Mapping[ir.Value, np.ndarray] = axis_graph.shapes.data
     reached: set[ir.Value] = set(start.outputs)
     for node in every_node(axis_graph.model.graph):
-        inner = (v for body in bodies_of(node) for n in every_node(body) for v in n.inputs)
-        if any(value in reached for value in (*node.inputs, *inner) if value is not None):
+        if any(value in reached for value in read_by(node)):
             if is_loop(node) and trip_count(node, known) is None:
                 return True
             reached.update(node.outputs)

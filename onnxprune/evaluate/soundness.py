@@ -192,7 +192,9 @@ class Prover:
             one, other = (force_branches(model, taken) for model in (masked, removed))
             why = self._refused(one)
             if why is not None:
-                unforced.append(f"{', '.join(f'{name!r} = {value}' for name, value in taken.items())} ({why})")
+                unforced.append(
+                    f"{', '.join(f'{name!r} = {value}' for name, value in taken.items())} ({why})"
+                )
                 continue
             result = self._run_pair(one, other, kept, repeat)
             worst = replace(worst.joined(result), branches=worst.branches | set(taken.items()))

@@ -6,7 +6,7 @@ nodes on the way are visited, and only gradients that somebody needs are built.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -21,6 +21,7 @@ from onnxprune.gradients.wrt import Target, UnitMask, find_values, gradient_name
 from onnxprune.model import edit
 from onnxprune.model.branches import infer_branch
 from onnxprune.model.iterate import branches_of, is_if
+from onnxprune.model.nested import read_by
 from onnxprune.model.shapes import Shapes
 from onnxprune.rules import Op, RuleTable, default_rules
 from onnxprune.rules.backward import Backward
@@ -254,17 +255,3 @@ def _between(nodes: Sequence[ir.Node], targets: set[ir.Value], ends: set[ir.Valu
         if any(value in moving for value in read_by(node)):
             moving.update(out for out in node.outputs if out in leading and is_float(out))
     return moving
-
-
-def read_by(node: ir.Node) -> Iterator[ir.Value]:
-    """The values that a node reads, those of its subgraphs included."""
-    yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) and not attribute.is_ref():
-            graphs = (
-                [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
-            )
-            for graph in graphs:
-                for inner in graph.all_nodes():
-                    yield from (value for value in inner.inputs if value is not None)
-                yield from graph.outputs

@@ -91,6 +91,12 @@ class AxisGraph:
                 inside.append(op)
         return found
 
+    @cached_property
+    def inner_sinks(self) -> frozenset[Axis]:
+        """Axes that nodes of bodies sum over, where no session can show what they see."""
+        inside = [sink for sink in self.sinks if sink.where.node.graph is not self.model.graph]
+        return frozenset(sink.axis for sink in inside)
+
 
 def build_axis_graph(
     model: ir.Model,

@@ -112,7 +112,7 @@ def put_back(graph: ir.Graph, *, initializers: bool = True) -> None:
 
 def _surroundings(graph: ir.Graph) -> dict[ir.Graph, tuple[ir.Graph, ...]]:
     """For every graph those around it, from the main graph to itself."""
-    found = {graph: (graph,)}
+    found: dict[ir.Graph, tuple[ir.Graph, ...]] = {graph: (graph,)}
     for outer in every_graph(graph):
         for node in outer:
             found.update({body: (*found[outer], body) for body in bodies_of(node)})

@@ -96,22 +96,8 @@ def splice(main: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
     graph = node.graph
     if not isinstance(graph, ir.Graph):
         raise ValueError(f"node {node.name!r} belongs to no graph")
-    known = {value.name for value in (*graph.inputs, *main.initializers.values())}
-    known |= {value.name for part in graph for value in part.outputs}
-    for value in tuple(branch.initializers.values()):
-        branch.initializers.pop(str(value.name))
-        if value.name in known:
-            value.name = edit.fresh(main, str(value.name))
-        main.register_initializer(value)
-    inner = tuple(branch)
     results = tuple(branch.outputs)
-    branch.outputs.clear()
-    for part in inner:
-        branch.remove(part)
-    for part in inner:
-        for value in part.outputs:
-            if value.name in known:
-                value.name = edit.fresh(main, str(value.name))
+    inner = _taken_out(main, graph, branch)
     copies = [ir.node("Identity", [result]) for result in results]
     graph.insert_before(node, [*inner, *copies])
     for old, copy in zip(tuple(node.outputs), copies, strict=True):
@@ -128,6 +114,22 @@ def splice(main: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
     graph.remove(node)
     for slot in range(len(node.inputs)):
         node.replace_input_with(slot, None)
+
+
+def _taken_out(main: ir.Graph, graph: ir.Graph, branch: ir.Graph) -> list[ir.Node]:
+    """The nodes of a branch, which is left empty, under names that `graph` does not have; initializers go to `main`."""
+    known = {value.name for value in (*graph.inputs, *main.initializers.values())}
+    known |= {value.name for part in graph for value in part.outputs}
+    initializers, inner = tuple(branch.initializers.values()), list(branch)
+    branch.initializers.clear()
+    branch.outputs.clear()
+    branch.remove(inner)
+    for value in (*initializers, *(made for part in inner for made in part.outputs)):
+        if value.name in known:
+            value.name = edit.fresh(main, str(value.name))
+    for value in initializers:
+        main.register_initializer(value)
+    return inner
 
 
 def infer_branch(model: ir.Model, branch: ir.Graph, around: Shapes, custom: Custom | None = None) -> Shapes:

@@ -172,7 +172,10 @@ class _Walk:
         behind: Sequence[Inferred],
         first: int,
     ) -> list[Inferred]:
-        """Walk a body until what it carries has the extents that it started with; `first` is the first such output."""
+        """Walk a body until what it carries comes out with the extents that it went in with.
+
+        `first` is the number of the first output that is carried on.
+        """
         for _ in range(ROUNDS):
             self.once(body, [*before, *carried, *behind])
             made = [self.known(value) for value in body.outputs[first : first + len(carried)]]
@@ -204,6 +207,7 @@ class ScanForm:
 
     @classmethod
     def of(cls, node: ir.Node) -> ScanForm:
+        """What a node says about itself."""
         scanned = int(node.attributes["num_scan_inputs"].as_int())
         states = len(node.inputs) - scanned
         return cls(

@@ -44,6 +44,15 @@ def every_node(graph: ir.Graph) -> Iterator[ir.Node]:
         yield node
 
 
+def read_by(node: ir.Node) -> Iterator[ir.Value]:
+    """The values that a node reads, those that its bodies read and return included."""
+    yield from (value for value in node.inputs if value is not None)
+    for body in bodies_of(node):
+        for inner in every_node(body):
+            yield from (value for value in inner.inputs if value is not None)
+        yield from body.outputs
+
+
 def inner_values(graph: ir.Graph) -> Iterator[ir.Value]:
     """Values inside bodies: their inputs, and what their nodes make."""
     for body in inner_graphs_of(graph):

@@ -37,7 +37,7 @@ def normalize(model: ir.Model) -> ir.Model:
     """
     model = model.clone()
     graph = model.graph
-    origin = remember(graph)
+    remember(graph)
     if "ai.onnx" in graph.opset_imports:  # another name of the default domain
         graph.opset_imports.setdefault("", graph.opset_imports["ai.onnx"])
     inline_functions(model)
@@ -56,7 +56,7 @@ def normalize(model: ir.Model) -> ir.Model:
 
 
 def fold(graph: ir.Graph) -> None:
-    """Fold arithmetic on weights alone, in the main graph and in bodies, and drop what nothing uses. Mutates `graph`."""
+    """Fold arithmetic on weights alone, in bodies too, and drop what nothing uses. Mutates `graph`."""
     origin = remember(graph)
     drop_unused(graph, keep=origin.idle)
     for part in every_graph(graph):

@@ -121,9 +121,7 @@ def infer_shapes(
     elsewhere: Mapping[ir.Value, Dims] = {}
     for others in other_sizes(model.graph.inputs, sizes):
         found, values = engine.walk(others)
-        turned = inside and any(
-            len(found.get(v, d)) != len(d) for v, d in dims.items() if v not in inside
-        )
+        turned = inside and any(len(found.get(v, d)) != len(d) for v, d in dims.items() if v not in inside)
         if turned or _lost(dims, found, inside) or engine.refused - refused:
             continue
         varying |= changed_values(data, values)
@@ -184,9 +182,7 @@ def walk_branch(
     _Engine(model, custom).visit_all(branch, sizes, dims, data)
 
 
-def _lost(
-    dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims], inside: Container[ir.Value]
-) -> bool:
+def _lost(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims], inside: Container[ir.Value]) -> bool:
     """Whether the second walk knows less than the first: the model does not fit the other binding.
 
     What a body makes (`inside`) says nothing: it may be one that does not run then.

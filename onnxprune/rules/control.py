@@ -1,8 +1,8 @@
 """If, Loop and Scan: what goes into bodies and comes out of them is tied to what is inside.
 
-A value that a body sees from outside is the same value there, so nothing needs to be said about it. What a Loop or a
-Scan carries from iteration to iteration is one tensor in every iteration. Axes along which results of iterations are
-stacked, or inputs are taken apart, keep all positions: their number is the number of iterations.
+A value that a body sees from outside is the same value there, so nothing needs to be said about it. What a Loop
+or a Scan carries from iteration to iteration is one tensor in every iteration. Axes along which results of
+iterations are stacked, or inputs are taken apart, keep all positions: one per iteration.
 
 Specification: https://onnx.ai/onnx/operators/onnx__If.html and its neighbours.
 """
