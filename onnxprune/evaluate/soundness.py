@@ -10,7 +10,7 @@ how far the masked model's results move when its inputs move by one unit in the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from onnxprune.calibrate.dataset import Dataset, InputSpec, input_specs
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
+from onnxprune.evaluate.agreement import Feed, Figures, compare_outputs
 from onnxprune.evaluate.forced import choices_of
 from onnxprune.evaluate.smaller import cut_array, cut_feed, cuts_by_name
 from onnxprune.graph.axes import Axis, Bools, Kept
@@ -34,16 +35,6 @@ from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import RefitError, remove
 
 log = logging.getLogger(__name__)
-
-Feed = Mapping[str, np.ndarray[Any, Any]]
-TOLERANCE = 1e-4
-"""Largest difference, as a share of the largest output."""
-
-ROUNDING = 4.0
-"""How many times the measured rounding a difference may exceed the tolerance by."""
-
-DISCRETE_TOLERANCE = 1e-3
-"""Share of integers or booleans that may differ: the last digit of a float decides some argmax."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +132,8 @@ class Prover:
         )
 
     def _bisect(
-        self, keep: Mapping[str, Bools], names: Sequence[str], failure: _Figures
-    ) -> tuple[dict[str, Bools], _Figures, dict[str, str]]:
+        self, keep: Mapping[str, Bools], names: Sequence[str], failure: Figures
+    ) -> tuple[dict[str, Bools], Figures, dict[str, str]]:
         """Groups that are sound together, their figures, and why the others are not."""
         figures = self._compare({}, repeat=True)
         if not figures.sound:
@@ -153,7 +144,7 @@ class Prover:
         accepted: dict[str, Bools] = {}
         rejected: dict[str, str] = {}
 
-        def add(part: Sequence[str], result: _Figures) -> None:
+        def add(part: Sequence[str], result: Figures) -> None:
             nonlocal figures
             if result.sound:
                 accepted.update({name: keep[name] for name in part})
@@ -169,19 +160,19 @@ class Prover:
         add(names, failure)
         return accepted, figures, rejected
 
-    def _compare(self, keep: Mapping[str, Bools], *, repeat: bool = False) -> _Figures:
+    def _compare(self, keep: Mapping[str, Bools], *, repeat: bool = False) -> Figures:
         self.progress(f"comparing masked and removed ({len(keep)} groups)")
         try:
             return self._run_both(keep, repeat)
         except RefitError as error:
-            return _Figures(False, 0.0, 0.0, str(error))
+            return Figures(False, 0.0, 0.0, str(error))
         except Exception as error:
             if not keep:  # the model as it is
                 raise
             log.info("masking or removing failed", exc_info=True)
-            return _Figures(False, 0.0, 0.0, f"{type(error).__name__}: {error}")
+            return Figures(False, 0.0, 0.0, f"{type(error).__name__}: {error}")
 
-    def _run_both(self, keep: Mapping[str, Bools], repeat: bool) -> _Figures:
+    def _run_both(self, keep: Mapping[str, Bools], repeat: bool) -> Figures:
         """Compare the two models; with `repeat`, a model with itself in another session and another run."""
         kept = kept_positions(self.groups, keep)
         removed, masked = remove(self.axis_graph, kept), mask(self.axis_graph, kept)
@@ -211,12 +202,12 @@ class Prover:
             return error.what.splitlines()[0]
         return None
 
-    def _run_pair(self, masked: ir.Model, removed: ir.Model, kept: Kept, repeat: bool) -> _Figures:
+    def _run_pair(self, masked: ir.Model, removed: ir.Model, kept: Kept, repeat: bool) -> Figures:
         probes = self._probes(kept)
         expected = self._session(masked, probes, {})
         got = self._session(removed, probes, kept)
         cuts = cuts_by_name(kept)  # a foreign operator that a rule knows has smaller inputs and outputs, too
-        worst = _Figures(True, 0.0, 0.0)
+        worst = Figures(True, 0.0, 0.0)
         for feed in self._feeds(expected.extra):
             cut = cut_feed(expected.run(feed), cuts)
             smaller = {name: cut_array(a, cuts.get(opened(name), {})) for name, a in feed.items()}
@@ -289,28 +280,6 @@ class _Running:
         return run(self.session, feed)
 
 
-@dataclass(frozen=True)
-class _Figures:
-    sound: bool
-    max_abs_diff: float
-    max_abs_output: float
-    why: str = ""
-    inner: frozenset[str] = frozenset()
-    branches: frozenset[tuple[str, bool]] = frozenset()
-    unforced: tuple[str, ...] = ()
-
-    def joined(self, other: _Figures) -> _Figures:
-        return _Figures(
-            self.sound and other.sound,
-            max(self.max_abs_diff, other.max_abs_diff),
-            max(self.max_abs_output, other.max_abs_output),
-            self.why or other.why,
-            self.inner | other.inner,
-            self.branches | other.branches,
-            self.unforced + other.unforced,
-        )
-
-
 def _rounding(running: _Running, feed: Feed) -> dict[str, float]:
     """By name, how far results move when the float inputs move by one unit in the last place; none for noise."""
     rng = np.random.default_rng(0)
@@ -326,56 +295,6 @@ def _rounding(running: _Running, feed: Feed) -> dict[str, float]:
         for name, a in before.items()
         if a.dtype.kind == "f" and np.array_equal(a, again[name]) and np.isfinite([a, after[name]]).all()
     }
-
-
-def compare_outputs(
-    expected: Sequence[Feed],
-    got: Sequence[Feed],
-    tolerance: float = TOLERANCE,
-    inner: Collection[str] = (),
-    rounding: Mapping[str, float] | None = None,
-) -> _Figures:
-    """Compare tensors of the masked and the removed model, sample by sample.
-
-    Parameters
-    ----------
-    inner
-        Names that are no graph outputs: they must agree too, but do not enter the figures.
-    rounding
-        By name, how far rounding alone moves a tensor.
-    """
-    figures = _Figures(True, 0.0, 0.0)
-    for left, right in zip(expected, got, strict=True):
-        for name, a in left.items():
-            allowance = ROUNDING * (rounding or {}).get(name, 0.0)
-            result = _compare_tensor(name, a, right[name], tolerance, allowance)
-            if not result.sound:
-                return result
-            if name not in inner:
-                figures = figures.joined(result)
-    return figures
-
-
-def _compare_tensor(
-    name: str, a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], tolerance: float, allowance: float
-) -> _Figures:
-    if a.shape != b.shape:
-        return _Figures(False, 0.0, 0.0, f"{name!r} has shape {b.shape} instead of {a.shape}")
-    if a.dtype.kind != "f":
-        differing = int(np.sum(a != b))
-        sound = differing <= DISCRETE_TOLERANCE * a.size
-        return _Figures(
-            sound, 0.0, 0.0, "" if sound else f"{name!r} differs in {differing} of {a.size} places"
-        )
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    finite = np.isfinite(x)
-    if not np.array_equal(x[~finite], y[~finite], equal_nan=True) or not np.isfinite(y[finite]).all():
-        return _Figures(False, 0.0, 0.0, f"{name!r} is not finite in the same places")
-    top = float(np.abs(x[finite]).max(initial=0.0))
-    diff = float(np.abs(x[finite] - y[finite]).max(initial=0.0))
-    if diff > tolerance * top + allowance:
-        return _Figures(False, diff, top, f"{name!r} differs by {diff:.3g} (largest {top:.3g})")
-    return _Figures(True, diff, top)
 
 
 def as_float32(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -402,7 +321,7 @@ def compare_models(before: ir.Model, after: ir.Model, data: Dataset, provider: s
         `why` is empty where they agree, and has one entry, "outputs", where they do not.
     """
     first, second = (_Running(open_session(to_float32(model), provider), ()) for model in (before, after))
-    worst = _Figures(True, 0.0, 0.0)
+    worst = Figures(True, 0.0, 0.0)
     for number in range(len(data)):
         feed = {name: as_float32(array) for name, array in data.feeds[number].items()}
         expected, got = first.run(feed), second.run(feed)

@@ -117,7 +117,7 @@ def splice(main: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
 
 
 def _taken_out(main: ir.Graph, graph: ir.Graph, branch: ir.Graph) -> list[ir.Node]:
-    """The nodes of a branch, which is left empty, under names that `graph` does not have; initializers go to `main`."""
+    """The nodes of a branch, under names that `graph` does not have; its initializers go to `main`."""
     known = {value.name for value in (*graph.inputs, *main.initializers.values())}
     known |= {value.name for part in graph for value in part.outputs}
     initializers, inner = tuple(branch.initializers.values()), list(branch)

@@ -77,7 +77,8 @@ def _drop_stale_shapes(model: ir.Model) -> None:
     sizes, _ = bind_dims(model.graph.inputs, {})
     found = walk_shapes(model, sizes, lambda node, dims, data: None)
     made = (out for node in model.graph for out in node.outputs if not out.is_graph_output())
-    for value in (*made, *inner_values(model.graph)):
+    inner = set(inner_values(model.graph))
+    for value in (*made, *inner):
         extents = found.get(value)
         if extents is None or value.shape is None:
             continue
@@ -86,7 +87,9 @@ def _drop_stale_shapes(model: ir.Model) -> None:
             isinstance(dim, int) and extent is not None and dim != extent
             for dim, extent in zip(declared, extents, strict=True)
         ):
-            value.shape = None
+            # onnxruntime wants to be told the shapes of what bodies take and return
+            handed = value in inner and (value.is_graph_input() or value.is_graph_output())
+            value.shape = ir.Shape(extents) if handed else None
 
 
 def _restore_inputs(model: ir.Model, origin: Origin) -> None:

@@ -10,7 +10,7 @@ numbers. An axis whose extent changes between two bindings is dynamic. Operators
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +32,7 @@ from onnxprune.model.inferred import (
 )
 from onnxprune.model.iterate import infer_bodies, taken_branch
 from onnxprune.model.nested import inner_values
+from onnxprune.model.walks import changed_axes, changed_values, lost
 
 __all__ = [
     "MAX_DATA",
@@ -122,7 +123,7 @@ def infer_shapes(
     for others in other_sizes(model.graph.inputs, sizes):
         found, values = engine.walk(others)
         turned = inside and any(len(found.get(v, d)) != len(d) for v, d in dims.items() if v not in inside)
-        if turned or _lost(dims, found, inside) or engine.refused - refused:
+        if turned or lost(dims, found, inside) or engine.refused - refused:
             continue
         varying |= changed_values(data, values)
         if elsewhere:  # a condition may agree at two sizes by chance
@@ -180,39 +181,6 @@ def walk_branch(
 ) -> None:
     """Add what a branch of an If makes to the extents and the data of the graph around it, at one binding."""
     _Engine(model, custom).visit_all(branch, sizes, dims, data)
-
-
-def _lost(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims], inside: Container[ir.Value]) -> bool:
-    """Whether the second walk knows less than the first: the model does not fit the other binding.
-
-    What a body makes (`inside`) says nothing: it may be one that does not run then.
-    """
-    return any(
-        value not in other or sum(d is None for d in other[value]) > sum(d is None for d in extents)
-        for value, extents in dims.items()
-        if value not in inside
-    )
-
-
-def changed_axes(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> set[tuple[ir.Value, int]]:
-    """Axes whose extent is not the same at both bindings."""
-    changed: set[tuple[ir.Value, int]] = set()
-    for value, extents in dims.items():
-        theirs = other.get(value, ())
-        if len(theirs) != len(extents):
-            changed.update((value, axis) for axis in range(len(extents)))
-            continue
-        changed.update(
-            (value, axis) for axis, (a, b) in enumerate(zip(extents, theirs, strict=True)) if a != b
-        )
-    return changed
-
-
-def changed_values(
-    data: Mapping[ir.Value, np.ndarray], other: Mapping[ir.Value, np.ndarray]
-) -> frozenset[ir.Value]:
-    """Values that are known at one binding, and not the same at the other."""
-    return frozenset(v for v, array in data.items() if v not in other or not np.array_equal(array, other[v]))
 
 
 class _Engine:

@@ -30,7 +30,8 @@ def _tie_same(op: Op, relations: Relations, values: Sequence[ir.Value | None]) -
     given = [value for value in values if value is not None and (value.name or value.uses())]
     ranks = {op.rank(value) for value in given}
     if len(ranks) > 1 or -1 in ranks:
-        pin_all(op, relations, given, Reason.UNKNOWN_SHAPE)
+        reason = Reason.BODY_EXTENTS if len(ranks - {-1}) > 1 else Reason.UNKNOWN_SHAPE
+        pin_all(op, relations, given, reason)
         return
     if any(value.type is not None and not isinstance(value.type, ir.TensorType) for value in given):
         pin_all(op, relations, given, Reason.SUBGRAPH)  # the elements of a sequence may differ in shape
@@ -42,7 +43,7 @@ def _tie_same(op: Op, relations: Relations, values: Sequence[ir.Value | None]) -
 def _tie_dims(op: Op, relations: Relations, axes: Sequence[Axis]) -> None:
     extents = {op.extent(axis) for axis in axes}
     if len(extents) > 1 or None in extents:
-        reason = Reason.UNKNOWN_SHAPE if None in extents else Reason.BODY_EXTENTS
+        reason = Reason.BODY_EXTENTS if len(extents - {None}) > 1 else Reason.UNKNOWN_SHAPE
         for axis in axes:
             relations.pin(axis, reason)
         return
