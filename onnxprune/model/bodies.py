@@ -14,6 +14,7 @@ from onnxprune.model.nested import bodies_of, every_graph, inner_graphs_of
 
 _INNER = "onnxprune.inner"
 _NAME = "onnxprune.name"
+_UNTYPED = "onnxprune.untyped"
 
 
 def is_inner(value: ir.Value) -> bool:
@@ -42,11 +43,14 @@ def name_apart(graph: ir.Graph) -> None:
     values |= {str(out.name) for node in graph for out in node.outputs}
     nodes = {str(node.name) for node in graph}
     for body in bodies:
-        inner = (*body.inputs, *body.initializers.values(), *(out for n in body for out in n.outputs))
-        for value in dict.fromkeys(inner):
+        held = tuple(body.initializers.values())
+        for value in dict.fromkeys((*body.inputs, *held, *(out for node in body for out in node.outputs))):
+            if value.type is None:
+                value.meta[_UNTYPED] = True
             _rename(graph, value, values)
         for node in body:
             _rename(graph, node, nodes)
+        _reorder(body, held)
 
 
 def _rename(graph: ir.Graph, thing: ir.Value | ir.Node, taken: set[str]) -> None:
@@ -57,6 +61,13 @@ def _rename(graph: ir.Graph, thing: ir.Value | ir.Node, taken: set[str]) -> None
         thing.meta.setdefault(_NAME, name)
         thing.name = fresh(graph, name)
     taken.add(str(thing.name))
+
+
+def _reorder(graph: ir.Graph, held: tuple[ir.Value, ...]) -> None:
+    """Bring initializers back into an order: one that gets another name comes last."""
+    graph.initializers.clear()
+    for value in held:
+        graph.register_initializer(value)
 
 
 def move_initializers_out(graph: ir.Graph) -> None:
@@ -141,13 +152,18 @@ def _restore_names(graph: ir.Graph) -> None:
         if part is graph:
             continue
         seen = [names[other] for other in (*path, *inside[part])]
-        values = (*part.inputs, *part.initializers.values(), *(out for node in part for out in node.outputs))
+        held = tuple(part.initializers.values())
+        values = (*part.inputs, *held, *(out for node in part for out in node.outputs))
+        for value in values:
+            if value.meta.pop(_UNTYPED, False) and value.shape is None:
+                value.type = None
         for thing in (*dict.fromkeys(values), *part):
             old = thing.meta.pop(_NAME, None)
             if old is not None and not any(old in known for known in seen):
                 names[part].discard(str(thing.name))
                 thing.name = old
                 names[part].add(old)
+        _reorder(part, held)
 
 
 def _names(graph: ir.Graph) -> set[str]:

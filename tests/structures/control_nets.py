@@ -14,6 +14,11 @@ HEADER = '<ir_version: 8, opset_import: ["" : {opset}]>\n'
 
 
 def network(text, weights, *, opset=17, seed=0):
+    """The same as `proto_of` makes, as onnx-ir has it."""
+    return ir.from_proto(proto_of(text, weights, opset=opset, seed=seed))
+
+
+def proto_of(text, weights, *, opset=17, seed=0):
     """A model from onnx's text format.
 
     Parameters
@@ -25,7 +30,7 @@ def network(text, weights, *, opset=17, seed=0):
     """
     proto = onnx.parser.parse_model(HEADER.format(opset=opset) + text)
     rng = np.random.default_rng(seed)
-    graphs = {graph.name: graph for graph in _graphs(proto.graph)}
+    graphs = {graph.name: graph for graph in graphs_of(proto.graph)}
     for name, shape in weights.items():
         where, _, own = name.rpartition(":")
         array = (rng.standard_normal(shape) / max(1.0, np.sqrt(shape[-1] if shape else 1))).astype(np.float32)
@@ -34,15 +39,16 @@ def network(text, weights, *, opset=17, seed=0):
         for number, node in enumerate(graph.node):
             node.name = node.name or f"{graph.name}.{node.op_type.lower()}{number}"
     onnx.checker.check_model(proto)
-    return ir.from_proto(proto)
+    return proto
 
 
-def _graphs(graph):
+def graphs_of(graph):
+    """A graph and all bodies in it."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)
+                yield from graphs_of(attribute.g)
 
 
 def units(groups):

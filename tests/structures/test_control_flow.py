@@ -8,7 +8,6 @@ from onnxprune.errors import Reason
 from onnxprune.testing import check_model
 from tests.structures.control_nets import network, units
 
-
 # --- If --------------------------------------------------------------------------------------------------
 
 BRANCHES = """
@@ -21,7 +20,15 @@ main (float[n, 6] x, bool flag) => (float[n, 3] y) {
     y = MatMul (z, b)
 }
 """
-SHAPES = {"a": (6, 8), "b": (7, 3), "yes:w": (8, 5), "yes:v": (5, 7), "no:w": (8, 9), "no:v": (9, 7), "no:c": (7,)}
+SHAPES = {
+    "a": (6, 8),
+    "b": (7, 3),
+    "yes:w": (8, 5),
+    "yes:v": (5, 7),
+    "no:w": (8, 9),
+    "no:v": (9, 7),
+    "no:c": (7,),
+}
 
 
 def test_both_branches_and_what_they_see_from_outside():
@@ -34,7 +41,9 @@ def test_both_branches_and_what_they_see_from_outside():
 
 
 def test_weights_shared_by_both_branches():
-    text = BRANCHES.replace("MatMul (q, v) }", "MatMul (q, shared) }").replace("Gemm (q, v, c)", "Gemm (q, shared, c)")
+    text = BRANCHES.replace("MatMul (q, v) }", "MatMul (q, shared) }").replace(
+        "Gemm (q, v, c)", "Gemm (q, shared, c)"
+    )
     shapes = {**SHAPES, "shared": (5, 7), "no:w": (8, 5)}
     del shapes["yes:v"], shapes["no:v"]
     checked = check_model(network(text, shapes))
@@ -175,7 +184,9 @@ def test_a_state_that_grows():
     """
     checked = check_model(network(text, {"a": (6, 8), "b": (8, 3)}))
     assert units(checked.groups) == {"matmul0": 8}
-    grows = network(text.replace("axis = 0", "axis = 1").replace("[m, 3]", "[2, 8]"), {"a": (6, 8), "b": (32, 8)})
+    grows = network(
+        text.replace("axis = 0", "axis = 1").replace("[m, 3]", "[2, 8]"), {"a": (6, 8), "b": (32, 8)}
+    )
     checked = check_model(grows)
     assert not checked.groups and checked.reason("a[1]") is Reason.UNKNOWN_SHAPE
 
