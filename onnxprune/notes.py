@@ -54,7 +54,10 @@ def warnings_of(
         lines.append(
             f"onnxruntime cannot run {', '.join(soundness.detached)}: the proof covers everything around it"
         )
-    lines += [f"only the branch that the samples take is proven of {name}" for name in soundness.unforced]
+    lines += [
+        f"proven only as far as the samples go, because this does not run: {name}"
+        for name in soundness.unforced
+    ]
     lines += uncounted(opened.analysis)
     if job.mode == "mask":
         lines.append("masked channels are zero but still there: the model is neither smaller nor faster")

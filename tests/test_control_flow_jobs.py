@@ -15,7 +15,6 @@ from structures.control_nets import graphs_of, network, proto_of, units
 import onnxprune
 from onnxprune.errors import GradientError
 from onnxprune.evaluate import soundness
-from onnxprune.evaluate.forced import Choices
 from onnxprune.graph.axes import Axis
 from onnxprune.rules import default_rules
 
@@ -204,7 +203,7 @@ def wrong_in(op_type):
 def test_a_branch_that_no_sample_takes_is_proven(branches, monkeypatch, forced):
     """Only by forcing it: the samples all take the other one."""
     if not forced:
-        monkeypatch.setattr(soundness, "choices_of", lambda graph, kept: Choices())
+        monkeypatch.setattr(soundness, "forced_runs", lambda graph, kept: [])
     report = onnxprune.prune(
         branches,
         ratio=0.5,
@@ -238,22 +237,41 @@ def test_a_branch_that_cannot_run_is_named(tmp_path):
     """
     path = saved(tmp_path, text, {"a": (6, 32), "w": (32, 16), "b": (16, 3)})
     report = onnxprune.prune(path, ratio=0.5, data=feeds([True], 3), criterion="l2").report
-    (line,) = [line for line in report.warnings if "only the branch that the samples take" in line]
-    assert report.target.met and report.soundness.branches == 1 and "'z' = False" in line
+    (line,) = [line for line in report.warnings if line.startswith("proven only as far")]
+    assert report.target.met and report.soundness.branches == 1 and "If 'z' = false" in line
 
 
-def test_an_if_inside_a_loop_is_not_forced(tmp_path):
+def test_an_if_inside_a_loop(tmp_path):
     text = LOOP.replace(
         "        q = Tanh (p)\n",
         """
         one = Constant <value_int = 1> ()
-        odd = Less (i, one)
-        q = If (odd) <then_branch = yes () => (t) { t = Tanh (p) }, else_branch = no () => (t) { t = Relu (p) }>
-    """,
+        first = Less (i, one)
+        q = If (first) <then_branch = yes () => (t) { t = Tanh (p) }, else_branch = no () => (t) { t = Relu (p) }>
+        """,
     )
-    report = onnxprune.prune(saved(tmp_path, text, LOOP_SHAPES), ratio=0.5).report
-    assert report.target.met and report.soundness.branches == 0
-    assert [line for line in report.warnings if line.startswith("only the branch that the samples take")]
+    found = onnxprune.prune(saved(tmp_path, text, LOOP_SHAPES), ratio=0.5).report.soundness
+    assert (found.branches, found.loops, found.unforced) == (2, 0, ())
+
+
+@pytest.mark.parametrize("forced", [True, False])
+def test_a_loop_that_no_sample_enters_is_proven(tmp_path, monkeypatch, forced):
+    """Its number of iterations is an input, zero in all samples."""
+    if not forced:
+        monkeypatch.setattr(soundness, "forced_runs", lambda graph, kept: [])
+    path = saved(tmp_path, counted(), LOOP_SHAPES)
+    data = [{"x": np.ones((2, 6), np.float32), "count": np.array(0)}]
+    options = {"data": data, "criterion": "l2", "rules": wrong_in("Tanh"), "best_effort": True, "slim": False}
+    report = onnxprune.prune(path, ratio=0.5, **options).report
+    rejected = [group.name for group in report.groups if group.id in report.soundness.rejected_groups]
+    assert rejected == (["step.matmul1"] if forced else [])
+    assert report.soundness.loops == (1 if forced else 0)
+
+
+def counted():
+    """The Loop with its number of iterations as an input."""
+    text = LOOP.replace("main (float[n, 6] x)", "main (float[n, 6] x, int64 count)")
+    return text.replace("    count = Constant <value_int = 3> ()\n", "")
 
 
 # --- costs -----------------------------------------------------------------------------------------------
@@ -280,10 +298,7 @@ def test_macs_of_iterations(tmp_path):
 
 
 def test_iterations_that_nobody_knows(tmp_path):
-    text = LOOP.replace("main (float[n, 6] x)", "main (float[n, 6] x, int64 count)").replace(
-        "    count = Constant <value_int = 3> ()\n", ""
-    )
-    path = saved(tmp_path, text, LOOP_SHAPES)
+    path = saved(tmp_path, counted(), LOOP_SHAPES)
     assert onnxprune.analyze(path, bindings={"n": 1}).cost.macs == 6 * 32 + 32 * 3 + 32 * 16 + 16 * 32
     data = [{"x": np.ones((2, 6), np.float32), "count": np.array(2)}]
     report = onnxprune.prune(path, ratio=0.5, data=data, criterion="l2").report

@@ -33,8 +33,8 @@ class Figures:
         The first difference that was too large.
     inner
         Names of tensors inside the model that were compared.
-    branches, unforced
-        As in `onnxprune.evaluate.soundness.Soundness`; by name of the If's first output.
+    branches, loops, unforced
+        As in `onnxprune.evaluate.soundness.Soundness`; by the names of first outputs.
     """
 
     sound: bool
@@ -43,6 +43,7 @@ class Figures:
     why: str = ""
     inner: frozenset[str] = frozenset()
     branches: frozenset[tuple[str, bool]] = frozenset()
+    loops: frozenset[str] = frozenset()
     unforced: tuple[str, ...] = ()
 
     def joined(self, other: Figures) -> Figures:
@@ -54,6 +55,7 @@ class Figures:
             self.why or other.why,
             self.inner | other.inner,
             self.branches | other.branches,
+            self.loops | other.loops,
             self.unforced + other.unforced,
         )
 

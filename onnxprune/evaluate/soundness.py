@@ -22,14 +22,14 @@ from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
 from onnxprune.evaluate.agreement import Feed, Figures, compare_outputs
-from onnxprune.evaluate.forced import choices_of
+from onnxprune.evaluate.forced import forced_runs
 from onnxprune.evaluate.smaller import cut_array, cut_feed, cuts_by_name
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
-from onnxprune.model.branches import force_branches
 from onnxprune.model.convert import to_float32
 from onnxprune.model.detach import detach_foreign, foreign_nodes, opened
+from onnxprune.model.forcing import force
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import RefitError, remove
@@ -57,8 +57,11 @@ class Soundness:
         Nodes that onnxruntime cannot run: the proof covers everything around them.
     branches
         Branches of Ifs that were compared in models that cannot but take them, whatever the samples take.
+    loops
+        Loops of unknown length that were compared in models in which they run twice.
     unforced
-        Ifs, or branches, of which only what the samples take was compared, and why.
+        Models of these kinds that do not run on the samples, and why: of what they force, only what the samples
+        take was compared.
     samples
         Inputs on which the models were compared.
     tier
@@ -75,6 +78,7 @@ class Soundness:
     inner: int = 0
     why: Mapping[str, str] = field(default_factory=dict)
     branches: int = 0
+    loops: int = 0
     unforced: tuple[str, ...] = ()
 
 
@@ -128,6 +132,7 @@ class Prover:
             len(figures.inner),
             why,
             len(figures.branches),
+            len(figures.loops),
             tuple(dict.fromkeys(figures.unforced)),
         )
 
@@ -177,18 +182,16 @@ class Prover:
         kept = kept_positions(self.groups, keep)
         removed, masked = remove(self.axis_graph, kept), mask(self.axis_graph, kept)
         worst = self._run_pair(masked, removed, kept, repeat)
-        choices = choices_of(self.axis_graph, kept)
-        unforced = [f"{name} (it is inside a loop, or decides how long one goes on)" for name in choices.left]
-        for taken in choices.runs if worst.sound else ():
-            one, other = (force_branches(model, taken) for model in (masked, removed))
+        unforced = []
+        for forced in forced_runs(self.axis_graph, kept) if worst.sound else ():
+            one, other = (force(model, forced) for model in (masked, removed))
             why = self._refused(one)
             if why is not None:
-                unforced.append(
-                    f"{', '.join(f'{name!r} = {value}' for name, value in taken.items())} ({why})"
-                )
+                unforced.append(f"{forced}: {why}")
                 continue
             result = self._run_pair(one, other, kept, repeat)
-            worst = replace(worst.joined(result), branches=worst.branches | set(taken.items()))
+            branches = worst.branches | set(forced.taken.items())
+            worst = replace(worst.joined(result), branches=branches, loops=worst.loops | forced.loops)
         return replace(worst, unforced=tuple(unforced))
 
     def _refused(self, masked: ir.Model) -> str | None:

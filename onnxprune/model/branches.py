@@ -6,13 +6,12 @@ so is the branch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
 
 from onnxprune.model import edit
-from onnxprune.model.iterate import branches_of, is_if, taken_branch
+from onnxprune.model.iterate import taken_branch
 from onnxprune.model.nested import detach, every_graph, every_node
 from onnxprune.model.normalize import lift_constants
 from onnxprune.model.shapes import Custom, Shapes, changed_axes, changed_values, walk_branch
@@ -42,24 +41,6 @@ def decide_branches(model: ir.Model, shapes: Shapes) -> bool:
     for graph in every_graph(model.graph) if decided else ():
         lift_constants(graph)
     return bool(decided)
-
-
-def force_branches(model: ir.Model, taken: Mapping[str, bool]) -> ir.Model:
-    """A copy of a model in which some Ifs do not choose: of the branches that each has one comes in its place.
-
-    Parameters
-    ----------
-    model
-        Normalised; not mutated.
-    taken
-        By the name of an If's first output, whether its condition holds. The other Ifs stay as they are.
-    """
-    model = model.clone()
-    for node in list(every_node(model.graph)):
-        name = str(node.outputs[0].name) if node.outputs else ""
-        if is_if(node) and name in taken:
-            splice(model.graph, node, branches_of(node)[0 if taken[name] else 1])
-    return model
 
 
 def _taken(node: ir.Node, shapes: Shapes) -> ir.Graph | None:
