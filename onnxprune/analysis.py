@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from onnxprune.allocate.cost import Cost, CostModel, inner_weights
+from onnxprune.allocate.cost import Cost, CostModel
 from onnxprune.errors import ModelError, OnnxPruneError, Reason, UsageError
 from onnxprune.graph.axes import Axis
 from onnxprune.graph.build import AxisGraph, build_axis_graph
@@ -17,7 +17,7 @@ from onnxprune.graph.ranking import ATTENTION
 from onnxprune.model.branches import decide_branches
 from onnxprune.model.check import check
 from onnxprune.model.io import LoadedModel, load
-from onnxprune.model.normalize import normalize
+from onnxprune.model.normalize import fold, normalize
 from onnxprune.model.origin import twins
 from onnxprune.model.shapes import infer_shapes
 from onnxprune.rules import RuleTable, default_rules
@@ -128,12 +128,12 @@ class Analysis:
             if v in inside and v.const_value is not None
         }
         touched = {use.axis for g in self.partition.groups for use in g.axes}
-        macs = 0.0
-        for (number, term), cost in zip(self.costs.node_terms, self.costs.term_macs(), strict=True):
+        macs, every = 0.0, self.costs.term_macs()
+        for (number, term), cost in zip(self.costs.node_terms, every, strict=True):
             weights = set(graph.ops[number].node.inputs) & inside
             if weights or any(axis in touched for axis in term.axes):
                 macs += cost
-        return Coverage(_share(sum(sizes.values()), self.cost.params), _share(macs, self.cost.macs))
+        return Coverage(_share(sum(sizes.values()), self.cost.params), _share(macs, sum(every)))
 
     @cached_property
     def blocked(self) -> tuple[Blocked, ...]:
@@ -167,9 +167,6 @@ class Analysis:
             counted.add(number)
             found.setdefault((reason, where), []).append((label, value.const_value.size, cost))
         blocked = [
-            Blocked(Reason.SUBGRAPH, where, (where,), size, 0) for where, size in inner_weights(graph).items()
-        ]
-        blocked += [
             Blocked(
                 reason,
                 where,
@@ -256,6 +253,7 @@ def _analyze(
     table = rules or default_rules()
     shapes = infer_shapes(graph, bindings, table.infer)
     while decide_branches(graph, shapes):
+        fold(graph.graph)  # weights that only the branch reads that is taken
         shapes = infer_shapes(graph, bindings, table.infer)
     unknown = sorted(set(bindings or {}) - set(shapes.bindings))
     if unknown:

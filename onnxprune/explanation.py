@@ -16,6 +16,7 @@ from onnxprune.errors import UsageError
 from onnxprune.graph.axes import Axis, Barrier
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.explain import Step, path_between, path_to_barrier
+from onnxprune.model.nested import bodies_of, every_node
 from onnxprune.report.tables import plural
 
 _ENDS = 3
@@ -109,8 +110,8 @@ def _find(analysis: Analysis, name: str) -> list[Axis]:
     model = graph.model.graph
     for value in (*model.inputs, *model.initializers.values()):
         values.setdefault(str(value.name), []).append(value)
-    for node in model:
-        for value in node.outputs:
+    for node in every_node(model):
+        for value in (*node.outputs, *(given for body in bodies_of(node) for given in body.inputs)):
             values.setdefault(str(value.name), []).append(value)
         mine = [v for v in node.inputs if v is not None and v.const_value is not None]
         values.setdefault(str(node.name), []).extend([*node.outputs, *mine])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxprune.allocate.bodies import iterations
 from onnxprune.analysis import Analysis
 from onnxprune.choosing.choices import Choices
 from onnxprune.choosing.evidence import Evidence
@@ -53,9 +54,23 @@ def warnings_of(
         lines.append(
             f"onnxruntime cannot run {', '.join(soundness.detached)}: the proof covers everything around it"
         )
+    lines += [
+        f"proven only as far as the samples go, because this does not run: {name}"
+        for name in soundness.unforced
+    ]
+    lines += uncounted(opened.analysis)
     if job.mode == "mask":
         lines.append("masked channels are zero but still there: the model is neither smaller nor faster")
     return tuple(lines)
+
+
+def uncounted(analysis: Analysis) -> list[str]:
+    """Loops of which nobody knows how often they run, in one line."""
+    graph = analysis.axis_graph
+    names = [op.label for op in graph.ops if op.bodies and iterations(op) is None]
+    if not names:
+        return []
+    return [f"how often {', '.join(names)} runs its body is not known: its MACs count once"]
 
 
 def _has_metric(opened: Opened, measured: Measurements) -> bool:

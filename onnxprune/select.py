@@ -114,8 +114,8 @@ def _some(names: Sequence[str], most: int = 8) -> str:
 
 
 def _all_names(axis_graph: AxisGraph) -> set[str]:
-    graph = axis_graph.model.graph
-    return {node.name for node in graph if node.name} | {str(name) for name in graph.initializers}
+    nodes = {op.node.name for op in axis_graph.ops if op.node.name}
+    return nodes | {str(name) for name in axis_graph.model.graph.initializers}
 
 
 def _names(axis_graph: AxisGraph, group: Group) -> set[str]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.allocate.bodies import Place, places, with_choices
 from onnxprune.allocate.twins import TwinVectors
 from onnxprune.graph.axes import Axis, Bools, Index
 from onnxprune.graph.build import AxisGraph
@@ -111,9 +112,8 @@ class CostModel:
     Attributes
     ----------
     full
-        Cost of the whole model. MACs inside the bodies of If, Loop and Scan are not counted; parameters are.
-    inner_params
-        Elements of float initializers that only such bodies use.
+        Cost of the whole model. Of an If, the branch with more MACs counts; of a Loop or a Scan, every iteration
+        (see `onnxprune.allocate.bodies`).
     latency
         What run time is predicted by; None where nothing was measured.
     """
@@ -129,13 +129,17 @@ class CostModel:
         self._divisors = self._number_divisors()
         self._base = np.concatenate([self._base, [1.0 / blocks for _, blocks in self._divisors]])
         self.node_terms: list[tuple[int, Term]] = []
+        inside = places(axis_graph)
         for number, op in enumerate(axis_graph.ops):
             rule = axis_graph.rules.of(op.node)
             if rule is not None and all(v is None or op.dims(v) is not None for v in op.node.inputs):
-                self.node_terms.extend((number, term) for term in rule.macs(op))
-        self._macs = self.terms([term for _, term in self.node_terms])
+                terms = rule.macs(op)
+                if (place := inside.get(op.node)) is not None:
+                    terms = [Term(place.times * term.factor, term.axes) for term in terms]
+                self.node_terms.extend((number, term) for term in terms)
+        self._every = self.terms([term for _, term in self.node_terms])
+        self._macs = self._chosen(inside) if inside else self._every
         self._params = self.terms([self._size(value) for value in axis_graph.parameters])
-        self.inner_params = sum(inner_weights(axis_graph).values())
         self._twins = TwinVectors(axis_graph, partition)
         self._uses = {group.id: self._unit_counts(group) for group in partition.groups}
         self._blocks_gone = {group.id: self._whole_blocks(group) for group in partition.groups}
@@ -144,9 +148,9 @@ class CostModel:
     def cost(self, keep: Mapping[str, Bools]) -> Cost:
         """Cost when each group keeps the flagged units; groups that are not named keep all."""
         extent = self.extents(keep)
-        params = self._params.total(extent) + self.inner_params - self._twins.surplus(keep)
+        params = self._params.total(extent) - self._twins.surplus(keep)
         latency = 0.0 if self.latency is None else self.latency.total(extent)
-        return Cost(self._macs.total(extent), params, latency)
+        return Cost(round(self._macs.total(extent)), params, latency)
 
     def timed(self, latency: Amount) -> CostModel:
         """The same model with a prediction of its run time."""
@@ -202,8 +206,8 @@ class CostModel:
         return self.full - self.cost({group.id: flags})
 
     def term_macs(self) -> list[float]:
-        """MACs of the whole model per entry of `node_terms`."""
-        return [float(macs) for macs in self._macs.each(self._base)]
+        """MACs of the whole model per entry of `node_terms`; both branches of an If have theirs."""
+        return [float(macs) for macs in self._every.each(self._base)]
 
     def node_macs(self) -> dict[int, float]:
         """MACs of the whole model per node number."""
@@ -229,6 +233,14 @@ class CostModel:
     def places(self, group: Group) -> Index:
         """Places in the extents where a group has positions."""
         return self._uses[group.id][0]
+
+    def _chosen(self, inside: Mapping[ir.Node, Place]) -> Amount:
+        """MACs of a run, of the costlier branch of every If."""
+        parts: dict[tuple[tuple[ir.Node, int], ...], list[Term]] = {}
+        for number, term in self.node_terms:
+            place = inside.get(self._axis_graph.ops[number].node, Place())
+            parts.setdefault(place.taken, []).append(term)
+        return with_choices({taken: self.terms(terms) for taken, terms in parts.items()}, self.terms([]))
 
     def _class(self, axis: Axis) -> int:
         return int(self._layout.klass[self._layout.number[axis]]) + 1
@@ -291,32 +303,11 @@ class CostModel:
         return Terms(np.array(factors, float), np.array(classes, np.int64), np.array(start, np.int64))
 
 
-def inner_weights(axis_graph: AxisGraph) -> dict[str, int]:
-    """Elements of float weights that only the bodies of If, Loop and Scan use, per node with such bodies."""
-    sizes: dict[str, int] = {}
-    for value, op in inner_values(axis_graph).items():
-        if value.const_value is not None:
-            sizes[op.label] = sizes.get(op.label, 0) + value.const_value.size
-    return sizes
-
-
 def inner_values(axis_graph: AxisGraph) -> dict[ir.Value, Op]:
-    """Float weights that only the bodies of If, Loop and Scan use, and the first node whose body does."""
-    counted: set[ir.Value] = set(axis_graph.parameters)
-    found: dict[ir.Value, Op] = {}
-    for op in axis_graph.ops:
-        graphs = [g for attr in op.node.attributes.values() for g in _graphs(attr)]
-        for graph in graphs:
-            used = [v for node in graph.all_nodes() for v in node.inputs if v is not None]
-            for value in (*used, *graph.initializers.values()):
-                data = value.const_value
-                if value not in counted and data is not None and data.dtype.is_floating_point():
-                    counted.add(value)
-                    found[value] = op
-    return found
-
-
-def _graphs(attr: ir.Attr) -> list[ir.Graph]:
-    if attr.type == ir.AttributeType.GRAPH:
-        return [attr.as_graph()]
-    return list(attr.as_graphs()) if attr.type == ir.AttributeType.GRAPHS else []
+    """Float weights that bodies use first, and the node of the main graph that each is used inside of."""
+    inner = axis_graph.inner_ops
+    return {
+        value: inner[parameter.op]
+        for value, parameter in axis_graph.parameters.items()
+        if parameter.op in inner
+    }

@@ -156,6 +156,8 @@ class Evidence:
 
     def shows(self, group: Group) -> bool:
         """Whether `change` sees it when units of a group go."""
+        if any(use.axis in self.analysis.axis_graph.inner_sinks for use in group.axes):
+            return False
         products = self.products_of(group) if self.refits else []
         return any(isinstance(product.route, Route) for product, _ in products) or bool(self.layers(group))
 
@@ -241,8 +243,11 @@ class Evidence:
     def elimination(self, group: Group, order: Index | None = None) -> Elimination | None:
         """The order in which a group's units go at the least cost, or the errors of another order.
 
-        None where no linear map consumes them, and no product of two activations sums over them.
+        None where no linear map consumes them, and no product of two activations sums over them, or where a layer
+        inside a body does.
         """
+        if any(use.axis in self.analysis.axis_graph.inner_sinks for use in group.axes):
+            return None
         products = self.products_of(group)
         turned = [pair for pair in products if pair[0].turns and self.refits]
         deciding = self._parts(group, [pair for pair in products if not (pair[0].turns and self.refits)])
@@ -302,6 +307,8 @@ class Evidence:
         layers are not refitted.
         """
         if self.products_of(group) or not self.refits:
+            return None
+        if any(use.axis in self.analysis.axis_graph.inner_sinks for use in group.axes):
             return None
         parts = [
             (layer.matrix(), self.statistics[layer.weight].moments.covariance, unit)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from onnxprune.choosing.evidence import Evidence
 from onnxprune.criteria import AnyCriterion, CombinedCriterion, CriterionTable, data_missing, default_criteria
 from onnxprune.criteria.criterion import extra
 from onnxprune.criteria.gather import unit_weights
-from onnxprune.criteria.unit_gradients import KINDS, LOGITS
+from onnxprune.criteria.unit_gradients import KINDS, LOGITS, MASKS
 from onnxprune.errors import Reason, UsageError
 from onnxprune.graph.groups import Group
 from onnxprune.job import Job
@@ -112,19 +113,23 @@ def score_groups(
         mine = [group for name, group in analysis.groups.items() if name not in excluded]
         learned = learn_masks(evidence.differentiation, mine, choices.target.dropped)
     scorer = _Scorer(analysis, choices, criterion, evidence, np.random.default_rng(choices.seed), learned)
+    unseen = _unseen(analysis, criterion) if evidence is not None else set()
     ladders: list[Ladder] = []
+    by_weights: list[int] = []
     for number, (group_id, group) in enumerate(analysis.groups.items()):
         if progress is not None:
             progress(number, len(analysis.groups))
         if group_id in excluded:
             continue
-        ladder = scorer.by_score(group)
+        ladder = scorer.by_weight(group) if group_id in unseen else scorer.by_score(group)
         if ladder is None:
             excluded[group_id] = Reason.NO_SCORE
         elif not ladder.most:
             excluded[group_id] = Reason.TOO_NARROW
         else:
+            by_weights += [len(ladders)] if group_id in unseen else []
             ladders.append(scorer.with_loss(ladder, name))
+    ladders = _on_one_scale(ladders, by_weights)
     if analysis.groups and all(reason is Reason.NO_SCORE for reason in excluded.values()) and not ladders:
         raise UsageError(
             f"the criterion {criterion.name} reads {', '.join(sorted(criterion.kinds))} parameters, "
@@ -132,12 +137,52 @@ def score_groups(
             "Is there another criterion that reads what they have? bn-scale needs BatchNormalization nodes that "
             "are not folded.",
         )
-    notes: tuple[str, ...] = ()
-    if evidence is not None and criterion.kinds & (KINDS - {LOGITS}):
-        notes += (evidence.differentiated,)
-    if learned is not None and learned.masks is not None:
-        notes += (learned.sentence("units"),)
+    notes = _notes(criterion, evidence, learned, [ladders[number].group.name for number in by_weights])
     return Scored(tuple(ladders), excluded, units, name, notes)
+
+
+def _notes(
+    criterion: AnyCriterion,
+    evidence: Evidence | None,
+    learned: LearnedMasks | None,
+    by_weights: Sequence[str],
+) -> tuple[str, ...]:
+    """What the report should say about the scores; `by_weights` names the groups that went by their weights."""
+    notes = []
+    if evidence is not None and criterion.kinds & (KINDS - {LOGITS}):
+        notes.append(evidence.differentiated)
+    if learned is not None and learned.masks is not None:
+        notes.append(learned.sentence("units"))
+    if by_weights:
+        notes.append(
+            f"{criterion.name} looks at what layers see, which no session shows inside the bodies of If, Loop "
+            f"and Scan: {', '.join(by_weights)} went by {WITHOUT_DATA}, scaled to the mean score of the others"
+        )
+    return tuple(notes)
+
+
+def _unseen(analysis: Analysis, criterion: AnyCriterion) -> set[str]:
+    """Groups that layers inside bodies consume, where the criterion looks at what those see."""
+    inside = analysis.axis_graph.inner_sinks
+    looks = (criterion.kinds - KINDS) or criterion.kinds & {MASKS}
+    if not criterion.needs_data or not looks or not inside:
+        return set()
+    groups = analysis.groups.items()
+    return {name for name, group in groups if any(use.axis in inside for use in group.axes)}
+
+
+def _on_one_scale(ladders: Sequence[Ladder], others: Sequence[int]) -> list[Ladder]:
+    """Ladders of which some were scored by another criterion: these get the mean score of the first."""
+    mine = [ladder.scores for number, ladder in enumerate(ladders) if number not in others]
+    if not mine or not others:
+        return list(ladders)
+    mean = float(np.concatenate(mine).mean())
+    return [
+        replace(ladder, scores=ladder.scores * mean / max(float(ladder.scores.mean()), TINY))
+        if number in others
+        else ladder
+        for number, ladder in enumerate(ladders)
+    ]
 
 
 def resolve(criterion: str, has_data: bool) -> str:
@@ -233,8 +278,17 @@ class _Scorer:
         scores = self.criterion.score(
             members, normalize=normalize, rng=self.rng, activations=seen, **extra(self.criterion, gradients)
         )
-        if scores is None:
-            return None
+        return None if scores is None else self._ladder(group, scores)
+
+    def by_weight(self, group: Group) -> Ladder | None:
+        """The ladder of the criterion that needs no data."""
+        criterion = find_criterion(WITHOUT_DATA, None)
+        members = unit_weights(self.analysis.axis_graph, group)
+        normalize = self.choices.scope in RANKED
+        scores = criterion.score(members, normalize=normalize, rng=self.rng)
+        return None if scores is None else self._ladder(group, scores)
+
+    def _ladder(self, group: Group, scores: Any) -> Ladder:
         return build_ladder(
             group,
             np.asarray(scores, np.float64),

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.allocate.cost import inner_values
 from onnxprune.calibrate.checks import did_you_mean
 from onnxprune.controllers.batchnorm import adapt_batchnorm, first_batches, norms_of
 from onnxprune.controllers.controller import CompressionController, Cut, Source
@@ -270,10 +269,6 @@ class BaseSparsityAlgoController(CompressionController):
             total, zeros = total + data.size, zeros + gone
             if layer is not None:
                 rows.append((layer, gone))
-        for value in inner_values(graph):  # of the bodies of If, Loop and Scan
-            if value.const_value is not None:
-                array = np.asarray(value.const_value.numpy())
-                total, zeros = total + array.size, zeros + int((array == 0).sum())
         total = max(total, 1)
         size = sum(layer.grid.size for layer, _ in rows)
         return SparsifiedModelStatistics(

@@ -10,8 +10,8 @@ how far the masked model's results move when its inputs move by one unit in the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,27 +21,20 @@ from onnxprune.calibrate.dataset import Dataset, InputSpec, input_specs
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
+from onnxprune.evaluate.agreement import Feed, Figures, compare_outputs
+from onnxprune.evaluate.forced import forced_runs
 from onnxprune.evaluate.smaller import cut_array, cut_feed, cuts_by_name
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
 from onnxprune.model.convert import to_float32
 from onnxprune.model.detach import detach_foreign, foreign_nodes, opened
+from onnxprune.model.forcing import force
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import RefitError, remove
 
 log = logging.getLogger(__name__)
-
-Feed = Mapping[str, np.ndarray[Any, Any]]
-TOLERANCE = 1e-4
-"""Largest difference, as a share of the largest output."""
-
-ROUNDING = 4.0
-"""How many times the measured rounding a difference may exceed the tolerance by."""
-
-DISCRETE_TOLERANCE = 1e-3
-"""Share of integers or booleans that may differ: the last digit of a float decides some argmax."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +55,13 @@ class Soundness:
         For each of them, where the models differed.
     detached
         Nodes that onnxruntime cannot run: the proof covers everything around them.
+    branches
+        Branches of Ifs that were compared in models that cannot but take them, whatever the samples take.
+    loops
+        Loops of unknown length that were compared in models in which they run twice.
+    unforced
+        Models of these kinds that do not run on the samples, and why: of what they force, only what the samples
+        take was compared.
     samples
         Inputs on which the models were compared.
     tier
@@ -77,6 +77,9 @@ class Soundness:
     tier: str = "synthetic"
     inner: int = 0
     why: Mapping[str, str] = field(default_factory=dict)
+    branches: int = 0
+    loops: int = 0
+    unforced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,16 @@ class Prover:
             detached,
             len(self.data),
             self.data.tier,
-            len(self._probes(kept_positions(self.groups, accepted)).keys() - self._outputs()),
+            len(figures.inner),
             why,
+            len(figures.branches),
+            len(figures.loops),
+            tuple(dict.fromkeys(figures.unforced)),
         )
 
     def _bisect(
-        self, keep: Mapping[str, Bools], names: Sequence[str], failure: _Figures
-    ) -> tuple[dict[str, Bools], _Figures, dict[str, str]]:
+        self, keep: Mapping[str, Bools], names: Sequence[str], failure: Figures
+    ) -> tuple[dict[str, Bools], Figures, dict[str, str]]:
         """Groups that are sound together, their figures, and why the others are not."""
         figures = self._compare({}, repeat=True)
         if not figures.sound:
@@ -143,7 +149,7 @@ class Prover:
         accepted: dict[str, Bools] = {}
         rejected: dict[str, str] = {}
 
-        def add(part: Sequence[str], result: _Figures) -> None:
+        def add(part: Sequence[str], result: Figures) -> None:
             nonlocal figures
             if result.sound:
                 accepted.update({name: keep[name] for name in part})
@@ -159,27 +165,52 @@ class Prover:
         add(names, failure)
         return accepted, figures, rejected
 
-    def _compare(self, keep: Mapping[str, Bools], *, repeat: bool = False) -> _Figures:
+    def _compare(self, keep: Mapping[str, Bools], *, repeat: bool = False) -> Figures:
         self.progress(f"comparing masked and removed ({len(keep)} groups)")
         try:
             return self._run_both(keep, repeat)
         except RefitError as error:
-            return _Figures(False, 0.0, 0.0, str(error))
+            return Figures(False, 0.0, 0.0, str(error))
         except Exception as error:
             if not keep:  # the model as it is
                 raise
             log.info("masking or removing failed", exc_info=True)
-            return _Figures(False, 0.0, 0.0, f"{type(error).__name__}: {error}")
+            return Figures(False, 0.0, 0.0, f"{type(error).__name__}: {error}")
 
-    def _run_both(self, keep: Mapping[str, Bools], repeat: bool) -> _Figures:
+    def _run_both(self, keep: Mapping[str, Bools], repeat: bool) -> Figures:
         """Compare the two models; with `repeat`, a model with itself in another session and another run."""
         kept = kept_positions(self.groups, keep)
+        removed, masked = remove(self.axis_graph, kept), mask(self.axis_graph, kept)
+        worst = self._run_pair(masked, removed, kept, repeat)
+        unforced = []
+        for forced in forced_runs(self.axis_graph, kept) if worst.sound else ():
+            one, other = (force(model, forced) for model in (masked, removed))
+            why = self._refused(one)
+            if why is not None:
+                unforced.append(f"{forced}: {why}")
+                continue
+            result = self._run_pair(one, other, kept, repeat)
+            branches = worst.branches | set(forced.taken.items())
+            worst = replace(worst.joined(result), branches=branches, loops=worst.loops | forced.loops)
+        return replace(worst, unforced=tuple(unforced))
+
+    def _refused(self, masked: ir.Model) -> str | None:
+        """Why a model whose Ifs were forced does not run, if it does not: a branch may not fit the inputs."""
+        try:
+            running = self._session(masked, {}, {})
+            for feed in self._feeds(running.extra):
+                running.run(feed)
+        except ModelError as error:
+            log.info("a branch that was forced does not run", exc_info=True)
+            return error.what.splitlines()[0]
+        return None
+
+    def _run_pair(self, masked: ir.Model, removed: ir.Model, kept: Kept, repeat: bool) -> Figures:
         probes = self._probes(kept)
-        removed = remove(self.axis_graph, kept)
-        expected = self._session(mask(self.axis_graph, kept), probes, {})
+        expected = self._session(masked, probes, {})
         got = self._session(removed, probes, kept)
         cuts = cuts_by_name(kept)  # a foreign operator that a rule knows has smaller inputs and outputs, too
-        worst = _Figures(True, 0.0, 0.0)
+        worst = Figures(True, 0.0, 0.0)
         for feed in self._feeds(expected.extra):
             cut = cut_feed(expected.run(feed), cuts)
             smaller = {name: cut_array(a, cuts.get(opened(name), {})) for name, a in feed.items()}
@@ -191,7 +222,7 @@ class Prover:
                 result = compare_outputs([cut], [small], inner=inner, rounding=_rounding(expected, feed))
             if not result.sound:
                 return result
-            worst = worst.joined(result)
+            worst = replace(worst.joined(result), inner=frozenset(inner & small.keys()))
         return worst
 
     def _outputs(self) -> set[str]:
@@ -252,22 +283,6 @@ class _Running:
         return run(self.session, feed)
 
 
-@dataclass(frozen=True)
-class _Figures:
-    sound: bool
-    max_abs_diff: float
-    max_abs_output: float
-    why: str = ""
-
-    def joined(self, other: _Figures) -> _Figures:
-        return _Figures(
-            self.sound and other.sound,
-            max(self.max_abs_diff, other.max_abs_diff),
-            max(self.max_abs_output, other.max_abs_output),
-            self.why or other.why,
-        )
-
-
 def _rounding(running: _Running, feed: Feed) -> dict[str, float]:
     """By name, how far results move when the float inputs move by one unit in the last place; none for noise."""
     rng = np.random.default_rng(0)
@@ -283,56 +298,6 @@ def _rounding(running: _Running, feed: Feed) -> dict[str, float]:
         for name, a in before.items()
         if a.dtype.kind == "f" and np.array_equal(a, again[name]) and np.isfinite([a, after[name]]).all()
     }
-
-
-def compare_outputs(
-    expected: Sequence[Feed],
-    got: Sequence[Feed],
-    tolerance: float = TOLERANCE,
-    inner: Collection[str] = (),
-    rounding: Mapping[str, float] | None = None,
-) -> _Figures:
-    """Compare tensors of the masked and the removed model, sample by sample.
-
-    Parameters
-    ----------
-    inner
-        Names that are no graph outputs: they must agree too, but do not enter the figures.
-    rounding
-        By name, how far rounding alone moves a tensor.
-    """
-    figures = _Figures(True, 0.0, 0.0)
-    for left, right in zip(expected, got, strict=True):
-        for name, a in left.items():
-            allowance = ROUNDING * (rounding or {}).get(name, 0.0)
-            result = _compare_tensor(name, a, right[name], tolerance, allowance)
-            if not result.sound:
-                return result
-            if name not in inner:
-                figures = figures.joined(result)
-    return figures
-
-
-def _compare_tensor(
-    name: str, a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], tolerance: float, allowance: float
-) -> _Figures:
-    if a.shape != b.shape:
-        return _Figures(False, 0.0, 0.0, f"{name!r} has shape {b.shape} instead of {a.shape}")
-    if a.dtype.kind != "f":
-        differing = int(np.sum(a != b))
-        sound = differing <= DISCRETE_TOLERANCE * a.size
-        return _Figures(
-            sound, 0.0, 0.0, "" if sound else f"{name!r} differs in {differing} of {a.size} places"
-        )
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    finite = np.isfinite(x)
-    if not np.array_equal(x[~finite], y[~finite], equal_nan=True) or not np.isfinite(y[finite]).all():
-        return _Figures(False, 0.0, 0.0, f"{name!r} is not finite in the same places")
-    top = float(np.abs(x[finite]).max(initial=0.0))
-    diff = float(np.abs(x[finite] - y[finite]).max(initial=0.0))
-    if diff > tolerance * top + allowance:
-        return _Figures(False, diff, top, f"{name!r} differs by {diff:.3g} (largest {top:.3g})")
-    return _Figures(True, diff, top)
 
 
 def as_float32(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -359,7 +324,7 @@ def compare_models(before: ir.Model, after: ir.Model, data: Dataset, provider: s
         `why` is empty where they agree, and has one entry, "outputs", where they do not.
     """
     first, second = (_Running(open_session(to_float32(model), provider), ()) for model in (before, after))
-    worst = _Figures(True, 0.0, 0.0)
+    worst = Figures(True, 0.0, 0.0)
     for number in range(len(data)):
         feed = {name: as_float32(array) for name, array in data.feeds[number].items()}
         expected, got = first.run(feed), second.run(feed)

@@ -6,12 +6,12 @@ nodes on the way are visited, and only gradients that somebody needs are built.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
 from onnxprune.errors import UsageError
-from onnxprune.gradients.branches import BRANCHES, branches_of, is_if, rename, settle_branches
+from onnxprune.gradients.branches import BRANCHES, rename, settle_branches
 from onnxprune.gradients.losses import Loss
 from onnxprune.gradients.lower import lower_nodes
 from onnxprune.gradients.order import put_targets_last
@@ -20,6 +20,8 @@ from onnxprune.gradients.scope import Scope
 from onnxprune.gradients.wrt import Target, UnitMask, find_values, gradient_name, is_float, mask_gradient
 from onnxprune.model import edit
 from onnxprune.model.branches import infer_branch
+from onnxprune.model.iterate import branches_of, is_if
+from onnxprune.model.nested import read_by
 from onnxprune.model.shapes import Shapes
 from onnxprune.rules import Op, RuleTable, default_rules
 from onnxprune.rules.backward import Backward
@@ -182,7 +184,7 @@ class _Walk:
         version = self._model.opset_imports.get(node.domain, 1)
         op = Op(node, self._shapes, version)
         rule = self._rules.of(node)
-        if is_if(node) and rule is None:
+        if is_if(node) and (rule is None or rule.vjp is None):
             self._choose(node, gradients, wanted)
             return
         if rule is None or rule.vjp is None:
@@ -253,17 +255,3 @@ def _between(nodes: Sequence[ir.Node], targets: set[ir.Value], ends: set[ir.Valu
         if any(value in moving for value in read_by(node)):
             moving.update(out for out in node.outputs if out in leading and is_float(out))
     return moving
-
-
-def read_by(node: ir.Node) -> Iterator[ir.Value]:
-    """The values that a node reads, those of its subgraphs included."""
-    yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) and not attribute.is_ref():
-            graphs = (
-                [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
-            )
-            for graph in graphs:
-                for inner in graph.all_nodes():
-                    yield from (value for value in inner.inputs if value is not None)
-                yield from graph.outputs

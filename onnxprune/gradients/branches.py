@@ -12,20 +12,11 @@ import onnx_ir as ir
 
 from onnxprune.model import edit
 from onnxprune.model.branches import decide_branches
+from onnxprune.model.iterate import branches_of, is_if
 from onnxprune.model.normalize import lift_constants
 from onnxprune.model.shapes import Custom, Shapes, infer_shapes
 
 BRANCHES = ("then_branch", "else_branch")
-
-
-def is_if(node: ir.Node) -> bool:
-    """Whether a node chooses between two graphs."""
-    return node.op_type == "If" and node.domain in ("", "ai.onnx")
-
-
-def branches_of(node: ir.Node) -> list[ir.Graph]:
-    """The two graphs of an If."""
-    return [node.attributes[name].as_graph() for name in BRANCHES]
 
 
 def move_weights_out(graph: ir.Graph) -> None:
@@ -60,9 +51,9 @@ def settle_branches(model: ir.Model, bindings: Mapping[str, int] | None, custom:
     Shapes
         Of the model, those of what other Ifs make included.
     """
-    shapes = infer_shapes(model, bindings, custom, branches=True)
+    shapes = infer_shapes(model, bindings, custom)
     while decide_branches(model, shapes):
-        shapes = infer_shapes(model, bindings, custom, branches=True)
+        shapes = infer_shapes(model, bindings, custom)
     return shapes
 
 

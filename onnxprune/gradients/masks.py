@@ -77,7 +77,12 @@ def unit_masks(axis_graph: AxisGraph, groups: Iterable[Group], *, by_sample: boo
     masks: dict[str, tuple[UnitMask, ...]] = {}
     for group in groups:
         found: list[UnitMask] = []
-        lies = [(use, value) for use in group.axes for value in places.get(use.axis, ())]
+        lies = [
+            (use, value)
+            for use in group.axes
+            for value in places.get(use.axis, ())
+            if value.graph is clone.model.graph  # nothing is known outside of what is inside a body
+        ]
         for use, value in lies:
             samples = sample_axis(axis_graph, use.axis) if by_sample else None
             name = group.id if len(lies) == 1 else f"{group.id}/{len(found)}"
@@ -147,7 +152,8 @@ def unit_factors(axis_graph: AxisGraph, groups: Iterable[Group]) -> Factored:
     groups = list(groups)
     clone = clone_model(axis_graph.model)
     places = _places(axis_graph, clone, {use.axis for group in groups for use in group.axes})
-    graph, factors = clone.model.graph, {}
+    graph = clone.model.graph
+    factors = {}
     for group in groups:
         found: list[Factor] = []
         lies = [(use, value) for use in group.axes for value in places.get(use.axis, ())]
@@ -163,15 +169,14 @@ def unit_factors(axis_graph: AxisGraph, groups: Iterable[Group]) -> Factored:
     return Factored(clone.model, factors)
 
 
-def _multiply(graph: ir.Graph, value: ir.Value, factor: ir.Value) -> None:
-    """Multiply a value wherever it is read."""
+def _multiply(main: ir.Graph, value: ir.Value, factor: ir.Value) -> None:
+    """Multiply a value wherever it is read, in a body maybe; `main` is the main graph."""
     readers = tuple(value.uses())
     node = ir.node("Mul", [value, factor])
     made = node.outputs[0]
-    made.name = node.name = edit.fresh(graph, f"{value.name}/masked")
+    made.name = node.name = edit.fresh(main, f"{value.name}/masked")
     made.type, made.shape = value.type, value.shape
-    producer = value.producer()
-    graph.insert_before(graph[0], node) if producer is None else graph.insert_after(producer, node)
+    _place(value, node)
     for reader, slot in readers:
         reader.replace_input_with(slot, made)
 
@@ -199,16 +204,23 @@ def _places(axis_graph: AxisGraph, clone: Clone, wanted: set[Axis]) -> dict[Axis
 
 def _apart(clone: Clone, value: ir.Value, readings: list[Reading]) -> ir.Value:
     """An Identity between a value and some that read it; gives its output."""
-    graph, source = clone.model.graph, clone.values[value]
+    main, source = clone.model.graph, clone.values[value]
     node = ir.node("Identity", [source])
     made = node.outputs[0]
-    made.name = node.name = edit.fresh(graph, f"{value.name}/seen")
+    made.name = node.name = edit.fresh(main, f"{value.name}/seen")
     made.type, made.shape = source.type, source.shape
-    producer = source.producer()
-    graph.insert_before(graph[0], node) if producer is None else graph.insert_after(producer, node)
+    _place(source, node)
     for reader, slot in readings:
         clone.nodes[reader].replace_input_with(slot, made)
     return made
+
+
+def _place(value: ir.Value, node: ir.Node) -> None:
+    """Put a node that reads a value where that is known first: in the graph that the value belongs to."""
+    graph, producer = value.graph, value.producer()
+    if not isinstance(graph, ir.Graph):
+        raise ValueError(f"{value.name!r} belongs to no graph")
+    graph.insert_before(graph[0], node) if producer is None else graph.insert_after(producer, node)
 
 
 def sample_axis(axis_graph: AxisGraph, axis: Axis) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import networkx as nx
@@ -13,6 +14,7 @@ from onnxprune.errors import Reason
 from onnxprune.graph.axes import Axis, Barrier, Blocked
 from onnxprune.graph.dynamic import pin_dynamic
 from onnxprune.graph.relations import Average, Balance, Relations, Sink
+from onnxprune.model.nested import every_node
 from onnxprune.model.shapes import Shapes
 from onnxprune.rules.op import Op
 from onnxprune.rules.rule import RuleTable, domain_of
@@ -51,9 +53,9 @@ class AxisGraph:
     sinks, balances, blocked
         See `onnxprune.graph.relations`.
     parameters
-        Float initializers of the main graph, by value.
+        Float initializers, by value: all are those of the main graph, whoever uses them.
     ops
-        Every node with its rule's view of it, in topological order.
+        Every node with its rule's view of it, in topological order; those of a body before its owner.
     averages
         Operators that are cut although their result changes with the number of positions; empty unless inexact
         cuts are allowed.
@@ -70,6 +72,30 @@ class AxisGraph:
     parameters: Mapping[ir.Value, Parameter]
     ops: tuple[Op, ...]
     averages: tuple[Average, ...] = ()
+
+    @cached_property
+    def main_ops(self) -> tuple[Op, ...]:
+        """The nodes of the main graph: those whose values a session can show."""
+        return tuple(op for op in self.ops if op.node.graph is self.model.graph)
+
+    @cached_property
+    def inner_ops(self) -> Mapping[Op, Op]:
+        """The nodes of bodies, and the node of the main graph that each is inside of."""
+        found: dict[Op, Op] = {}
+        inside: list[Op] = []
+        for op in self.ops:
+            if op.node.graph is self.model.graph:
+                found.update(dict.fromkeys(inside, op))
+                inside.clear()
+            else:
+                inside.append(op)
+        return found
+
+    @cached_property
+    def inner_sinks(self) -> frozenset[Axis]:
+        """Axes that nodes of bodies sum over, where no session can show what they see."""
+        inside = [sink for sink in self.sinks if sink.where.node.graph is not self.model.graph]
+        return frozenset(sink.axis for sink in inside)
 
 
 def build_axis_graph(
@@ -98,15 +124,17 @@ def build_axis_graph(
     relations = Relations(allow_inexact)
     ops: list[Op] = []
     parameters: dict[ir.Value, Parameter] = {}
-    for node in model.graph:
+    for node in every_node(model.graph):
         domain = domain_of(node)
         op = Op(node, shapes, model.opset_imports.get(domain, 0))
         ops.append(op)
         rule = rules.of(node)
         relations.enter(op)
         if rule is None:
-            relations.leave(Reason.SUBGRAPH if _has_body(node) else Reason.NO_RULE)
-        elif any(op.dims(value) is None for value in (*node.inputs, *op.outputs) if value is not None):
+            relations.leave(Reason.SUBGRAPH if op.bodies else Reason.NO_RULE)
+        elif not rule.hands_on and any(
+            op.dims(value) is None for value in (*node.inputs, *op.outputs) if value is not None
+        ):
             relations.leave(Reason.UNKNOWN_SHAPE)
         else:
             rule.relate(op, relations)
@@ -118,7 +146,6 @@ def build_axis_graph(
                 parameters[value] = Parameter(value, kind, op, slot)
     relations.finish()
     _pin_interface(model, shapes, relations.graph, refit_io)
-    _pin_subgraph_uses(model, shapes, relations.graph)
     pin_dynamic(shapes, relations)
     return AxisGraph(
         model,
@@ -133,10 +160,6 @@ def build_axis_graph(
         tuple(ops),
         tuple(relations.averages),
     )
-
-
-def _has_body(node: ir.Node) -> bool:
-    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
 
 
 def _extents(shapes: Shapes, relations: Relations) -> dict[Axis, int]:
@@ -163,16 +186,3 @@ def _pin_interface(
             for dim in range(len(shapes.dims.get(value, ()))):
                 if (axis := Axis(value, dim)) in graph:
                     graph.add_edge(axis, Barrier(reason, f"{what} {value.name!r}"))
-
-
-def _pin_subgraph_uses(model: ir.Model, shapes: Shapes, graph: nx.MultiGraph[Any]) -> None:
-    """Values that the bodies of If, Loop and Scan see from outside keep their shape."""
-    for node in model.graph.all_nodes():
-        if node.graph is model.graph:
-            continue
-        for value in node.inputs:
-            if value is None or value.graph is not model.graph:
-                continue
-            for dim in range(len(shapes.dims.get(value, ()))):
-                if (axis := Axis(value, dim)) in graph:
-                    graph.add_edge(axis, Barrier(Reason.SUBGRAPH, f"{node.op_type} {node.name!r}"))

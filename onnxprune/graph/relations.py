@@ -237,9 +237,13 @@ class Relations:
         self._mentioned = set()
 
     def leave(self, reason: Reason = Reason.NOT_MENTIONED) -> None:
-        """Pin every axis of the operator that its rule did not mention (closed world)."""
+        """Pin every axis of the operator that its rule did not mention (closed world).
+
+        What bodies are given and what they return is the operator's to speak about, too.
+        """
         op = self._where
-        for value in (*op.node.inputs, *op.node.outputs):
+        inner = [value for body in op.bodies for value in (*body.inputs, *body.outputs)]
+        for value in (*op.node.inputs, *op.node.outputs, *inner):
             if value is None:
                 continue
             for axis in op.axes(value):

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnxprune.allocate.cost import inner_values
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model.origin import twins
+from onnxprune.rules import Op
 from onnxprune.rules.rule import domain_of
 from onnxprune.statistics.consumers import OPERATORS, Consumer
 
@@ -125,11 +126,12 @@ def find_layers(axis_graph: AxisGraph) -> Layers:
     axis_graph
         Of the normalised model.
     """
-    constant = _constants(op.node for op in axis_graph.ops)
+    constant = _constants(op.node for op in axis_graph.main_ops)
+    inner = inner_values(axis_graph)
     root = twins(axis_graph.model.graph)
     places: dict[str, list[Consumer]] = {}  # by the name under which the file holds the weight
     refused: list[tuple[ir.Node, str]] = []
-    for op in axis_graph.ops:
+    for op in axis_graph.main_ops:
         verdict = _verdict(op.node, constant)
         if isinstance(verdict, Consumer):
             places.setdefault(_stored(verdict.weight, root), []).append(verdict)
@@ -138,7 +140,7 @@ def find_layers(axis_graph: AxisGraph) -> Layers:
     handled = [_layer(same) for same in places.values()]
     left: dict[str, ir.Value] = {}
     for value in axis_graph.parameters:
-        if _stored(value, root) not in places:
+        if value not in inner and _stored(value, root) not in places:
             left.setdefault(_stored(value, root), value)
     others = []
     for node, why in refused:
@@ -146,7 +148,7 @@ def find_layers(axis_graph: AxisGraph) -> Layers:
         values = tuple(left.pop(name) for name in names if name in left)
         if values or why in _WITHOUT_FLOATS:  # else another layer has its weight already
             others.append(OtherLayer(_label(node), node.op_type, why, values))
-    inside, vectors = _inside_bodies(axis_graph)
+    inside, vectors = _inside_bodies(inner)
     return Layers(tuple(handled), (*others, *inside), (*left.values(), *vectors))
 
 
@@ -162,11 +164,11 @@ def _layer(places: Sequence[Consumer]) -> WeightLayer:
     return WeightLayer(first.label, first, tuple(_label(node) for node in shared))
 
 
-def _inside_bodies(axis_graph: AxisGraph) -> tuple[list[OtherLayer], list[ir.Value]]:
+def _inside_bodies(inner: Mapping[ir.Value, Op]) -> tuple[list[OtherLayer], list[ir.Value]]:
     """One layer per node whose body holds matrices, and the vectors inside bodies."""
     matrices: dict[ir.Node, list[ir.Value]] = {}
     vectors = []
-    for value, op in inner_values(axis_graph).items():
+    for value, op in inner.items():
         if _is_matrix(value):
             matrices.setdefault(op.node, []).append(value)
         else:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxprune.model.edit import fresh
+from onnxprune.model import edit
+from onnxprune.model.iterate import taken_branch
+from onnxprune.model.nested import detach, every_graph, every_node
 from onnxprune.model.normalize import lift_constants
-from onnxprune.model.shapes import Custom, Shapes, changed_axes, walk_branch
+from onnxprune.model.shapes import Custom, Shapes, changed_axes, changed_values, walk_branch
 
 
 def decide_branches(model: ir.Model, shapes: Shapes) -> bool:
-    """Replace every If of the main graph whose condition is known and depends on no symbolic dim.
+    """Replace every If, in bodies too, whose condition is known and depends on no symbolic dim.
 
     Parameters
     ----------
@@ -33,20 +34,20 @@ def decide_branches(model: ir.Model, shapes: Shapes) -> bool:
     """
     if shapes.bindings and not shapes.other:  # nothing tells which values depend on the symbolic dims
         return False
-    decided = [(node, taken) for node in model.graph if (taken := _taken(node, shapes)) is not None]
-    for node, taken in decided:
-        _splice(model.graph, node, taken)
-    lift_constants(model.graph)
+    nodes = every_node(model.graph)
+    decided = [(node, taken) for node in nodes if (taken := _taken(node, shapes)) is not None]
+    for node, taken in decided:  # those inside a branch before the If that it is of
+        splice(model.graph, node, taken)
+    for graph in every_graph(model.graph) if decided else ():
+        lift_constants(graph)
     return bool(decided)
 
 
 def _taken(node: ir.Node, shapes: Shapes) -> ir.Graph | None:
     """The branch of an If that every input takes."""
-    condition = node.inputs[0] if node.op_type == "If" and not node.domain else None
-    value = None if condition is None else shapes.data.get(condition)
-    if condition is None or value is None or value.size != 1 or not _is_fixed(condition, shapes):
-        return None
-    return node.attributes["then_branch" if bool(value.ravel()[0]) else "else_branch"].as_graph()
+    branch = taken_branch(node, shapes.data)
+    condition = node.inputs[0] if branch is not None else None
+    return branch if condition is not None and _is_fixed(condition, shapes) else None
 
 
 _COPIES = frozenset(
@@ -65,24 +66,19 @@ def _is_fixed(value: ir.Value, shapes: Shapes) -> bool:
     return all(_is_fixed(source, shapes) for source in producer.inputs if source is not None)
 
 
-def _splice(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
-    """Move a branch's nodes and initializers before its If, and take the If out."""
-    known = {value.name for value in (*graph.inputs, *graph.initializers.values())}
-    known |= {value.name for part in graph for value in part.outputs}
-    for value in tuple(branch.initializers.values()):
-        branch.initializers.pop(str(value.name))
-        if value.name in known:
-            value.name = fresh(graph, str(value.name))
-        graph.register_initializer(value)
-    inner = tuple(branch)
+def splice(main: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
+    """Move a branch's nodes and initializers before its If, and take the If out.
+
+    Parameters
+    ----------
+    main
+        The main graph; mutated. The If may be in a body.
+    """
+    graph = node.graph
+    if not isinstance(graph, ir.Graph):
+        raise ValueError(f"node {node.name!r} belongs to no graph")
     results = tuple(branch.outputs)
-    branch.outputs.clear()
-    for part in inner:
-        branch.remove(part)
-    for part in inner:
-        for value in part.outputs:
-            if value.name in known:
-                value.name = fresh(graph, str(value.name))
+    inner = _taken_out(main, graph, branch)
     copies = [ir.node("Identity", [result]) for result in results]
     graph.insert_before(node, [*inner, *copies])
     for old, copy in zip(tuple(node.outputs), copies, strict=True):
@@ -95,7 +91,26 @@ def _splice(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
                 graph.outputs[index] = new
         new.name, old.name = old.name, None
         copy.name = f"{new.name}/taken"
+    detach(node)
     graph.remove(node)
+    for slot in range(len(node.inputs)):
+        node.replace_input_with(slot, None)
+
+
+def _taken_out(main: ir.Graph, graph: ir.Graph, branch: ir.Graph) -> list[ir.Node]:
+    """The nodes of a branch, under names that `graph` does not have; its initializers go to `main`."""
+    known = {value.name for value in (*graph.inputs, *main.initializers.values())}
+    known |= {value.name for part in graph for value in part.outputs}
+    initializers, inner = tuple(branch.initializers.values()), list(branch)
+    branch.initializers.clear()
+    branch.outputs.clear()
+    branch.remove(inner)
+    for value in (*initializers, *(made for part in inner for made in part.outputs)):
+        if value.name in known:
+            value.name = edit.fresh(main, str(value.name))
+    for value in initializers:
+        main.register_initializer(value)
+    return inner
 
 
 def infer_branch(model: ir.Model, branch: ir.Graph, around: Shapes, custom: Custom | None = None) -> Shapes:
@@ -120,11 +135,7 @@ def infer_branch(model: ir.Model, branch: ir.Graph, around: Shapes, custom: Cust
         return replace(around, dims=dims, data=data)
     walk_branch(model, branch, around.bindings, elsewhere, values, custom)
     inner = {value: extents for value, extents in dims.items() if value not in around.dims}
-    varying = frozenset(
-        value
-        for value, array in data.items()
-        if value not in around.data and (value not in values or not np.array_equal(array, values[value]))
-    )
+    varying = changed_values({v: array for v, array in data.items() if v not in around.data}, values)
     return replace(
         around,
         dims=dims,

@@ -22,6 +22,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.model import edit
+from onnxprune.model.bodies import mark_inner
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ _GROWS = frozenset({"Expand"})
 """Folded only on the way to something that is (zeros scattered into a bias), because it makes values larger."""
 
 
-def fold_constants(graph: ir.Graph, listed: Collection[str]) -> None:
+def fold_constants(graph: ir.Graph, listed: Collection[str], main: ir.Graph) -> None:
     """Replace parts of the graph that see initializers only by the initializers that they make.
 
     Parameters
@@ -54,6 +55,8 @@ def fold_constants(graph: ir.Graph, listed: Collection[str]) -> None:
         more stay, without users.
     listed
         Names of initializers that callers may feed, so that nothing is known about them.
+    main
+        The main graph, where `graph` is a body in it; else `graph` itself.
     """
     nodes = [node for node in graph if node.op_type in _OPERATORS and not node.domain]
     inside: set[ir.Node] = set()
@@ -62,9 +65,11 @@ def fold_constants(graph: ir.Graph, listed: Collection[str]) -> None:
             inside.add(node)
     _leave_growing(inside)
     for part in _parts(inside, nodes):
-        made = _evaluate(graph, part)
+        made = _evaluate(main, part)
         for value, tensor in made.items():
-            edit.replace_by_initializer(graph, value, tensor)
+            edit.replace_by_initializer(main, value, tensor)
+            if main is not graph:
+                mark_inner(main.initializers[str(value.name)])
 
 
 def _is_constant(graph: ir.Graph, node: ir.Node, inside: set[ir.Node], listed: Collection[str]) -> bool:

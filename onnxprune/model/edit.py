@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.nested import bodies_of, detach
+
 Array = np.ndarray[Any, Any]
 
 _NAMES = "onnxprune.names"
@@ -120,33 +122,52 @@ def used_names(graph: ir.Graph) -> set[str | None]:
 
 
 def insert_before(
-    node: ir.Node, slot: int, op_type: str, others: list[ir.Value], *, first: bool = True, **attributes: int
+    node: ir.Node,
+    slot: int,
+    op_type: str,
+    others: list[ir.Value],
+    *,
+    first: bool = True,
+    main: ir.Graph | None = None,
+    **attributes: int,
 ) -> None:
-    """Put `op_type(input, *others)` (or `op_type(*others, input)`) between `node` and its input `slot`."""
+    """Put `op_type(input, *others)` (or `op_type(*others, input)`) between `node` and its input `slot`.
+
+    `main` is the main graph where the node is in a body.
+    """
     graph, value = node.graph, node.inputs[slot]
     if not isinstance(graph, ir.Graph) or value is None:
         raise ValueError(f"node {node.name!r} has no input {slot} inside a graph")
-    name = fresh(graph, f"{value.name}/{op_type}")
+    main = graph if main is None else main
+    name = fresh(main, f"{value.name}/{op_type}")
     out = ir.Value(name=name, type=value.type)
     inputs = [value, *others] if first else [*others, value]
     attrs = [ir.AttrInt64(key, number) for key, number in attributes.items()]
-    node.prepend(ir.Node("", op_type, inputs, attrs, outputs=[out], name=fresh(graph, f"{name}_node")))
+    node.prepend(ir.Node("", op_type, inputs, attrs, outputs=[out], name=fresh(main, f"{name}_node")))
     node.replace_input_with(slot, out)
 
 
-def insert_after(value: ir.Value, op_type: str, others: list[ir.Value], **attributes: int) -> ir.Value:
-    """Put `op_type(value, *others)` between `value` and all that uses it; gives what they use instead."""
+def insert_after(
+    value: ir.Value, op_type: str, others: list[ir.Value], *, main: ir.Graph | None = None, **attributes: int
+) -> ir.Value:
+    """Put `op_type(value, *others)` between `value` and all that uses it; gives what they use instead.
+
+    `main` is the main graph where the value is made in a body, which may return it.
+    """
     node = value.producer()
     graph = None if node is None else node.graph
-    if node is None or not isinstance(graph, ir.Graph) or value.is_graph_output():
+    main = graph if main is None and isinstance(graph, ir.Graph) else main
+    if node is None or main is None or (value.is_graph_output() and graph is main):
         raise ValueError(f"{value.name!r} is made by no node inside a graph, or is an output")
     users = tuple(value.uses())
-    name = fresh(graph, f"{value.name}/{op_type}")
+    name = fresh(main, f"{value.name}/{op_type}")
     out = ir.Value(name=name, type=value.type)
     attrs = [ir.AttrInt64(key, number) for key, number in attributes.items()]
     node.append(
-        ir.Node("", op_type, [value, *others], attrs, outputs=[out], name=fresh(graph, f"{name}_node"))
+        ir.Node("", op_type, [value, *others], attrs, outputs=[out], name=fresh(main, f"{name}_node"))
     )
+    if isinstance(graph, ir.Graph) and graph is not main:
+        graph.outputs[:] = [out if returned is value else returned for returned in graph.outputs]
     for user, slot in users:
         user.replace_input_with(slot, out)
     return out
@@ -168,20 +189,28 @@ def replace_by_initializer(graph: ir.Graph, old: ir.Value, tensor: ir.TensorProt
 
 
 def drop_unused(graph: ir.Graph, keep: frozenset[str] = frozenset()) -> None:
-    """Remove nodes whose outputs nothing uses, then initializers that nothing uses.
+    """Remove nodes whose outputs nothing uses, those in bodies included, then initializers that nothing uses.
 
     Parameters
     ----------
     graph
-        Subgraphs are left as they are.
+        The main graph.
     keep
         Names of initializers that stay even so.
     """
-    for node in reversed(graph):
-        if node.outputs and not any(out.uses() or out.is_graph_output() for out in node.outputs):
-            graph.remove(node, safe=True)
+    _drop_nodes(graph)
     for name, value in tuple(graph.initializers.items()):
         if not (value.uses() or value.is_graph_output() or name in keep):
             if value.is_graph_input():
                 graph.inputs.remove(value)
             del graph.initializers[name]
+
+
+def _drop_nodes(graph: ir.Graph) -> None:
+    for node in reversed(graph):
+        if node.outputs and not any(out.uses() or out.is_graph_output() for out in node.outputs):
+            detach(node)
+            graph.remove(node, safe=True)
+        else:
+            for body in bodies_of(node):
+                _drop_nodes(body)

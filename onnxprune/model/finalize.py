@@ -8,6 +8,8 @@ import onnx_ir as ir
 
 from onnxprune.model import edit
 from onnxprune.model.binding import bind_dims
+from onnxprune.model.bodies import put_back
+from onnxprune.model.nested import inner_values
 from onnxprune.model.origin import Origin, forget, remember, twins
 from onnxprune.model.shapes import walk_shapes
 
@@ -19,8 +21,9 @@ def finalize(model: ir.Model) -> ir.Model:
     """A copy of `model` with the interface of the file that it came from.
 
     Merges the initializers that `normalize` split where they are still identical, drops nodes and
-    initializers that nothing uses, drops declared shapes of intermediate values that no longer hold, and
-    restores the order of the graph's inputs, the initializers listed among them, and the opset imports.
+    initializers that nothing uses, drops declared shapes of intermediate values that no longer hold, gives the
+    bodies of If, Loop and Scan their initializers and names back, and restores the order of the graph's inputs,
+    the initializers listed among them, and the opset imports.
 
     Parameters
     ----------
@@ -37,6 +40,7 @@ def finalize(model: ir.Model) -> ir.Model:
         for output in node.outputs:
             if output.name in origin.untyped and output.shape is None and not output.is_graph_output():
                 output.type = None
+    put_back(graph, initializers=model.ir_version >= _INPUTS_ARE_LISTED_BELOW)  # else they become nodes
     _restore_inputs(model, origin)
     _restore_imports(graph, origin)
     forget(graph)
@@ -72,17 +76,20 @@ def _drop_stale_shapes(model: ir.Model) -> None:
     """Forget the declared shape of every intermediate value that contradicts the inferred one."""
     sizes, _ = bind_dims(model.graph.inputs, {})
     found = walk_shapes(model, sizes, lambda node, dims, data: None)
-    for node in model.graph:
-        for value in node.outputs:
-            extents = found.get(value)
-            if extents is None or value.shape is None or value.is_graph_output():
-                continue
-            declared = value.shape
-            if len(declared) != len(extents) or any(
-                isinstance(dim, int) and extent is not None and dim != extent
-                for dim, extent in zip(declared, extents, strict=True)
-            ):
-                value.shape = None
+    made = (out for node in model.graph for out in node.outputs if not out.is_graph_output())
+    inner = set(inner_values(model.graph))
+    for value in (*made, *inner):
+        extents = found.get(value)
+        if extents is None or value.shape is None:
+            continue
+        declared = value.shape
+        if len(declared) != len(extents) or any(
+            isinstance(dim, int) and extent is not None and dim != extent
+            for dim, extent in zip(declared, extents, strict=True)
+        ):
+            # onnxruntime wants to be told the shapes of what bodies take and return
+            handed = value in inner and (value.is_graph_input() or value.is_graph_output())
+            value.shape = ir.Shape(extents) if handed else None
 
 
 def _restore_inputs(model: ir.Model, origin: Origin) -> None:

@@ -2,8 +2,8 @@
 
 Names of inputs, outputs, nodes and weights stay, BatchNormalization nodes stay, opset imports stay. Only nodes
 that make one weight of another are evaluated once and for all (`onnxprune.model.constants`).
-Subgraphs (If, Loop, Scan) are left as they are. `onnxprune.model.finalize` takes the model back to the form
-of its file.
+The same goes for the bodies of If, Loop and Scan, whose initializers become those of the main graph
+(`onnxprune.model.bodies`). `onnxprune.model.finalize` takes the model back to the form of its file.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from collections import defaultdict
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.bodies import mark_inner, move_initializers_out, name_apart
 from onnxprune.model.constants import fold_constants
 from onnxprune.model.edit import drop_unused, replace_by_initializer, used_names
 from onnxprune.model.inline import inline_functions
+from onnxprune.model.nested import every_graph, every_node
 from onnxprune.model.origin import note_twins, remember, twins
 
 
@@ -35,19 +37,31 @@ def normalize(model: ir.Model) -> ir.Model:
     """
     model = model.clone()
     graph = model.graph
-    origin = remember(graph)
+    remember(graph)
     if "ai.onnx" in graph.opset_imports:  # another name of the default domain
         graph.opset_imports.setdefault("", graph.opset_imports["ai.onnx"])
     inline_functions(model)
-    lift_constants(graph)
+    name_apart(graph)
+    parts = list(every_graph(graph))
+    for part in parts:
+        lift_constants(part)
     for value in [value for value in graph.inputs if value.is_initializer()]:
         graph.inputs.remove(value)
-    _alias_identities(graph)
-    drop_unused(graph, keep=origin.idle)
-    fold_constants(graph, frozenset(origin.inputs))
-    drop_unused(graph, keep=origin.idle)
+    move_initializers_out(graph)
+    for part in parts:
+        _alias_identities(part)
+    fold(graph)
     _split_shared(graph)
     return model
+
+
+def fold(graph: ir.Graph) -> None:
+    """Fold arithmetic on weights alone, in bodies too, and drop what nothing uses. Mutates `graph`."""
+    origin = remember(graph)
+    drop_unused(graph, keep=origin.idle)
+    for part in every_graph(graph):
+        fold_constants(part, frozenset(origin.inputs), graph)
+    drop_unused(graph, keep=origin.idle)
 
 
 def lift_constants(graph: ir.Graph) -> None:
@@ -97,11 +111,10 @@ def _alias_identities(graph: ir.Graph) -> None:
 def _split_shared(graph: ir.Graph) -> None:
     """Give each use of a shared vector (at most one axis longer than 1) an initializer of its own.
 
-    The original stays with the first use in the order of node names, or with those uses that cannot get
-    another one: in subgraphs and as a graph output.
+    The original stays with the first use in the order of node names, or as a graph output.
     """
     taken = used_names(graph)
-    order = {node: number for number, node in enumerate(graph)}
+    order = {node: number for number, node in enumerate(every_node(graph))}
     roots, new = twins(graph), {}
     numbers: defaultdict[str, int] = defaultdict(int)
     for value in tuple(graph.initializers.values()):
@@ -136,4 +149,6 @@ def _twin(
         if name not in taken:
             break
     taken.add(name)
-    return ir.Value(name=name, type=value.type, shape=ir.Shape(data.shape.numpy()), const_value=data)
+    twin = ir.Value(name=name, type=value.type, shape=ir.Shape(data.shape.numpy()), const_value=data)
+    mark_inner(twin, value)
+    return twin

@@ -17,6 +17,9 @@ import onnx_ir as ir
 from onnxprune.errors import ModelError, UnsupportedError
 from onnxprune.model.tensors import all_graphs
 
+_SEEN_INSIDE = 4
+"""IR version from which on onnxruntime shows bodies initializers that nothing around them uses."""
+
 LOCATION = "onnxprune-in-memory"
 """Location that the bytes give for the initializers left out; no such file exists."""
 
@@ -71,6 +74,8 @@ def to_bytes(model: ir.Model, *, external_above: int) -> tuple[bytes, dict[str, 
     if fixed + sum(sizes.values()) - sum(sizes[name] for name in outside) > INLINE_LIMIT:
         raise too_large()
     proto, weights = _emptied(model)
+    if proto.ir_version < _SEEN_INSIDE and any(True for _ in model.graph.subgraphs()):
+        proto.ir_version = _SEEN_INSIDE
     left_out: dict[str, ir.TensorProtocol] = {}
     for name, tensor in weights.items():
         if name in outside:

@@ -23,7 +23,6 @@ from onnxprune.model.inferred import (
     MAX_DATA,
     Dims,
     Inferred,
-    agreed,
     declared,
     fill_type,
     from_proto,
@@ -31,6 +30,9 @@ from onnxprune.model.inferred import (
     readable,
     type_of,
 )
+from onnxprune.model.iterate import infer_bodies, taken_branch
+from onnxprune.model.nested import inner_values
+from onnxprune.model.walks import changed_axes, changed_values, lost
 
 __all__ = [
     "MAX_DATA",
@@ -40,6 +42,7 @@ __all__ = [
     "Inferred",
     "Shapes",
     "changed_axes",
+    "changed_values",
     "infer_shapes",
     "walk_branch",
     "walk_shapes",
@@ -90,13 +93,11 @@ class Shapes:
 
 
 def infer_shapes(
-    model: ir.Model,
-    bindings: Mapping[str, int] | None = None,
-    custom: Custom | None = None,
-    *,
-    branches: bool = False,
+    model: ir.Model, bindings: Mapping[str, int] | None = None, custom: Custom | None = None
 ) -> Shapes:
-    """Infer the extents of all axes of the main graph, and which of them are dynamic.
+    """Infer the extents of all axes, those in bodies included, and which of them are dynamic.
+
+    An If has the outputs of the branch that is taken, where that is known at a binding.
 
     Parameters
     ----------
@@ -107,34 +108,34 @@ def infer_shapes(
         Sizes of symbolic dims by name. A batch dim that is not named is 1, another gets a guess.
     custom
         Infers operators that onnx does not know; `RuleTable.infer` does.
-    branches
-        Look into Ifs for the extents of what they make: of the branch that is taken, or what both agree on.
 
     Returns
     -------
     Shapes
     """
     _, guessed = bind_dims(model.graph.inputs, bindings or {})
-    engine = _Engine(model, custom, branches)
+    engine = _Engine(model, custom)
     sizes, dims, data, refused = _fitting(engine, candidates(model.graph.inputs, bindings or {}))
+    inside = frozenset(inner_values(model.graph))
     dynamic: set[tuple[ir.Value, int]] = set()
     varying: frozenset[ir.Value] = frozenset()
     elsewhere: Mapping[ir.Value, Dims] = {}
     for others in other_sizes(model.graph.inputs, sizes):
         found, values = engine.walk(others)
-        varying = frozenset(
-            v for v, array in data.items() if v not in values or not np.array_equal(array, values[v])
-        )
-        turned = branches and any(len(found.get(v, d)) != len(d) for v, d in dims.items())
-        if not turned and not _lost(dims, found) and not engine.refused - refused:
-            dynamic, elsewhere = changed_axes(dims, found), found
-            if len([name for name in sizes if others[name] != sizes[name]]) < len(sizes):
-                dynamic |= _symbolic(model)
+        turned = inside and any(len(found.get(v, d)) != len(d) for v, d in dims.items() if v not in inside)
+        if turned or lost(dims, found, inside) or engine.refused - refused:
+            continue
+        varying |= changed_values(data, values)
+        if elsewhere:  # a condition may agree at two sizes by chance
+            continue
+        dynamic, elsewhere = changed_axes(dims, found), found
+        if len([name for name in sizes if others[name] != sizes[name]]) < len(sizes):
+            dynamic |= _symbolic(model)
+        if not inside:
             break
-    else:
-        if sizes:
-            log.info("the model only fits one size of its symbolic dims: all axes inside it count as fixed")
-            dynamic = _symbolic(model)
+    if sizes and not elsewhere:
+        log.info("the model only fits one size of its symbolic dims: all axes inside it count as fixed")
+        dynamic = _symbolic(model)
     return Shapes(dims, data, frozenset(dynamic), varying, sizes, guessed, elsewhere)
 
 
@@ -179,43 +180,21 @@ def walk_branch(
     custom: Custom | None = None,
 ) -> None:
     """Add what a branch of an If makes to the extents and the data of the graph around it, at one binding."""
-    _Engine(model, custom, True).visit_all(branch, sizes, dims, data)
-
-
-def _lost(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> bool:
-    """Whether the second walk knows less than the first: the model does not fit the other binding."""
-    return any(
-        value not in other or sum(d is None for d in other[value]) > sum(d is None for d in extents)
-        for value, extents in dims.items()
-    )
-
-
-def changed_axes(dims: Mapping[ir.Value, Dims], other: Mapping[ir.Value, Dims]) -> set[tuple[ir.Value, int]]:
-    """Axes whose extent is not the same at both bindings."""
-    changed: set[tuple[ir.Value, int]] = set()
-    for value, extents in dims.items():
-        theirs = other.get(value, ())
-        if len(theirs) != len(extents):
-            changed.update((value, axis) for axis in range(len(extents)))
-            continue
-        changed.update(
-            (value, axis) for axis, (a, b) in enumerate(zip(extents, theirs, strict=True)) if a != b
-        )
-    return changed
+    _Engine(model, custom).visit_all(branch, sizes, dims, data)
 
 
 class _Engine:
     """Walks a graph; remembers the result of every distinct (operator, attributes, input types, data)."""
 
-    def __init__(self, model: ir.Model, custom: Custom | None, branches: bool = False) -> None:
+    def __init__(self, model: ir.Model, custom: Custom | None) -> None:
         self._model = model
         self._custom = custom
-        self._branches = branches
         self._opsets = dict(model.opset_imports)
         self._proto_opsets = [onnx.helper.make_opsetid(d, v) for d, v in self._opsets.items()]
         self.refused: set[ir.Node] = set()  # in the last walk, whatever shapes their outputs declare
         self._cache: dict[object, tuple[Inferred, ...] | None] = {}
         self._attributes: dict[ir.Node, object] = {}
+        self._called: set[ir.Node] = set()
 
     def walk(
         self, sizes: Mapping[str, int], before: Hook | None = None
@@ -250,9 +229,11 @@ class _Engine:
             if is_tracked(tensor.dtype, tensor.size):
                 data[value] = tensor.numpy()
         for node in graph:
-            if before is not None:
+            if before is not None and node not in self._called:
+                if graph is not self._model.graph:  # a body may be walked several times
+                    self._called.add(node)
                 before(node, dims, data)
-            self._visit(node, sizes, dims, data)
+            self._visit(node, sizes, dims, data, before)
 
     def _visit(
         self,
@@ -260,6 +241,7 @@ class _Engine:
         sizes: Mapping[str, int],
         dims: dict[ir.Value, Dims],
         data: dict[ir.Value, np.ndarray],
+        before: Hook | None = None,
     ) -> None:
         result = fold.evaluate(node, dims, data)
         if result is not None and result.size <= MAX_DATA:
@@ -268,8 +250,11 @@ class _Engine:
             dims[output] = result.shape
             fill_type(output, ir.DataType.from_numpy(result.dtype))
             return
-        look = self._branches and node.op_type == "If" and not node.domain
-        found = self._inside(node, sizes, dims, data) if look else self._infer(node, dims, data)
+        found: Sequence[Inferred]
+        if not any(a.type in _GRAPHS for a in node.attributes.values()):
+            found = self._infer(node, dims, data)
+        else:
+            found = self._bodies(node, sizes, dims, data, before)
         for output, (shape, dtype) in zip(node.outputs, found, strict=True):
             fill_type(output, dtype)
             stated = declared(output, sizes)
@@ -280,35 +265,34 @@ class _Engine:
             if shape is not None:
                 dims[output] = shape
 
-    def _inside(
+    def _bodies(
         self,
         node: ir.Node,
         sizes: Mapping[str, int],
-        dims: Mapping[ir.Value, Dims],
+        dims: dict[ir.Value, Dims],
         data: dict[ir.Value, np.ndarray],
+        before: Hook | None,
     ) -> list[Inferred]:
-        """What an If makes: of the branch that its condition takes, or what both branches agree on."""
-        condition = None if node.inputs[0] is None else data.get(node.inputs[0])
-        graphs = [node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
-        if condition is not None and condition.size == 1:
-            graphs = [graphs[int(not condition.ravel()[0])]]
-        refused, made = self.refused, []
-        for graph in graphs:
-            self.refused, inner, known = set(), dict(dims), dict(data)
-            self.visit_all(graph, sizes, inner, known)
-            made.append([(inner.get(value), value.dtype) for value in graph.outputs])
-            if len(graphs) == 1:
-                pairs = zip(node.outputs, graph.outputs, strict=True)
-                data.update({output: known[value] for output, value in pairs if value in known})
-        self.refused = refused
-        return made[0] if len(made) == 1 else [agreed(*pair) for pair in zip(*made, strict=True)]
+        """What a node with bodies makes; nodes that are refused in a body that may not run do not count."""
+        refused = set(self.refused)
+        inside: dict[ir.Graph, set[ir.Node]] = {}
+
+        def visit(body: ir.Graph) -> None:
+            self.refused = set()
+            self.visit_all(body, sizes, dims, data, before)
+            inside[body] = self.refused
+
+        found = infer_bodies(node, self._opsets.get(node.domain, 0), visit, dims, data, sizes)
+        taken = taken_branch(node, data)
+        self.refused = refused | (inside[taken] if taken is not None else set())
+        return found
 
     def _infer(
         self, node: ir.Node, dims: Mapping[ir.Value, Dims], data: Mapping[ir.Value, np.ndarray]
     ) -> tuple[Inferred, ...]:
         unknown: tuple[Inferred, ...] = ((None, None),) * len(node.outputs)
         version = self._opsets.get(node.domain)
-        if version is None or any(a.type in _GRAPHS for a in node.attributes.values()):
+        if version is None:
             return unknown
         if any(value is not None and value not in dims for value in node.inputs):
             return unknown

@@ -80,7 +80,7 @@ def products_to_repair(
     lost = {
         sink.where.node: sink.where
         for sink in axis_graph.sinks
-        if sink.parameter is None and sink.axis in kept
+        if sink.parameter is None and sink.axis in kept and sink.where not in axis_graph.inner_ops
     }
     if not lost:
         return [], {}

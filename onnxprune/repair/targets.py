@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
+from onnxprune.model.nested import read_by
 from onnxprune.repair.flat import Flat, flat_behind
 from onnxprune.statistics.norms import LinearMap, Norm, linear_map_of
 from onnxprune.statistics.piecewise import Piecewise
@@ -65,6 +66,9 @@ class Target:
         return [self.pair.student.x, *([] if self.skip is None else [self.skip])]
 
 
+INSIDE = "it is inside the body of another node, and no session shows what it sees there"
+
+
 def layers_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[list[Pair], dict[str, str]]:
     """Layers that lost inputs and all behind them, and by name why others that lost inputs are left as they are.
 
@@ -80,7 +84,12 @@ def layers_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[
     refitted: set[ir.Value] = set()
     for op in axis_graph.ops:
         mine = op.node in lost
-        if not mine and not any(value in behind for value in op.node.inputs):
+        if op in axis_graph.inner_ops:
+            if mine:
+                left[op.node.name or op.node.op_type] = INSIDE
+                behind.update(axis_graph.inner_ops[op].node.outputs)
+            continue
+        if not mine and not any(value in behind for value in read_by(op.node)):
             continue
         behind.update(op.node.outputs)
         if mine and lost[op.node].parameter is None:

@@ -154,6 +154,10 @@ def soundness_line(report: Report) -> str:
     """The proof in one line."""
     s = report.soundness
     inner = f" and {plural(s.inner, 'inner result')}" if s.inner else ""
+    if s.branches:
+        inner += f", with {number(s.branches)} branch{'' if s.branches == 1 else 'es'} of Ifs forced"
+    if s.loops:
+        inner += f", with {plural(s.loops, 'Loop')} made to run twice"
     return (
         f"masked == removed on {plural(s.samples, f'{s.tier} input')}, in all outputs{inner}: "
         f"max |difference| {s.max_abs_diff:.2g}, max |output| {s.max_abs_output:.3g}"

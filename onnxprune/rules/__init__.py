@@ -15,6 +15,7 @@ from onnxprune.rules import (
     contrib,
     contrib_attention,
     contrib_conv,
+    control,
     conv,
     einsum,
     elementwise,
@@ -42,6 +43,7 @@ __all__ = ["Op", "Rule", "RuleTable", "Term", "builtin_rules", "default_rules"]
 
 _FAMILIES = (
     attention,
+    control,
     conv,
     einsum,
     elementwise,

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph.axes import Axis
+from onnxprune.model.nested import bodies_of
 
 if TYPE_CHECKING:
     from onnxprune.model.shapes import Dims, Shapes
@@ -58,6 +59,11 @@ class Op:
     def outputs(self) -> list[ir.Value]:
         """The outputs that the node makes: optional ones that it leaves out have no name."""
         return [value for value in self.node.outputs if value.name]
+
+    @property
+    def bodies(self) -> list[ir.Graph]:
+        """The graphs that the node holds: the branches of an If, the body of a Loop or a Scan."""
+        return bodies_of(self.node)
 
     def dims(self, value: ir.Value) -> Dims | None:
         """Extents of `value`, or None where its rank is unknown."""

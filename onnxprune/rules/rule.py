@@ -67,6 +67,9 @@ class Rule:
     lower
         LOWER: the operator in standard ones (see `onnxprune.rules.site`), through which gradients pass then. It
         goes before `vjp`.
+    hands_on
+        `relate` is asked even where the shape of an input or output is not known: it speaks about each value for
+        itself, as operators with bodies do.
     """
 
     relate: Callable[[Op, Relations], None]
@@ -77,6 +80,7 @@ class Rule:
     extents: Callable[[Op], Sequence[Inferred]] | None = None
     vjp: Vjp | None = None
     lower: Lower | None = None
+    hands_on: bool = False
 
 
 class RuleTable(Mapping[Key, Rule]):

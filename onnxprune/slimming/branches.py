@@ -24,7 +24,9 @@ def cut_branches(axis_graph: AxisGraph, constants: Constants) -> tuple[ir.Model,
     constants
         What is known of its activations.
     """
-    found = [(op, slot) for op in axis_graph.ops if (slot := _carrier(op, axis_graph, constants)) is not None]
+    found = [
+        (op, slot) for op in axis_graph.main_ops if (slot := _carrier(op, axis_graph, constants)) is not None
+    ]
     if not found:
         return None
     clone = clone_model(axis_graph.model)

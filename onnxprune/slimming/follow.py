@@ -32,7 +32,7 @@ def find_constants(axis_graph: AxisGraph) -> Constants:
         Of the model; not mutated.
     """
     found = Constants(axis_graph)
-    for op in axis_graph.ops:
+    for op in axis_graph.main_ops:
         step = _STEPS.get(op.node.op_type) if op.node.domain in ("", "ai.onnx") else None
         if step is None or any(found.dims(value) is None for value in op.outputs):
             continue

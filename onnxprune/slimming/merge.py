@@ -14,7 +14,7 @@ from onnxprune.model import edit
 from onnxprune.slimming.classes import TOLERANCE, joined
 from onnxprune.slimming.known import Array
 from onnxprune.slimming.same import Alike, Likeness
-from onnxprune.slimming.units import UnitFinder
+from onnxprune.slimming.units import INSIDE, UnitFinder
 from onnxprune.surgery.clone import clone_model
 
 _MOST_RATIOS = 64
@@ -87,6 +87,8 @@ def _at(sink: Sink, unit: Index, units: int, likeness: Likeness) -> Alike | None
 
 def _refusal(finder: UnitFinder, sink: Sink) -> str:
     kind = sink.where.node.op_type
+    if sink.where.node.graph is not finder.graph.model.graph:
+        return INSIDE.format(kind)
     if sink.parameter is None:
         return f"{kind} multiplies them with another activation, or sums them"
     if sink.parameter in finder.graph.blocked or sink.where.int("group", 1) > 1:

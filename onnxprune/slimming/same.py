@@ -100,7 +100,7 @@ def find_likeness(axis_graph: AxisGraph, constants: Constants) -> Likeness:
         Of the same model.
     """
     likeness = Likeness(constants)
-    for op in axis_graph.ops:
+    for op in axis_graph.main_ops:
         step = _STEPS.get(op.node.op_type) if op.node.domain in ("", "ai.onnx") else None
         if step is None or any(constants.dims(value) is None for value in op.outputs):
             continue

@@ -15,6 +15,9 @@ from onnxprune.inspection.removable import live_positions
 from onnxprune.slimming.follow import is_padded
 from onnxprune.slimming.known import Array, Constants
 
+INSIDE = "the {} that reads it is inside the body of another node"
+"""Why a layer is left as it is whose inputs no session can show."""
+
 
 @dataclass(frozen=True, eq=False)
 class Found:
@@ -118,6 +121,8 @@ def refusal(sink: Sink, constants: Constants) -> str:
     """Why the operator at a sink cannot have a constant of its input in its bias; empty where it can."""
     op = sink.where
     kind = op.node.op_type
+    if op.node.graph is not constants.model.graph:
+        return INSIDE.format(kind)
     if sink.parameter is None:
         return f"{kind} multiplies it with another activation, or sums it"
     weight = constants.array(op.input(1)) if len(op.node.inputs) > 1 else None

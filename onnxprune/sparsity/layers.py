@@ -89,6 +89,7 @@ class Found:
     left: Mapping[str, str]
 
 
+INSIDE_A_BODY = "it is inside the body of another node (If, Loop, Scan), where no session shows what it sees"
 NOT_SELECTED = "no --only pattern names it"
 IGNORED = "an --ignore pattern names it"
 
@@ -119,8 +120,8 @@ def find_layers(axis_graph: AxisGraph, *, only: Sequence[str] = (), ignore: Sequ
     UsageError
         A pattern matches no name of the model.
     """
-    graph = axis_graph.model.graph
-    known = {node.name for node in graph if node.name} | {str(name) for name in graph.initializers}
+    nodes = [op.node.name for op in axis_graph.ops if op.node.name]
+    known = {*nodes, *map(str, axis_graph.model.graph.initializers)}
     chosen = [matcher(pattern, "--only", known) for pattern in only]
     ignored = [matcher(pattern, "--ignore", known) for pattern in ignore]
     layers: list[WeightLayer] = []
@@ -130,6 +131,9 @@ def find_layers(axis_graph: AxisGraph, *, only: Sequence[str] = (), ignore: Sequ
             continue
         consumer = consumer_of(op.node)
         label = op.node.name or op.label
+        if op in axis_graph.inner_ops:
+            left[label] = INSIDE_A_BODY
+            continue
         if isinstance(consumer, str):
             left[label] = consumer
             continue

@@ -45,9 +45,12 @@ class InputStatistics:
 
 
 def consumers(axis_graph: AxisGraph) -> dict[ir.Value, Consumer]:
-    """Every layer that is a linear map of an activation, by its weight."""
+    """Every layer of the main graph that is a linear map of an activation, by its weight.
+
+    A session cannot show what the layers in bodies see.
+    """
     found = {}
-    for op in axis_graph.ops:
+    for op in axis_graph.main_ops:
         consumer = consumer_of(op.node)
         if isinstance(consumer, Consumer):
             found[consumer.weight] = consumer

@@ -61,7 +61,7 @@ class Router:
 
     def __init__(self, axis_graph: AxisGraph, layers: Mapping[ir.Value, Consumer]) -> None:
         self._dims = axis_graph.shapes.dims
-        self._ops = {op.node: op for op in axis_graph.ops}
+        self._ops = {op.node: op for op in axis_graph.main_ops}
         self._made_by = {layer.y: layer for layer in layers.values()}
 
     def route(self, node: ir.Node, slot: int) -> Route | str:

@@ -99,7 +99,7 @@ def find_products(axis_graph: AxisGraph, layers: Mapping[ir.Value, Consumer], un
     """
     router = Router(axis_graph, layers)
     places = {sink.where.node: sink.where for sink in axis_graph.sinks if sink.parameter is None}
-    found = [product_of(op, router, unit) for op in places.values()]
+    found = [product_of(op, router, unit) for op in places.values() if op not in axis_graph.inner_ops]
     return [product for product in found if isinstance(product, Product)]
 
 

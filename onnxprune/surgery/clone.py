@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxprune.model.nested import every_graph
+
 
 @dataclass(frozen=True)
 class Clone:
@@ -17,12 +19,15 @@ class Clone:
 
 
 def clone_model(model: ir.Model) -> Clone:
-    """Clone graph and values; tensors are shared with the original, never written to."""
+    """Clone graph, bodies and values; tensors are shared with the original, never written to."""
     copy = model.clone()
-    values: dict[ir.Value, ir.Value] = dict(zip(model.graph.inputs, copy.graph.inputs, strict=True))
-    for name, value in model.graph.initializers.items():
-        values[value] = copy.graph.initializers[name]
-    nodes = dict(zip(model.graph, copy.graph, strict=True))
+    values: dict[ir.Value, ir.Value] = {}
+    nodes: dict[ir.Node, ir.Node] = {}
+    for ours, theirs in zip(every_graph(model.graph), every_graph(copy.graph), strict=True):
+        values.update(zip(ours.inputs, theirs.inputs, strict=True))
+        for name, value in ours.initializers.items():
+            values[value] = theirs.initializers[name]
+        nodes.update(zip(ours, theirs, strict=True))
     for old, new in nodes.items():
         values.update(zip(old.outputs, new.outputs, strict=True))
     return Clone(copy, values, nodes)

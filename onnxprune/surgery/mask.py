@@ -35,14 +35,14 @@ def mask(axis_graph: AxisGraph, kept: Kept) -> ir.Model:
     """
     clone = clone_model(axis_graph.model)
     for average in axis_graph.averages:
-        _average_kept(clone.nodes[average.where.node], average, kept)
+        _average_kept(clone.model.graph, clone.nodes[average.where.node], average, kept)
     done: set[object] = set()
     for sink in axis_graph.sinks:
         flags = kept.get(sink.axis)
         if flags is None:
             continue
         if sink.parameter is None:
-            _insert_mask(clone.nodes[sink.where.node], sink, flags)
+            _insert_mask(clone.model.graph, clone.nodes[sink.where.node], sink, flags)
         elif sink.parameter not in done:
             done.add(sink.parameter)
             value = clone.values[sink.parameter.value]
@@ -56,23 +56,21 @@ def mask(axis_graph: AxisGraph, kept: Kept) -> ir.Model:
     return clone.model
 
 
-def _average_kept(node: ir.Node, average: Average, kept: Kept) -> None:
+def _average_kept(graph: ir.Graph, node: ir.Node, average: Average, kept: Kept) -> None:
     """Let the node see the positions that stay; put its result where they were, and zeros between."""
-    graph = node.graph
-    if not isinstance(graph, ir.Graph):
-        raise ValueError(f"node {node.name!r} belongs to no graph")
     for slot, axis in average.inputs:
         if axis in kept:
             name = f"{axis.value.name}/kept"
             stay = edit.add_initializer(graph, name, np.flatnonzero(kept[axis]), ir.DataType.INT64)
-            edit.insert_before(node, slot, "Gather", [stay], axis=axis.dim)
+            edit.insert_before(node, slot, "Gather", [stay], main=graph, axis=axis.dim)
     for slot, axis in average.outputs:
         if axis in kept:
             flags = kept[axis]
             place = np.where(flags, np.cumsum(flags) - 1, 0)
             index = edit.add_initializer(graph, f"{axis.value.name}/place", place, ir.DataType.INT64)
-            spread = edit.insert_after(node.outputs[slot], "Gather", [index], axis=axis.dim)
-            edit.insert_after(spread, "Mul", [_vector(graph, average.where.rank(axis.value), axis, flags)])
+            spread = edit.insert_after(node.outputs[slot], "Gather", [index], main=graph, axis=axis.dim)
+            factor = _vector(graph, average.where.rank(axis.value), axis, flags)
+            edit.insert_after(spread, "Mul", [factor], main=graph)
 
 
 def _vector(graph: ir.Graph, rank: int, axis: Axis, flags: Bools) -> ir.Value:
@@ -82,9 +80,7 @@ def _vector(graph: ir.Graph, rank: int, axis: Axis, flags: Bools) -> ir.Value:
     return edit.add_initializer(graph, f"{axis.value.name}/mask", vector.astype(dtype.numpy()), dtype)
 
 
-def _insert_mask(node: ir.Node, sink: Sink, flags: Bools) -> None:
-    graph = node.graph
-    if not isinstance(graph, ir.Graph):
-        raise ValueError(f"node {node.name!r} belongs to no graph")
+def _insert_mask(graph: ir.Graph, node: ir.Node, sink: Sink, flags: Bools) -> None:
+    """Put the Mul where the node is, in a body maybe; `graph` is the main one, which holds the vector."""
     vector = _vector(graph, sink.where.rank(sink.axis.value), sink.axis, flags)
-    edit.insert_before(node, sink.slot, "Mul", [vector])
+    edit.insert_before(node, sink.slot, "Mul", [vector], main=graph)

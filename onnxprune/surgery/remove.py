@@ -171,8 +171,8 @@ class _Settling:
             return
         now = data.get(value)
         extents = dims.get(value)
-        graph = node.graph
-        if extents is None or len(extents) != 1 or extents[0] is None or not isinstance(graph, ir.Graph):
+        graph = self.clone.model.graph
+        if extents is None or len(extents) != 1 or extents[0] is None:
             raise RefitError(f"{node.op_type} {node.name!r}", (), extents)
         dtype = value.dtype or ir.DataType.INT64
         chosen = np.zeros(extents[0], bool)
@@ -194,7 +194,7 @@ class _Settling:
             steps.append(("Where", constants, False))
         for op_type, arrays, first in steps:
             made = [edit.add_initializer(graph, f"{value.name}/{n}", a, t) for n, a, t in arrays]
-            edit.insert_before(node, slot, op_type, made, first=first)
+            edit.insert_before(node, slot, op_type, made, first=first, main=graph)
             between = node.inputs[slot]
             if between is not None:
                 between.type, between.shape = ir.TensorType(dtype), ir.Shape(extents)
@@ -219,13 +219,12 @@ class _Settling:
             or old.outputs[0] in shapes.varying
         ):
             return
-        graph = node.graph
-        if isinstance(graph, ir.Graph):
-            dtype = ir.DataType(node.attributes["to"].as_int())
-            constant = edit.add_initializer(graph, f"{node.outputs[0].name}/kept", before, dtype)
-            dims[constant], data[constant] = before.shape, before
-            for user, slot in tuple(node.outputs[0].uses()):
-                user.replace_input_with(slot, constant)
+        dtype = ir.DataType(node.attributes["to"].as_int())
+        graph = self.clone.model.graph
+        constant = edit.add_initializer(graph, f"{node.outputs[0].name}/kept", before, dtype)
+        dims[constant], data[constant] = before.shape, before
+        for user, slot in tuple(node.outputs[0].uses()):
+            user.replace_input_with(slot, constant)
 
 
 def _settle(axis_graph: AxisGraph, clone: Clone, kept: Kept, refits: list[Refit]) -> None:
@@ -233,8 +232,8 @@ def _settle(axis_graph: AxisGraph, clone: Clone, kept: Kept, refits: list[Refit]
     back = {new: old for old, new in clone.nodes.items()}
     settling = _Settling(axis_graph, clone, {r.node: r for r in refits if r.wanted or r.moving}, back)
     found = walk_shapes(clone.model, axis_graph.shapes.bindings, settling.before, axis_graph.rules.infer)
-    for old in axis_graph.model.graph:
-        for value in old.outputs:
+    for op in axis_graph.ops:
+        for value in (*op.node.outputs, *(given for body in op.bodies for given in body.inputs)):
             extents = axis_graph.shapes.dims.get(value)
             if extents is None:
                 continue
@@ -248,4 +247,4 @@ def _settle(axis_graph: AxisGraph, clone: Clone, kept: Kept, refits: list[Refit]
                 or len(got) != len(expected)
                 or any(g is not None and e is not None and g != e for g, e in zip(got, expected, strict=True))
             ):
-                raise RefitError(f"{old.op_type} {old.name!r}", expected, got)
+                raise RefitError(f"{op.node.op_type} {op.node.name!r}", expected, got)

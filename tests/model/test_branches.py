@@ -9,7 +9,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
-from onnxprune.errors import Reason
 
 
 def branch(name, op_type, source, result, *more, axes=None):
@@ -100,8 +99,12 @@ def test_the_name_of_an_output_stays(tmp_path):
 
 
 def test_an_extent_of_the_input_decides_at_run_time(tmp_path):
-    path = tmp_path / "net.onnx"
+    path, out = tmp_path / "net.onnx", tmp_path / "out.onnx"
     onnx.save(squeezing("m"), path)
-    analysis = onnxprune.analyze(path)
-    assert not analysis.groups
-    assert analysis.blocked[0].reason in (Reason.SUBGRAPH, Reason.UNKNOWN_SHAPE)
+    assert [group.units for group in onnxprune.analyze(path).groups.values()] == [16]
+    report = onnxprune.prune(path, out, ratio=0.5).report
+    assert report.soundness.rejected_groups == () and report.target.achieved == 0.5
+    for size in (1, 3):
+        x = np.random.default_rng(1).standard_normal((2, size, 8)).astype(np.float32)
+        assert run(out, x).shape == run(path, x).shape
+    assert "If" in {node.op_type for node in onnx.load(out).graph.node}

@@ -196,7 +196,7 @@ def test_the_split_does_not_depend_on_the_order_of_nodes_or_runs(tmp_path):
     assert wires(proto) == expected
 
 
-def test_uses_in_bodies_and_as_output_keep_the_original(tmp_path):
+def test_uses_in_bodies_are_split_and_outputs_keep_the_original(tmp_path):
     inner = helper.make_graph([helper.make_node("Add", ["x", "w"], ["in"])], "b", [], [info("in")])
     flag = helper.make_tensor("v", onnx.TensorProto.BOOL, [], [1])
     nodes = [
@@ -209,7 +209,7 @@ def test_uses_in_bodies_and_as_output_keep_the_original(tmp_path):
     proto = model_of(nodes, [info("x", [2, 3])], [info("y"), info("u", [3])], arrays)
     model = normal(tmp_path, proto)
     used = {node.name: node.inputs[1].name for node in model.graph if node.op_type == "Add"}
-    assert used == {"outer": "w/shared_1", "last": "u/shared_1"}
+    assert used == {"outer": "w/shared_2", "last": "u/shared_1"}
     x = {"x": weights(2, 3)}
     path = round_trip(tmp_path, model)
     same_outputs(run(proto, x), run(path, x))

@@ -1,0 +1,110 @@
+"""Whether tensors of two models agree."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Feed = Mapping[str, np.ndarray[Any, Any]]
+TOLERANCE = 1e-4
+"""Largest difference, as a share of the largest output."""
+
+ROUNDING = 4.0
+"""How many times the measured rounding a difference may exceed the tolerance by."""
+
+DISCRETE_TOLERANCE = 1e-3
+"""Share of integers or booleans that may differ: the last digit of a float decides some argmax."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a comparison found.
+
+    Attributes
+    ----------
+    sound
+        Whether everything agreed.
+    max_abs_diff, max_abs_output
+        Over the outputs of the graph.
+    why
+        The first difference that was too large.
+    inner
+        Names of tensors inside the model that were compared.
+    branches, loops, unforced
+        As in `onnxprune.evaluate.soundness.Soundness`; by the names of first outputs.
+    """
+
+    sound: bool
+    max_abs_diff: float
+    max_abs_output: float
+    why: str = ""
+    inner: frozenset[str] = frozenset()
+    branches: frozenset[tuple[str, bool]] = frozenset()
+    loops: frozenset[str] = frozenset()
+    unforced: tuple[str, ...] = ()
+
+    def joined(self, other: Figures) -> Figures:
+        """Both together."""
+        return Figures(
+            self.sound and other.sound,
+            max(self.max_abs_diff, other.max_abs_diff),
+            max(self.max_abs_output, other.max_abs_output),
+            self.why or other.why,
+            self.inner | other.inner,
+            self.branches | other.branches,
+            self.loops | other.loops,
+            self.unforced + other.unforced,
+        )
+
+
+def compare_outputs(
+    expected: Sequence[Feed],
+    got: Sequence[Feed],
+    tolerance: float = TOLERANCE,
+    inner: Collection[str] = (),
+    rounding: Mapping[str, float] | None = None,
+) -> Figures:
+    """Compare tensors of the masked and the removed model, sample by sample.
+
+    Parameters
+    ----------
+    inner
+        Names that are no graph outputs: they must agree too, but do not enter the figures.
+    rounding
+        By name, how far rounding alone moves a tensor.
+    """
+    figures = Figures(True, 0.0, 0.0)
+    for left, right in zip(expected, got, strict=True):
+        for name, a in left.items():
+            allowance = ROUNDING * (rounding or {}).get(name, 0.0)
+            result = _compare_tensor(name, a, right[name], tolerance, allowance)
+            if not result.sound:
+                return result
+            if name not in inner:
+                figures = figures.joined(result)
+    return figures
+
+
+def _compare_tensor(
+    name: str, a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], tolerance: float, allowance: float
+) -> Figures:
+    if a.shape != b.shape:
+        return Figures(False, 0.0, 0.0, f"{name!r} has shape {b.shape} instead of {a.shape}")
+    if a.dtype.kind != "f":
+        differing = int(np.sum(a != b))
+        sound = differing <= DISCRETE_TOLERANCE * a.size
+        return Figures(
+            sound, 0.0, 0.0, "" if sound else f"{name!r} differs in {differing} of {a.size} places"
+        )
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    finite = np.isfinite(x)
+    if not np.array_equal(x[~finite], y[~finite], equal_nan=True) or not np.isfinite(y[finite]).all():
+        return Figures(False, 0.0, 0.0, f"{name!r} is not finite in the same places")
+    top = float(np.abs(x[finite]).max(initial=0.0))
+    diff = float(np.abs(x[finite] - y[finite]).max(initial=0.0))
+    if diff > tolerance * top + allowance:
+        return Figures(False, diff, top, f"{name!r} differs by {diff:.3g} (largest {top:.3g})")
+    return Figures(True, diff, top)
