@@ -117,7 +117,7 @@ def _declare(axis_graph: AxisGraph, clone: Clone, kept: Kept) -> None:
         value = clone.values[axis.value]
         if value.shape is not None and value.const_value is None:
             dims = list(value.shape)
-            dims[axis.dim] = extent_left(axis, kept, axis_graph.blocked)
+            dims[axis.dim] = extent_left(axis, kept, axis_graph.blocked) or 0
             value.shape = ir.Shape(dims)
 
 
