@@ -5,7 +5,7 @@ factor at just these places, so that minus its gradient is the first-order effec
 between source and sink: a bias, an activation with f(0) != 0, a residual stream. Not every reader of a value sums
 over the axis: the others pass units on, to sinks of their own. An Identity keeps the sinks' reading apart, and the
 gradient with respect to its output is the sinks' share. Sinks that read the same value share one. Where an operator
-sums over a state that it keeps itself (a recurrent layer), the factor is at the weight that it multiplies that with.
+sums over a state that it keeps itself (a recurrent layer), the factor is at the weight that this meets.
 
 An operator that averages over units (`--allow-inexact`) is masked by leaving positions out, which is no factor: its
 share of the effect of a removal is not in these gradients.

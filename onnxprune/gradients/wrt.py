@@ -38,8 +38,8 @@ class UnitMask:
         The axis that holds the samples; it may hold several entries per sample (the windows of an image). None
         where samples are not told apart: the gradient, (1, units), is the sum over all.
     rows
-        An axis before `axis` each entry of which has positions of its own, one row behind the other in `index`; only
-        where samples are not told apart. None: there is none.
+        An axis before `axis` each entry of which has positions of its own, one row behind the other in `index`;
+        only where samples are not told apart. None: there is none.
     """
 
     value: str

@@ -1,8 +1,8 @@
 """Given and last states of recurrent layers, in a form that ties no layer to another.
 
-Exporters make one tensor of zeros for the first states of all layers and cut it into slices, and join the last states
-of all layers before one of them is read. Both would make one unit of position j of all layers, although zeros are what
-a layer begins with anyway, and the other layers' states are thrown away.
+Exporters make one tensor of zeros for the first states of all layers and cut it into slices, and join the last
+states of all layers before one of them is read. Both would make one unit of position j of all layers, although
+zeros are what a layer begins with anyway, and the other layers' states are thrown away.
 
 Specification: https://onnx.ai/onnx/operators/onnx__LSTM.html ("if not specified - assumed to be 0")
 """

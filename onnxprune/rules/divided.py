@@ -1,8 +1,9 @@
 """Data movement of tensors that have an axis of blocks, each with units of its own: the states of both directions.
 
-A recurrent layer that goes both ways has one tensor for the states of both, (..., directions, ..., units): which units
-stay need not be the same in both, only as many (see `onnxprune.graph.axes.Blocked`). That lasts as long as operators
-keep the blocks apart. These are the ones that know of them; where any other reads such an axis, blocks are joined.
+A recurrent layer that goes both ways has one tensor for the states of both, (..., directions, ..., units): which
+units stay need not be the same in both, only as many (see `onnxprune.graph.axes.Blocked`). That lasts as long as
+operators keep the blocks apart. What knows of them uses these functions; where any other operator reads such an
+axis, blocks are joined.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def blocks_of(relations: Relations, axis: Axis) -> Blocked | None:
 
 
 def carry(relations: Relations, a: Axis, b: Axis, rows: int | None) -> None:
-    """Tie two axes in order; where `a` is divided, `b` is, too, along its value's dim `rows`, unless that is None."""
+    """Tie two axes in order; where `a` is divided, `b` is, too, along dim `rows` of its value if there is one."""
     blocked = blocks_of(relations, a)
     if blocked is None or rows is None:
         relations.tie(a, b)
@@ -75,8 +76,26 @@ def carry_axes(
             relations.tie(a, b)
 
 
+def gather_others(op: Op, relations: Relations, axis: int) -> None:
+    """Tie the axes of a Gather that it does not look into."""
+    data, y, width, tensor = op.input(0), op.output(), op.rank(op.input(1)), op.input(1).const_value
+    for dim in range(op.rank(data)):
+        if dim == axis:
+            continue
+        a, b = Axis(data, dim), Axis(y, dim if dim < axis else dim + width - 1)
+        blocked = blocks_of(relations, a)
+        if blocked is None or blocked.rows != axis:
+            rows = None if blocked is None else blocked.rows + (width - 1 if blocked.rows > axis else 0)
+            carry(relations, a, b, rows)
+        elif tensor is not None and width < 2 and tensor.size:
+            picked = np.asarray(tensor.numpy(), np.int64).ravel() % blocked.blocks
+            take_blocks(op, relations, a, b, axis, picked)
+        else:
+            relations.tie(a, b)
+
+
 def merged(relations: Relations, a: Axis, shape: tuple[int, ...]) -> bool:
-    """Whether the blocks of the axis lie in memory one behind the other: only ones are between them and their rows."""
+    """Whether the blocks of the axis lie one behind the other: all dims between it and its rows are 1."""
     blocked = blocks_of(relations, a)
     if blocked is None or blocked.rows >= a.dim or blocked.blocks != shape[blocked.rows]:
         return False

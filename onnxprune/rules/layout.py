@@ -118,6 +118,20 @@ def relate_reshape(op: Op, relations: Relations) -> None:
         relations.pin(Axis(x, dim), Reason.INCOMPATIBLE_BLOCKS)
     for dim in stuck_b:
         relations.pin(Axis(y, dim), Reason.INCOMPATIBLE_BLOCKS)
+    _tie_factors(op, relations, factors, shape_a, shape_b)
+    if op.has(1):
+        relations.auxiliary(op.input(1))
+
+
+def _tie_factors(
+    op: Op,
+    relations: Relations,
+    factors: list[Factor],
+    shape_a: tuple[int, ...],
+    shape_b: tuple[int, ...],
+) -> None:
+    """A factor that fills its axis on both sides is a tie, any other a choice; blocks in a row are one axis."""
+    x, y = op.input(0), op.output()
     whole = {f.a_dim: f.b_dim for f in factors if f.size == shape_a[f.a_dim] == shape_b[f.b_dim]}
     joined = _blocks_in_a_row(op, relations, factors, shape_a)
     for number, factor in enumerate(factors):
@@ -136,8 +150,6 @@ def relate_reshape(op: Op, relations: Relations) -> None:
         else:
             left_index, right_index = _pairs(factor, m, n)
             relations.choice(left, right, left_index, right_index, number)
-    if op.has(1):
-        relations.auxiliary(op.input(1))
 
 
 def _blocks_in_a_row(

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnxprune.errors import Reason
 from onnxprune.graph.axes import Axis, Index
 from onnxprune.model import edit
-from onnxprune.rules.divided import blocks_of, carry, carry_axes, take_blocks
+from onnxprune.rules.divided import carry_axes, gather_others
 from onnxprune.rules.helpers import arange, tie_axes, tie_broadcast
 from onnxprune.rules.op import normalized
 from onnxprune.rules.rule import Key, Rule, table
@@ -243,7 +243,7 @@ def _gather(op: Op, relations: Relations) -> None:
     data, indices, y = op.input(0), op.input(1), op.output()
     axis = op.int("axis", 0) % op.rank(data)
     width = op.rank(indices)
-    _gather_others(op, relations, data, axis)
+    gather_others(op, relations, axis)
     picked, extent = _picked(op), op.extent(Axis(data, axis))
     if picked is not None and extent:
         relations.tie(Axis(data, axis), Axis(y, axis), picked % extent, arange(len(picked)))
@@ -252,25 +252,6 @@ def _gather(op: Op, relations: Relations) -> None:
     relations.pin(Axis(data, axis), Reason.INDEXED)
     for dim in range(width):
         relations.tie(Axis(indices, dim), Axis(y, axis + dim))
-
-
-def _gather_others(op: Op, relations: Relations, data: ir.Value, axis: int) -> None:
-    """Tie the axes that are not looked into."""
-    y, width = op.output(), op.rank(op.input(1))
-    tensor = op.input(1).const_value
-    for dim in range(op.rank(data)):
-        if dim == axis:
-            continue
-        a, b = Axis(data, dim), Axis(y, dim if dim < axis else dim + width - 1)
-        blocked = blocks_of(relations, a)
-        if blocked is None or blocked.rows != axis:
-            rows = None if blocked is None else blocked.rows + (width - 1 if blocked.rows > axis else 0)
-            carry(relations, a, b, rows)
-        elif tensor is not None and width < 2 and tensor.size:
-            picked = np.asarray(tensor.numpy(), np.int64).ravel() % blocked.blocks
-            take_blocks(op, relations, a, b, axis, picked)
-        else:
-            relations.tie(a, b)
 
 
 def _refit_gather(op: Op, refit: Refit) -> None:
