@@ -33,6 +33,8 @@ _LARGEST = 1 << 24
 def plain_states(graph: ir.Graph, listed: Collection[str]) -> None:
     """Leave out first states of zeros, and read last states where they are made.
 
+    An initializer of zeros stays where it is read first, by the names of nodes: it is a part of the file.
+
     Parameters
     ----------
     graph
@@ -45,12 +47,20 @@ def plain_states(graph: ir.Graph, listed: Collection[str]) -> None:
         if _is_layer(node):
             for slot in _FIRST_STATES:
                 state = node.inputs[slot] if slot < len(node.inputs) else None
-                if state is not None and _is_zero(state, listed, zero):
+                if state is None or not _is_zero(state, listed, zero):
+                    continue
+                if state.producer() is not None or (node, slot) != _first(state):
                     node.replace_input_with(slot, None)
             while node.inputs and node.inputs[-1] is None:
                 node.resize_inputs(len(node.inputs) - 1)
         elif node.op_type == "Concat" and not node.domain:
             _read_parts(graph, node)
+
+
+def _first(value: ir.Value) -> tuple[ir.Node, int]:
+    """The first use of an initializer; it was the same before other uses were taken away."""
+    use = min(value.uses(), key=lambda use: (use.node.name or "", use.idx))
+    return use.node, use.idx
 
 
 def _is_layer(node: ir.Node) -> bool:

@@ -67,17 +67,39 @@ def test_first_states(op_type, kind):
         name="layer",
     )
     (layer,) = layers(same(net.model(net.op("Squeeze", y, net.constant([1])))))
-    stays = kind in ("ones", "weight")
+    stays = kind in ("ones", "weight", "zeros")  # initializers that nothing else reads
     assert [value is not None for value in layer.inputs] == [True] * 4 + (
         [False] + [True] * len(given)
     ) * stays
+
+
+def test_zeros_that_several_layers_share():
+    """They stay with the first layer, by name, whatever the order of nodes."""
+    net = Net(seed=1)
+    x = net.data("x", (4, 2, 5))
+    zeros = states("zeros", net, x)
+    for name, width in (("b", 5), ("a", HIDDEN), ("c", HIDDEN)):
+        y, *_ = net.ops(
+            "LSTM",
+            x,
+            *weights(net, "LSTM", name, width),
+            None,
+            zeros,
+            zeros,
+            outputs=1,
+            hidden_size=HIDDEN,
+            name=name,
+        )
+        x = net.op("Squeeze", y, net.constant([1]))
+    found = {layer.name: len(layer.inputs) for layer in layers(same(net.model(x)))}
+    assert found == {"b": 4, "a": 6, "c": 4}
 
 
 def test_a_state_of_zeros_beside_another():
     """The cell begins with zeros, the hidden state does not: the latter stays where it is."""
     net = Net(seed=1)
     x = net.data("x", (4, 2, 5))
-    given = [states(kind, net, x) for kind in ("weight", "zeros")]
+    given = [states(kind, net, x) for kind in ("weight", "Expand")]
     y, *_ = net.ops("LSTM", x, *weights(net, "LSTM", "l", 5), None, *given, outputs=1, hidden_size=HIDDEN)
     (layer,) = layers(same(net.model(y)))
     assert len(layer.inputs) == 6 and layer.inputs[5] is not None
