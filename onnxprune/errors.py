@@ -92,7 +92,7 @@ class Reason(enum.Enum):
     REDUCED = "the operator reduces over this axis in a way that a dropped position would change"
     SELECTED = "the operator's result depends on which position wins (ArgMax, TopK and the like)"
     ORDERED = "positions are combined in order along this axis"
-    RECURRENT = "it belongs to a recurrent layer, whose hidden units cannot be cut yet"
+    RECURRENT = "a recurrent layer goes along it (steps, samples or directions)"
     ROTATED = "pairs of dimensions are rotated by angles that all heads, and mostly all layers, share"
     INDEXED = "positions are looked up by values that are only known at run time"
     RANDOM = "random numbers are drawn for it, and other ones for fewer positions"

@@ -30,6 +30,7 @@ from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.collect import InputStatistics, consumers, input_statistics
 from onnxprune.statistics.consumers import Consumer
 from onnxprune.statistics.factors import Seen, product_statistics, sides
+from onnxprune.statistics.gates import all_gates
 from onnxprune.statistics.gradients import Differentiation, bytes_at_once
 from onnxprune.statistics.moments import Matrix, Moments
 from onnxprune.statistics.paths import Route
@@ -119,8 +120,9 @@ class Evidence:
 
     @cached_property
     def consumers(self) -> dict[ir.Value, Consumer]:
-        """Every layer that is a linear map of an activation, by its weight."""
-        return consumers(self.analysis.axis_graph)
+        """Every layer that is a linear map of an activation, by its weight; of recurrent ones, their products."""
+        graph = self.analysis.axis_graph
+        return {**consumers(graph), **all_gates(graph)}
 
     @property
     def refits(self) -> bool:
@@ -138,15 +140,17 @@ class Evidence:
         for use in group.sinks:
             consumer = self.consumers.get(use.axis.value)
             if consumer is not None:
-                unit = use.unit.reshape(consumer.groups, -1)
-                found.append((consumer, np.tile(unit, (1, consumer.taps))))
+                unit = use.unit.reshape(-1, consumer.columns)
+                joined = consumer.groups // len(unit)  # directions that are not told apart
+                found.append((consumer, np.tile(unit, (joined, consumer.taps))))
         return found
 
     @cached_property
     def products(self) -> list[Product]:
         """Every product of two activations that sums over units of some group: queries and keys."""
         used = {use.axis for group in self.analysis.groups.values() for use in group.axes}
-        found = find_products(self.analysis.axis_graph, self.consumers, self._unit)
+        graph = self.analysis.axis_graph
+        found = find_products(graph, consumers(graph), self._unit)
         return [product for product in found if product.axes[0] in used]
 
     def products_of(self, group: Group) -> list[tuple[Product, Index]]:

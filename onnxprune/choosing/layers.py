@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from onnxprune.allocate.ladder import Ladder
 from onnxprune.allocate.latency import Table, monotone
 from onnxprune.analysis import Analysis
 from onnxprune.calibrate.timing import Ran
-from onnxprune.graph.axes import Axis, Bools
+from onnxprune.graph.axes import Axis, Bools, extent_left
 from onnxprune.graph.build import build_axis_graph
 from onnxprune.model.shapes import infer_shapes
 from onnxprune.rules.rule import Term, domain_of
@@ -151,6 +151,10 @@ def cut_layers(analysis: Analysis, layer: Layer) -> Iterator[Ran]:
     graph = build_axis_graph(
         model, infer_shapes(model, {}, analysis.axis_graph.rules.infer), analysis.axis_graph.rules
     )
+    divided = analysis.axis_graph.blocked  # beside other layers, blocks may be joined
+    graph = replace(
+        graph, blocked={Axis(twin[a.value], a.dim): found for a, found in divided.items() if a.value in twin}
+    )
     inputs = [(old, new) for old, new in twin.items() if new in set(model.graph.inputs)]
     for point in itertools.product(*(axis.kept for axis in layer.grid)):
         kept = {axis: flags for part in point for axis, flags in part.items()}
@@ -158,7 +162,7 @@ def cut_layers(analysis: Analysis, layer: Layer) -> Iterator[Ran]:
         feed = {}
         for old, new in inputs:
             shape = [
-                int(kept[axis].sum()) if (axis := Axis(old, dim)) in kept else (extent or 1)
+                extent_left(Axis(old, dim), kept, divided) or extent or 1
                 for dim, extent in enumerate(dims[old])
             ]
             feed[str(new.name)] = _array(old, shape)

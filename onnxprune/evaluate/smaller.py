@@ -8,10 +8,14 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxprune.calibrate.dataset import Feed
-from onnxprune.graph.axes import Bools, Kept
+from onnxprune.graph.axes import Blocked, Bools, Kept
+from onnxprune.surgery.keep import slice_array
 
 Cuts: TypeAlias = Mapping[str, Mapping[int, Bools]]
 """Kept positions per axis, by the tensor's name; tensors that keep their shape are missing."""
+
+Divided: TypeAlias = Mapping[str, Mapping[int, Blocked]]
+"""How dims of tensors are divided, by the tensor's name."""
 
 
 def cuts_by_name(kept: Kept) -> Cuts:
@@ -22,13 +26,15 @@ def cuts_by_name(kept: Kept) -> Cuts:
     return cuts
 
 
-def cut_array(array: np.ndarray[Any, Any], kept: Mapping[int, Bools]) -> np.ndarray[Any, Any]:
-    """The kept positions of one tensor."""
-    for dim, flags in kept.items():
-        array = np.compress(flags, array, axis=dim)
-    return array
+def cut_feed(feed: Mapping[str, np.ndarray[Any, Any]], cuts: Cuts, divided: Divided | None = None) -> Feed:
+    """Tensors by name, those among `cuts` with their kept positions only.
 
-
-def cut_feed(feed: Mapping[str, np.ndarray[Any, Any]], cuts: Cuts) -> Feed:
-    """Tensors by name, those among `cuts` with their kept positions only."""
-    return {name: cut_array(a, cuts[name]) if name in cuts else a for name, a in feed.items()}
+    Parameters
+    ----------
+    divided
+        How dims of some of them are divided; graph inputs and outputs never are.
+    """
+    return {
+        name: slice_array(a, cuts[name], (divided or {}).get(name, {})) if name in cuts else a
+        for name, a in feed.items()
+    }

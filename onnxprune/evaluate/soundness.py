@@ -23,8 +23,8 @@ from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
 from onnxprune.evaluate.agreement import Feed, Figures, compare_outputs
 from onnxprune.evaluate.forced import forced_runs
-from onnxprune.evaluate.smaller import cut_array, cut_feed, cuts_by_name
-from onnxprune.graph.axes import Axis, Bools, Kept
+from onnxprune.evaluate.smaller import cut_feed, cuts_by_name
+from onnxprune.graph.axes import Axis, Blocked, Bools, Kept, extent_left
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
 from onnxprune.model.convert import to_float32
@@ -210,10 +210,13 @@ class Prover:
         expected = self._session(masked, probes, {})
         got = self._session(removed, probes, kept)
         cuts = cuts_by_name(kept)  # a foreign operator that a rule knows has smaller inputs and outputs, too
+        divided: dict[str, dict[int, Blocked]] = {}
+        for axis, blocked in self.axis_graph.blocked.items():
+            divided.setdefault(str(axis.value.name), {})[axis.dim] = blocked
         worst = Figures(True, 0.0, 0.0)
         for feed in self._feeds(expected.extra):
-            cut = cut_feed(expected.run(feed), cuts)
-            smaller = {name: cut_array(a, cuts.get(opened(name), {})) for name, a in feed.items()}
+            cut = cut_feed(expected.run(feed), cuts, divided)
+            smaller = cut_feed(feed, {name: cuts[whole] for name in feed if (whole := opened(name)) in cuts})
             if repeat:
                 got.run(smaller)
             inner, small = probes.keys() - self._outputs(), got.run(smaller)
@@ -235,7 +238,7 @@ class Prover:
         """
         probes: dict[str, dict[int, Bools]] = {}
         for sink in self.axis_graph.sinks:
-            value = sink.where.output()
+            value = sink.where.outputs[0]
             if sink.axis in kept and value.type is not None:
                 rank = sink.where.rank(value)
                 probes[str(value.name)] = {
@@ -246,8 +249,9 @@ class Prover:
     def _session(self, model: ir.Model, probes: Mapping[str, object], kept: Kept) -> _Running:
         dims = {
             value.name or "": tuple(
-                int(kept[Axis(value, dim)].sum()) if Axis(value, dim) in kept else extent
+                extent if left is None else left
                 for dim, extent in enumerate(extents)
+                for left in (extent_left(Axis(value, dim), kept, self.axis_graph.blocked),)
             )
             for value, extents in self.axis_graph.shapes.dims.items()
         }

@@ -4,7 +4,8 @@ A unit that goes is zeroed where it is summed over, at its sinks (`onnxprune.sur
 factor at just these places, so that minus its gradient is the first-order effect of the removal, whatever lies
 between source and sink: a bias, an activation with f(0) != 0, a residual stream. Not every reader of a value sums
 over the axis: the others pass units on, to sinks of their own. An Identity keeps the sinks' reading apart, and the
-gradient with respect to its output is the sinks' share. Sinks that read the same value share one.
+gradient with respect to its output is the sinks' share. Sinks that read the same value share one. Where an operator
+sums over a state that it keeps itself (a recurrent layer), the factor is at the weight that this meets.
 
 An operator that averages over units (`--allow-inexact`) is masked by leaving positions out, which is no factor: its
 share of the effect of a removal is not in these gradients.
@@ -86,9 +87,9 @@ def unit_masks(axis_graph: AxisGraph, groups: Iterable[Group], *, by_sample: boo
         for use, value in lies:
             samples = sample_axis(axis_graph, use.axis) if by_sample else None
             name = group.id if len(lies) == 1 else f"{group.id}/{len(found)}"
-            found.append(
-                UnitMask(str(value.name), use.axis.dim, use.unit, group.units, name, sample_axis=samples)
-            )
+            blocked = axis_graph.blocked.get(use.axis)
+            rows = None if blocked is None else blocked.rows
+            found.append(UnitMask(str(value.name), use.axis.dim, use.unit, group.units, name, samples, rows))
         masks[group.id] = tuple(found)
     return Masked(clone.model, masks)
 
@@ -158,8 +159,7 @@ def unit_factors(axis_graph: AxisGraph, groups: Iterable[Group]) -> Factored:
         found: list[Factor] = []
         lies = [(use, value) for use in group.axes for value in places.get(use.axis, ())]
         for use, value in lies:
-            rank = len(axis_graph.shapes.dims[use.axis.value])
-            shape = tuple(len(use.unit) if dim == use.axis.dim else 1 for dim in range(rank))
+            shape = _along(axis_graph, use.axis)
             name = edit.fresh(graph, f"factor/{group.id}/{len(found)}")
             given = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
             graph.inputs.append(given)
@@ -167,6 +167,13 @@ def unit_factors(axis_graph: AxisGraph, groups: Iterable[Group]) -> Factored:
             found.append(Factor(name, shape, use.unit))
         factors[group.id] = tuple(found)
     return Factored(clone.model, factors)
+
+
+def _along(axis_graph: AxisGraph, axis: Axis) -> tuple[int, ...]:
+    """The positions of an axis, those of its blocks one row behind the other, and 1 elsewhere."""
+    dims, blocked = axis_graph.shapes.dims[axis.value], axis_graph.blocked.get(axis)
+    held = (axis.dim,) if blocked is None else (axis.dim, blocked.rows)
+    return tuple((extent or 0) if dim in held else 1 for dim, extent in enumerate(dims))
 
 
 def _multiply(main: ir.Graph, value: ir.Value, factor: ir.Value) -> None:

@@ -37,6 +37,9 @@ class UnitMask:
     sample_axis
         The axis that holds the samples; it may hold several entries per sample (the windows of an image). None
         where samples are not told apart: the gradient, (1, units), is the sum over all.
+    rows
+        An axis before `axis` each entry of which has positions of its own, one row behind the other in `index`;
+        only where samples are not told apart. None: there is none.
     """
 
     value: str
@@ -45,6 +48,7 @@ class UnitMask:
     units: int
     name: str = ""
     sample_axis: int | None = 0
+    rows: int | None = None
 
 
 Target: TypeAlias = str | UnitMask
@@ -118,15 +122,17 @@ def mask_gradient(
     rank = len(dims)
     axis = mask.axis % rank
     samples = None if mask.sample_axis is None else mask.sample_axis % rank
-    if axis == samples or dims[axis] != len(mask.index):
+    rows = None if mask.rows is None else mask.rows % rank
+    positions = (dims[axis] or 0) * (1 if rows is None else dims[rows] or 0)
+    if axis == samples or positions != len(mask.index) or (rows is not None and samples is not None):
         raise UsageError(
             f"axis {mask.axis} of {mask.value!r} does not hold {len(mask.index)} positions beside the samples",
-            "Check the mask's axis, index and sample_axis.",
+            "Check the mask's axis, index, sample_axis and rows.",
         )
-    rest = [dim for dim in range(rank) if dim not in (axis, samples)]
+    rest = [dim for dim in range(rank) if dim not in (axis, samples, rows)]
     sums = (builder.of(value) * gradient).sum(*rest, keep=False)
     if samples is None:
-        return _by_unit(mask, sums.unsqueeze(0), builder)
+        return _by_unit(mask, sums.reshape([1, -1]), builder)
     if axis < samples:
         sums = sums.transpose([1, 0])
     units = _by_unit(mask, sums, builder)

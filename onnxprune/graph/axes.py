@@ -23,9 +23,9 @@ Bools = np.ndarray[Any, np.dtype[np.bool_]]
 class Axis(NamedTuple):
     """One dimension of one tensor: `value` hashes by identity, `dim` is never negative.
 
-    An initializer whose rows are divided into blocks with private columns (the weight of a grouped
-    convolution) carries *all* columns of all blocks on one axis: its extent is blocks x columns, see
-    `Blocked`.
+    A tensor whose rows are divided into blocks with private columns (the weight of a grouped convolution, the
+    states of a recurrent layer that goes both ways) carries *all* columns of all blocks on one axis: its extent
+    is blocks x columns, see `Blocked`.
     """
 
     value: ir.Value
@@ -43,10 +43,11 @@ Kept = Mapping[Axis, Bools]
 
 @dataclass(frozen=True)
 class Blocked:
-    """How a weight's axis is divided: block `i` of `blocks` has its own columns for its share of the rows.
+    """How an axis is divided: block `i` of `blocks` has its own columns for its share of the rows.
 
     Position `i * columns + j` of the axis is column `j` of the rows of block `i` along `rows`. A block that
-    loses all its rows loses all its columns; the others keep equal numbers of columns.
+    loses all its rows loses all its columns; the others keep equal numbers of columns. Several axes of one tensor
+    may be divided along the same rows.
     """
 
     blocks: int
@@ -55,6 +56,14 @@ class Blocked:
     def columns(self, flags: Bools) -> int:
         """How many columns every block that stays keeps; `flags` has one entry per position of the axis."""
         return int(flags.reshape(self.blocks, -1).sum(axis=1).max())
+
+
+def extent_left(axis: Axis, kept: Kept, blocked: Mapping[Axis, Blocked]) -> int | None:
+    """Extent of an axis after a cut; None where it loses nothing."""
+    flags = kept.get(axis)
+    if flags is None:
+        return None
+    return blocked[axis].columns(flags) if axis in blocked else int(flags.sum())
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,9 @@ def build_axis_graph(
                 weight = rule is not None and slot in rule.weights
                 kind = "weight" if weight else (rule.kinds.get(slot, "constant") if rule else "constant")
                 parameters[value] = Parameter(value, kind, op, slot)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        for dim in range(len(shapes.dims.get(value, ()))) if value.name in refit_io else ():
+            relations.join_blocks(Axis(value, dim))
     relations.finish()
     _pin_interface(model, shapes, relations.graph, refit_io)
     pin_dynamic(shapes, relations)

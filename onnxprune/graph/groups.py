@@ -57,7 +57,8 @@ class Group:
     blocks
         Block of each unit, or None: every block keeps the same number of units.
     width
-        Positions that one unit takes on the axis of the first weight that produces it (a head: its dimensions).
+        Positions that one unit takes on the axis of the first weight that produces it (a head: its dimensions); 1
+        for a hidden unit, however many gates it has.
     cut
         Groups with the same cut number belong together; see `alternatives`.
     alternatives
@@ -308,10 +309,16 @@ class _Finder:
         sources, sinks, name = self._roles(uses)
         if not sources and not sinks:
             return None
-        weights = [use for use in sources if self.parameter_of[use.axis].kind == "weight"]
-        first = (weights or sources or sinks)[0].unit
-        width = int(np.bincount(first[first >= 0]).max())
+        width = self._width(sources, sinks)
         return Group("", name, len(units), tuple(uses), sources, sinks, cells, width, cut)
+
+    def _width(self, sources: tuple[AxisUse, ...], sinks: tuple[AxisUse, ...]) -> int:
+        """Positions of one unit on the first weight that makes it; where it is fed back, those that are read."""
+        made = [use for use in sources if self.parameter_of[use.axis].kind == "weight"]
+        fed_back = {use.axis.value for use in made}
+        read = [use for use in sinks if use.axis.value in fed_back]
+        first = (read or made or sources or sinks)[0].unit
+        return int(np.bincount(first[first >= 0]).max())
 
     def _rank(self, lies: dict[int, Index], units: int) -> Index:
         """Number units by where they lie on axes, by name: whatever the order of the nodes."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import Reason
@@ -138,6 +139,7 @@ class Relations:
         self._op: Op | None = None
         self._mentioned: set[Axis] = set()
         self._small: list[tuple[Axis, Barrier]] = []
+        self._joined: dict[Axis, None] = {}
 
     # --- the vocabulary of rules -------------------------------------------------------------------------
 
@@ -163,6 +165,15 @@ class Relations:
         self._mention(a)
         parameter = b if b is not None and b.value.const_value is not None else None
         self.sinks.append(Sink(a, slot, parameter, self._where))
+
+    def recur(self, axis: Axis, slot: int) -> None:
+        """The operator multiplies a state that it keeps itself with `axis` of input `slot`, and sums."""
+        self._mention(axis)
+        self.sinks.append(Sink(axis, slot, axis if axis.value.const_value is not None else None, self._where))
+
+    def follow(self, a: Axis, b: Axis, a_index: Index | None = None, b_index: Index | None = None) -> None:
+        """As `tie`, by a rule that knows divided axes: positions are counted over all their blocks."""
+        self._state("tie", a, b, a_index, b_index)
 
     def choice(self, a: Axis, b: Axis, a_index: Index, b_index: Index, factor: int) -> None:
         """One way of cutting two axes: along `factor`, a factor of a Reshape or another number for this node.
@@ -194,6 +205,7 @@ class Relations:
         coming = tuple((slot, op.axis(op.input(slot), dim)) for slot, dim in inputs)
         going = tuple((slot, op.axis(op.output(slot), dim)) for slot, dim in outputs)
         for _, axis in (*coming, *going):
+            self.join_blocks(axis)
             if self.allow_inexact:
                 self._mention(axis)
             else:
@@ -223,11 +235,20 @@ class Relations:
         self.balances.append(Balance(axis, blocks, self._where, unless))
 
     def divide(self, axis: Axis, blocks: int, rows: int) -> Axis:
-        """Declare that the weight's `axis` stands for `blocks` private runs of columns (see `Blocked`)."""
+        """Declare that `axis` stands for `blocks` private runs of columns (see `Blocked`).
+
+        That of an activation is joined again where a rule speaks of it that does not know of blocks: then position
+        j of all blocks is one position.
+        """
         declared = Blocked(blocks, rows)
         if self.blocked.setdefault(axis, declared) != declared:
             self.pin(axis, Reason.INCOMPATIBLE_BLOCKS)
         return axis
+
+    def join_blocks(self, axis: Axis) -> None:
+        """The blocks of an activation's divided axis, if it has any, are not told apart: see `divide`."""
+        if self._divided(axis):
+            self._joined[axis] = None
 
     # --- the builder's side ------------------------------------------------------------------------------
 
@@ -252,7 +273,10 @@ class Relations:
         self._op = None
 
     def finish(self) -> None:
-        """Pin single positions too, where a tie has made them part of a longer axis (Concat, say)."""
+        """Join blocks that are not told apart, and pin single positions that a tie has put on a longer axis."""
+        for axis in self._joined:
+            self._join(axis)
+        self._joined.clear()
         for axis, barrier in self._small:
             if axis in self.graph:
                 self.graph.add_edge(axis, barrier)
@@ -272,7 +296,59 @@ class Relations:
     def _mention(self, axis: Axis) -> None:
         self._mentioned.add(axis)
 
+    def _divided(self, axis: Axis) -> bool:
+        return axis in self.blocked and axis.value.const_value is None
+
+    def _join(self, axis: Axis) -> None:
+        """State everything about a divided axis again, as if position j of all blocks were one."""
+        blocks = self.blocked.pop(axis).blocks
+        if axis not in self.graph:
+            return
+        for other in list(self.graph.adj[axis]):
+            for key, data in list(self.graph.adj[axis][other].items()):
+                if isinstance(other, Barrier):
+                    continue
+                edge: Edge = data["edge"]
+                count = (edge.where.extent(axis) or 0) * blocks
+                index = {True: edge.a_index, False: edge.b_index}
+                for first, end in ((True, edge.a), (False, edge.b)):
+                    found = index[first]
+                    found = np.arange(count, dtype=np.int64) if found is None else found
+                    index[first] = found % (count // blocks) if end == axis else found
+                self.graph.remove_edge(axis, other, key)
+                again = Edge(edge.kind, edge.a, edge.b, index[True], index[False], edge.where, edge.factor)
+                self.graph.add_edge(edge.a, edge.b, edge=again)
+
     def _relate(
+        self,
+        kind: str,
+        a: Axis,
+        b: Axis,
+        a_index: Index | None,
+        b_index: Index | None,
+        factor: int = -1,
+    ) -> None:
+        """State a relation of a rule that does not know of blocks of activations."""
+        for axis in (a, b):
+            self.join_blocks(axis)
+        if self._divided(a) or self._divided(b):
+            m, n = self._where.extent(a), self._where.extent(b)
+            if a_index is None and m is not None and m == n:
+                a_index = b_index = np.arange(m, dtype=np.int64)
+            if a_index is not None and b_index is not None:
+                a_index, b_index = self._in_all(a, a_index, b_index)
+                b_index, a_index = self._in_all(b, b_index, a_index)
+        self._state(kind, a, b, a_index, b_index, factor)
+
+    def _in_all(self, axis: Axis, index: Index, other: Index) -> tuple[Index, Index]:
+        """Positions of one block, repeated for all blocks of `axis`; and their partners as often."""
+        if not self._divided(axis):
+            return index, other
+        blocks, size = self.blocked[axis].blocks, self._where.extent(axis) or 0
+        start = np.repeat(np.arange(blocks, dtype=np.int64) * size, len(index))
+        return np.tile(index, blocks) + start, np.tile(other, blocks)
+
+    def _state(
         self,
         kind: str,
         a: Axis,

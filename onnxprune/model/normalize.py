@@ -19,6 +19,7 @@ from onnxprune.model.edit import drop_unused, replace_by_initializer, used_names
 from onnxprune.model.inline import inline_functions
 from onnxprune.model.nested import every_graph, every_node
 from onnxprune.model.origin import note_twins, remember, twins
+from onnxprune.model.states import plain_states
 
 
 def normalize(model: ir.Model) -> ir.Model:
@@ -26,9 +27,9 @@ def normalize(model: ir.Model) -> ir.Model:
 
     Inlines model-local functions, turns Constant nodes into initializers, takes initializers out of the
     graph's inputs (`finalize` lists them again), reads through `Identity(initializer)`, drops what nothing
-    uses, folds arithmetic on weights alone (that stays folded), and gives every use of a shared bias, scale or
-    shape constant its own initializer, so that sharing alone ties nothing. Shared weights stay shared: their
-    uses are tied.
+    uses, folds arithmetic on weights alone (that stays folded), leaves out the zeros that recurrent layers begin
+    with anyway, and gives every use of a shared bias, scale or shape constant its own initializer, so that sharing
+    alone ties nothing. Shared weights stay shared: their uses are tied.
 
     Parameters
     ----------
@@ -51,6 +52,9 @@ def normalize(model: ir.Model) -> ir.Model:
     for part in parts:
         _alias_identities(part)
     fold(graph)
+    for part in every_graph(graph):
+        plain_states(part, frozenset(remember(graph).inputs))
+    drop_unused(graph, keep=remember(graph).idle)
     _split_shared(graph)
     return model
 

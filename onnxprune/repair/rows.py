@@ -15,6 +15,7 @@ from onnxprune.repair.flat import Flat
 from onnxprune.repair.targets import Target
 from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.collect import geometry, share_of_rows
+from onnxprune.statistics.gates import Gates
 from onnxprune.statistics.moments import Moments
 from onnxprune.statistics.piecewise import Feed, Piecewise
 from onnxprune.statistics.probes import Drawn, Geometry, Probe
@@ -106,7 +107,10 @@ class Collector:
             for n, target in enumerate(self.targets):
                 layer = target.pair.teacher
                 probe = Probe(graph, layer, f"probe{n}", self._where[n].count(self._shares[n]))
-                probe.show(probe.output_rows(known[str(target.value.name)], layer.outputs), "rows")
+                value = known[str(target.value.name)]
+                product = isinstance(layer, Gates)  # its result is inside the node
+                rows = probe.product_rows(value) if product else probe.output_rows(value, layer.outputs)
+                probe.show(rows, "rows")
                 probes.append(probe)
 
         def more(batch: int) -> Feed:

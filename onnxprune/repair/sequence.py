@@ -21,10 +21,12 @@ from onnxprune.graph.build import AxisGraph
 from onnxprune.repair.fit import Fit, again, fit
 from onnxprune.repair.products import Factor, products_to_repair, refit_product
 from onnxprune.repair.rows import Collector
+from onnxprune.repair.states import States, refit_states, states_to_repair
 from onnxprune.repair.targets import Pair, Target, layers_to_repair, target_of
 from onnxprune.repair.turn import Turn
 from onnxprune.repair.write import write
 from onnxprune.statistics.batches import Batches
+from onnxprune.statistics.norms import LinearMap
 from onnxprune.statistics.piecewise import Piecewise
 
 Array = np.ndarray[Any, Any]
@@ -68,7 +70,7 @@ class Repairs:
     layers
         One entry per layer that lost inputs or lies behind such layers.
     arrays
-        By the name of a layer's first output: its new weight and bias (outputs,).
+        By a layer's key (`Consumer.key`): its new weight and bias (outputs,).
     """
 
     layers: tuple[LayerRepair, ...] = ()
@@ -116,11 +118,15 @@ def repair(
     if "affine" not in kinds:
         more |= {factor.product.label: "only an affine repair would do" for factor in factors}
         factors = []
+    layers, stay = states_to_repair(axis_graph, cut, kept)
+    more |= stay
     steps = _in_order(student, pairs, factors)
     rng = np.random.default_rng(seed)
     turned = {turn.product.label: turn for turn in turns}
     waiting = [step.node for step in steps]
     mending = _Mending(axis_graph, teacher, student, batches, kinds, turned, rng, left | more, waiting)
+    if layers:
+        mending.states(layers, kept)
     while steps:
         first = steps[0]
         if isinstance(first, Factor):
@@ -168,22 +174,31 @@ class _Mending:
     done: list[LayerRepair] = field(default_factory=list)
     arrays: dict[str, tuple[Array, Array]] = field(default_factory=dict)
 
+    def states(self, layers: Sequence[States], kept: Kept) -> None:
+        """Refit what recurrent layers make of their own states."""
+        found = refit_states(self.axis_graph, self.teacher, layers, kept, self.batches, self.kinds, self.rng)
+        for layer, best in zip(layers, found, strict=True):
+            self._take(layer.student, layer.teacher, best, lost=True)
+
     def layers(self, targets: Sequence[Target]) -> None:
         """Refit layers that do not depend on each other."""
         for target in targets:
             self.waiting.remove(target.pair.student.node)
         for target, found in zip(targets, self._fits(targets), strict=True):
-            layer = target.pair.student
-            if found is None:
-                self.left[layer.label] = "what it sees is not finite on the calibration samples"
-                continue
-            if found.kind != "none":
-                weight, vector = layer.from_matrix(found.weight), found.bias.ravel()
-                write(layer, weight, vector)
-                self.arrays[str(target.pair.teacher.node.outputs[0].name)] = weight, vector
-            scale = found.energy or 1.0
-            before, after = found.before / scale, found.error / scale
-            self.done.append(LayerRepair(layer.label, target.pair.lost, found.kind, before, after))
+            self._take(target.pair.student, target.pair.teacher, found, lost=target.pair.lost)
+
+    def _take(self, layer: LinearMap, original: LinearMap, found: Fit | None, *, lost: bool) -> None:
+        """Give a layer the weights that were found."""
+        if found is None:
+            self.left[layer.label] = "what it sees is not finite on the calibration samples"
+            return
+        if found.kind != "none":
+            weight, vector = layer.from_matrix(found.weight), found.bias.ravel()
+            write(layer, weight, vector)
+            self.arrays[original.key] = weight, vector
+        scale = found.energy or 1.0
+        before, after = found.before / scale, found.error / scale
+        self.done.append(LayerRepair(layer.label, lost, found.kind, before, after))
 
     def _fits(self, targets: Sequence[Target]) -> list[Fit | None]:
         """The best weights of some layers; None where what a layer sees is not finite."""
@@ -217,7 +232,7 @@ class _Mending:
         mixing, weight, vector = found
         if mixing.helps:
             write(factor.layer, weight, vector)
-            self.arrays[str(factor.route.layer.node.outputs[0].name)] = weight, vector
+            self.arrays[factor.route.layer.key] = weight, vector
         turn, scale = self.turned.get(label), mixing.energy or 1.0
         kind = "logits" if mixing.helps or turn is not None else "none"
         before = mixing.before / scale if turn is None else turn.before

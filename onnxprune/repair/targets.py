@@ -12,6 +12,8 @@ from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model.nested import read_by
 from onnxprune.repair.flat import Flat, flat_behind
+from onnxprune.repair.gates import SHARED, gates_to_repair, outputs_left
+from onnxprune.statistics.gates import Gates, W, is_recurrent
 from onnxprune.statistics.norms import LinearMap, Norm, linear_map_of
 from onnxprune.statistics.piecewise import Piecewise
 
@@ -45,7 +47,8 @@ class Target:
     pair
         The layer.
     value
-        The original's value that the layer's output, plus `skip`, is to be close to.
+        The original's value that the layer's output, plus `skip`, is to be close to; of the products of recurrent
+        layers, which are inside a node, what they are made of.
     skip
         The other addend, a value of the cut model that does not depend on the layer; None: there is none.
     kept
@@ -94,6 +97,15 @@ def layers_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[
         behind.update(op.node.outputs)
         if mine and lost[op.node].parameter is None:
             continue
+        if is_recurrent(op.node):
+            lost_features = Axis(op.input(W), 2) in kept
+            if lost_features or op.input(0) in behind:
+                found = gates_to_repair(op.node, made[str(op.outputs[0].name)])
+                if not isinstance(found, str) and W in found:
+                    pairs.append(Pair(*found[W], lost_features))
+                elif lost_features:
+                    left[op.node.name or op.node.op_type] = found if isinstance(found, str) else SHARED
+            continue
         teacher = linear_map_of(op.node)
         student = linear_map_of(made[str(op.node.outputs[0].name)])
         if not isinstance(teacher, str) and not isinstance(student, str):
@@ -118,6 +130,8 @@ def target_of(
     waiting
         Nodes that are still to be repaired: what depends on them is not known yet.
     """
+    if isinstance(pair.teacher, Gates):
+        return Target(pair, pair.teacher.x, None, outputs_left(pair.teacher, kept), None)
     value, skip, reached = pair.teacher.y, None, pair.student.y
     added = _addend(pair.student)
     if added is not None:

@@ -12,6 +12,8 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model import edit
+from onnxprune.repair.gates import outputs_left
+from onnxprune.statistics.gates import Gates, gates_of
 from onnxprune.statistics.norms import SCALE, LinearMap, Norm, linear_map_of
 from onnxprune.surgery.keep import slice_array
 
@@ -107,17 +109,14 @@ def write_masked(
     kept
         Positions that the cut model has.
     repaired
-        By the name of a layer's first output: weight and bias of the cut model's layer.
+        By a layer's key (`Consumer.key`): weight and bias of the cut model's layer.
     """
-    made = {str(out.name): node for node in masked.graph for out in node.outputs}
-    for op in axis_graph.ops:
-        name = str(op.node.outputs[0].name)
-        if name not in repaired:
+    made = {key: layer for node in masked.graph for key, layer in _layers(node).items()}
+    for key, original in ((k, v) for op in axis_graph.ops for k, v in _layers(op.node).items()):
+        if key not in repaired:
             continue
-        original, layer = linear_map_of(op.node), linear_map_of(made[name])
-        if isinstance(original, str) or isinstance(layer, str):
-            raise ValueError(f"{name!r} is no layer")
-        weight, bias = repaired[name]
+        layer = made[key]
+        weight, bias = repaired[key]
         dims: dict[int, Bools] = {}
         blocked = {}
         for dim in range(original.array.ndim):
@@ -126,11 +125,20 @@ def write_masked(
                 dims[dim] = kept[axis]
             if axis in axis_graph.blocked:
                 blocked[dim] = axis_graph.blocked[axis]
-        channel = 1 if original.convolves else len(axis_graph.shapes.dims[original.y]) - 1
-        rows = kept.get(Axis(original.y, channel))
+        if isinstance(original, Gates):
+            rows = outputs_left(original, kept)
+        else:
+            channel = 1 if original.convolves else len(axis_graph.shapes.dims[original.y]) - 1
+            rows = kept.get(Axis(original.y, channel))
         vector = original.bias_vector()
         vector[slice(None) if rows is None else rows] = bias
         write(layer, _spread(weight, original.array.shape, dims, blocked), vector)
+
+
+def _layers(node: ir.Node) -> dict[str, LinearMap]:
+    """The linear maps of a node, by key."""
+    found: LinearMap | str = linear_map_of(node)
+    return {layer.key: layer for layer in (gates_of(node) if isinstance(found, str) else [found])}
 
 
 def _spread(

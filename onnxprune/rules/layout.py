@@ -11,6 +11,7 @@ Specification: https://onnx.ai/onnx/operators/onnx__Reshape.html and its neighbo
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,14 @@ import numpy as np
 
 from onnxprune.errors import Reason
 from onnxprune.graph.axes import Axis, Index
+from onnxprune.rules.divided import blocks_of, carry, merged
 from onnxprune.rules.helpers import arange
 from onnxprune.rules.op import normalized
 from onnxprune.rules.rule import Key, Rule, table
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from onnxprune.graph.relations import Relations
     from onnxprune.rules.op import Op
     from onnxprune.rules.refit import Refit
@@ -114,19 +118,55 @@ def relate_reshape(op: Op, relations: Relations) -> None:
         relations.pin(Axis(x, dim), Reason.INCOMPATIBLE_BLOCKS)
     for dim in stuck_b:
         relations.pin(Axis(y, dim), Reason.INCOMPATIBLE_BLOCKS)
+    _tie_factors(op, relations, factors, shape_a, shape_b)
+    if op.has(1):
+        relations.auxiliary(op.input(1))
+
+
+def _tie_factors(
+    op: Op,
+    relations: Relations,
+    factors: list[Factor],
+    shape_a: tuple[int, ...],
+    shape_b: tuple[int, ...],
+) -> None:
+    """A factor that fills its axis on both sides is a tie, any other a choice; blocks in a row are one axis."""
+    x, y = op.input(0), op.output()
+    whole = {f.a_dim: f.b_dim for f in factors if f.size == shape_a[f.a_dim] == shape_b[f.b_dim]}
+    joined = _blocks_in_a_row(op, relations, factors, shape_a)
     for number, factor in enumerate(factors):
         left, right = Axis(x, factor.a_dim), Axis(y, factor.b_dim)
         for axis in (left, right):
             if op.dynamic(axis) and not (op.dynamic(left) and op.dynamic(right)):
                 relations.compose(axis)
         m, n = shape_a[factor.a_dim], shape_b[factor.b_dim]
-        if factor.size == m == n:
-            relations.tie(left, right)
+        if left in joined.values():
+            relations.follow(left, right)
+        elif left in joined:
+            relations.pin(left, Reason.RECURRENT)
+        elif factor.size == m == n:
+            blocked = blocks_of(relations, left)
+            carry(relations, left, right, None if blocked is None else whole.get(blocked.rows))
         else:
             left_index, right_index = _pairs(factor, m, n)
             relations.choice(left, right, left_index, right_index, number)
-    if op.has(1):
-        relations.auxiliary(op.input(1))
+
+
+def _blocks_in_a_row(
+    op: Op, relations: Relations, factors: list[Factor], shape: tuple[int, ...]
+) -> dict[Axis, Axis]:
+    """Axes of blocks, and the divided axes that they become one axis with: (..., 2, H) to (..., 2 H)."""
+    x, found = op.input(0), {}
+    held = {dim: [f for f in factors if f.a_dim == dim] for dim in range(len(shape))}
+    for axis in op.axes(x):
+        blocked = blocks_of(relations, axis)
+        if blocked is None or not merged(relations, axis, shape):
+            continue
+        mine = held[blocked.rows] + held[axis.dim]
+        target = {f.b_dim for f in mine}
+        if len(mine) == 2 and len(target) == 1 and all(f in mine for f in factors if f.b_dim in target):
+            found[Axis(x, blocked.rows)] = axis
+    return found
 
 
 def _elsewhere(op: Op) -> list[Factor] | None:
@@ -191,8 +231,7 @@ def _refit_reshape(op: Op, refit: Refit) -> None:
 def _transpose(op: Op, relations: Relations) -> None:
     x, y = op.input(0), op.output()
     order = op.ints("perm") or list(range(op.rank(x)))[::-1]
-    for target, source in enumerate(order):
-        relations.tie(Axis(x, source), Axis(y, target))
+    _rename(relations, x, y, {source: target for target, source in enumerate(order)})
 
 
 def _squeeze(op: Op, relations: Relations) -> None:
@@ -205,8 +244,15 @@ def _squeeze(op: Op, relations: Relations) -> None:
     else:
         gone = set(normalized(axes, op.rank(x)))
     kept = [dim for dim in range(op.rank(x)) if dim not in gone]
-    for target, source in enumerate(kept):
-        relations.tie(Axis(x, source), Axis(y, target))
+    _rename(relations, x, y, dict(zip(kept, range(len(kept)), strict=True)))
+
+
+def _rename(relations: Relations, x: ir.Value, y: ir.Value, targets: Mapping[int, int]) -> None:
+    """Tie the axes of `x` to those of `y` that they become."""
+    for source, target in targets.items():
+        blocked = blocks_of(relations, Axis(x, source))
+        rows = None if blocked is None else targets.get(blocked.rows)
+        carry(relations, Axis(x, source), Axis(y, target), rows)
 
 
 def _refit_squeeze(op: Op, refit: Refit) -> None:
@@ -228,8 +274,7 @@ def _unsqueeze(op: Op, relations: Relations) -> None:
         return
     new = set(normalized(axes, op.rank(y)))
     kept = [dim for dim in range(op.rank(y)) if dim not in new]
-    for source, target in enumerate(kept):
-        relations.tie(Axis(x, source), Axis(y, target))
+    _rename(relations, x, y, dict(enumerate(kept)))
 
 
 def _depth_to_space(op: Op, relations: Relations) -> None:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from onnxprune.errors import Reason
 from onnxprune.graph.axes import Axis, Index
 from onnxprune.model import edit
+from onnxprune.rules.divided import carry_axes, gather_others
 from onnxprune.rules.helpers import arange, tie_axes, tie_broadcast
 from onnxprune.rules.op import normalized
 from onnxprune.rules.rule import Key, Rule, table
@@ -43,8 +44,10 @@ def _concat(op: Op, relations: Relations) -> None:
 def _split(op: Op, relations: Relations) -> None:
     x = op.input(0)
     axis = op.int("axis", 0) % op.rank(x)
-    for part in op.outputs:
-        tie_axes(op, relations, x, part, skip=(axis,))
+    ends = np.cumsum([op.extent(Axis(part, axis)) or 0 for part in op.outputs])
+    for part, end in zip(op.outputs, ends, strict=True):
+        count = op.extent(Axis(part, axis)) or 0
+        carry_axes(op, relations, x, part, (axis,), np.arange(end - count, end, dtype=np.int64))
     _tie_parts(op, relations, [Axis(part, axis) for part in op.outputs], Axis(x, axis))
 
 
@@ -143,7 +146,9 @@ def _slice(op: Op, relations: Relations) -> None:
     spans = _spans(op)
     if spans is None:
         return
-    tie_axes(op, relations, x, y, skip=tuple(spans))
+    taken = next(iter(spans.values()), None)
+    known = None if taken is None or op.varies(1, 2, 3, 4) else taken.positions
+    carry_axes(op, relations, x, y, tuple(spans), known)
     for dim, span in spans.items():
         a, b = Axis(x, dim), Axis(y, dim)
         if span is not None and not op.varies(1, 2, 3, 4):
@@ -238,9 +243,7 @@ def _gather(op: Op, relations: Relations) -> None:
     data, indices, y = op.input(0), op.input(1), op.output()
     axis = op.int("axis", 0) % op.rank(data)
     width = op.rank(indices)
-    for dim in range(op.rank(data)):
-        if dim != axis:
-            relations.tie(Axis(data, dim), Axis(y, dim if dim < axis else dim + width - 1))
+    gather_others(op, relations, axis)
     picked, extent = _picked(op), op.extent(Axis(data, axis))
     if picked is not None and extent:
         relations.tie(Axis(data, axis), Axis(y, axis), picked % extent, arange(len(picked)))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph.axes import Axis, Blocked, Index, Kept
+from onnxprune.graph.axes import Axis, Blocked, Index, Kept, extent_left
 from onnxprune.model import edit
 from onnxprune.rules.op import Op
 
@@ -49,11 +49,8 @@ class Refit:
 
     def extent(self, axis: Axis) -> int:
         """Extent after the cut."""
-        flags = self.kept.get(axis)
-        if flags is not None:
-            blocked = self.blocked.get(axis)
-            return int(flags.sum()) if blocked is None else blocked.columns(flags)
-        return self.op.extent(axis) or 0
+        left = extent_left(axis, self.kept, self.blocked)
+        return (self.op.extent(axis) or 0) if left is None else left
 
     def count(self, axis: Axis, start: int, stop: int) -> int:
         """How many of the positions `start <= p < stop` stay."""

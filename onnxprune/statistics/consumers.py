@@ -56,6 +56,11 @@ class Consumer:
         return self.node.name or str(self.weight.name)
 
     @property
+    def key(self) -> str:
+        """What the layer makes, by name: the same in models that the original became."""
+        return str(self.node.outputs[0].name)
+
+    @property
     def convolves(self) -> bool:
         """Whether the input has to be unfolded."""
         return self.node.op_type in ("Conv", "ConvTranspose")
@@ -143,8 +148,11 @@ class Consumer:
             vector = vector * _float(self.node, "beta", 1.0)
         return np.broadcast_to(vector, (self.outputs,)).copy()
 
-    def to_bias(self, vector: Array) -> Array:
-        """A bias of shape (outputs,) as the initializer holds it."""
+    def to_bias(self, vector: Array, beside: Array | None = None) -> Array:
+        """A bias of shape (outputs,) as the initializer holds it.
+
+        `beside` is what the initializer holds by now, where another layer has a part of it.
+        """
         data = None if self.bias is None else self.bias.const_value
         if data is None:
             raise ValueError(f"{self.label} has no bias")

@@ -67,6 +67,11 @@ class Norm:
         return self.node.name or str(self.weight.name)
 
     @property
+    def key(self) -> str:
+        """As of `Consumer`."""
+        return str(self.node.outputs[0].name)
+
+    @property
     def convolves(self) -> bool:
         """Its channels lie like a convolution's, whatever the rank."""
         return True

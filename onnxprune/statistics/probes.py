@@ -45,7 +45,8 @@ class Geometry:
         """Positions per image from which rows are drawn."""
         if self.consumer.convolves:
             return int(np.prod(self.y_dims[2:], dtype=np.int64))
-        return max(int(np.prod(self.x_dims[:-1], dtype=np.int64)) // self.unit, 1)
+        rows = int(np.prod(self.x_dims[:-1], dtype=np.int64)) // self.consumer.groups
+        return max(rows // self.unit, 1)
 
     @property
     def rows(self) -> int:
@@ -201,6 +202,12 @@ class Probe(Added):
     def input_rows(self, x: ir.Value) -> ir.Value:
         """Rows of the layer's input: (groups, rows, taps x columns), float32; those of a norm are normalised."""
         c = self.consumer
+        if (
+            not c.convolves and c.groups > 1
+        ):  # directions of a recurrent layer: (steps, directions, samples, ...)
+            apart = self.op("Transpose", x, perm=[1, 0, 2, 3])
+            flat = self.op("Reshape", apart, self._ints(c.groups, -1, c.columns))
+            return self._float(self.op("Gather", flat, self._places(), axis=1))
         if not c.convolves:
             flat = self.op("Reshape", x, self._ints(-1, c.columns))
             picked = self.op("Gather", flat, self._places(), axis=0)
@@ -224,6 +231,13 @@ class Probe(Added):
             return self._float(self.op("Gather", flat, self._places(), axis=0))
         picked = self.op("Gather", self._channels_last(y, channels), self._places(), axis=1)
         return self._float(self.op("Reshape", picked, self._ints(-1, channels)))
+
+    def product_rows(self, x: ir.Value) -> ir.Value:
+        """What the layer, which has one group, makes of rows of its input: (rows, outputs), float32."""
+        c = self.consumer
+        made = self.op("MatMul", self.input_rows(x), self.constant("weight", c.matrix().transpose(0, 2, 1)))
+        made = self.op("Add", made, self.constant("bias", c.bias_vector()))
+        return self.op("Reshape", made, self._ints(-1, c.outputs))
 
     def _channels_last(self, value: ir.Value, channels: int) -> ir.Value:
         """As (images, positions, channels): gathering positions then copies whole rows."""

@@ -145,5 +145,6 @@ def refitted(
         if not shifted or layer.bias is None or layer.bias.const_value is None:
             continue
         lost = np.einsum("gof,gf->go", layer.matrix() - weight, moments.mean[:, : weight.shape[2]])
-        feed[str(layer.bias.name)] = layer.to_bias(layer.bias_vector() + lost.ravel())
+        name = str(layer.bias.name)
+        feed[name] = layer.to_bias(layer.bias_vector() + lost.ravel(), feed.get(name))
     return feed

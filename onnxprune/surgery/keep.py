@@ -55,28 +55,34 @@ def slice_array(
     blocked
         How divided dims are divided.
     """
-    for dim in kept:
-        if dim in blocked:
-            return _slice_blocks(array, kept, dim, blocked[dim])
+    for rows in {blocked[dim].rows for dim in kept if dim in blocked}:
+        return _slice_blocks(array, kept, rows, blocked)
     for dim, flags in kept.items():
         array = np.compress(flags, array, axis=dim)
     return array
 
 
 def _slice_blocks(
-    array: np.ndarray[Any, Any], kept: Mapping[int, Bools], dim: int, blocked: Blocked
+    array: np.ndarray[Any, Any], kept: Mapping[int, Bools], along: int, blocked: Mapping[int, Blocked]
 ) -> np.ndarray[Any, Any]:
-    rows = kept.get(blocked.rows, np.ones(array.shape[blocked.rows], bool))
-    per_block = array.shape[blocked.rows] // blocked.blocks
+    """Cut an array of which some dims are divided along the rows `along`, all into the same blocks."""
+    divided = {dim: flags.reshape(blocked[dim].blocks, -1) for dim, flags in kept.items() if dim in blocked}
+    rows = kept.get(along, np.ones(array.shape[along], bool))
+    blocks = len(next(iter(divided.values())))
+    per_block = array.shape[along] // blocks
     parts = []
-    for block, columns in enumerate(kept[dim].reshape(blocked.blocks, -1)):
-        if columns.any():  # otherwise the block has gone, and its rows with it
+    for block in range(blocks):
+        if all(
+            flags[block].any() for flags in divided.values()
+        ):  # otherwise it has gone, and its rows with it
             span = np.arange(block * per_block, (block + 1) * per_block)
-            part = np.take(array, span[rows[span]], axis=blocked.rows)
-            parts.append(np.compress(columns, part, axis=dim))
-    joined = np.concatenate(parts, axis=blocked.rows)
+            part = np.take(array, span[rows[span]], axis=along)
+            for dim, flags in divided.items():
+                part = np.compress(flags[block], part, axis=dim)
+            parts.append(part)
+    joined = np.concatenate(parts, axis=along)
     for other, flags in kept.items():
-        if other not in (dim, blocked.rows):
+        if other != along and other not in divided:
             joined = np.compress(flags, joined, axis=other)
     return joined
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph.axes import Axis, Blocked, Bools, Kept
+from onnxprune.graph.axes import Axis, Blocked, Bools, Kept, extent_left
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model import edit, fold
 from onnxprune.model.shapes import Dims, walk_shapes
@@ -61,7 +61,7 @@ def remove(axis_graph: AxisGraph, kept: Kept) -> ir.Model:
     _slice_initializers(axis_graph, clone, kept)
     touched = {axis.value for axis in kept}
     refits = [r for op in axis_graph.ops if (r := _refit(axis_graph, clone, op, kept, touched)) is not None]
-    _declare(clone, kept)
+    _declare(axis_graph, clone, kept)
     _settle(axis_graph, clone, kept, refits)
     return clone.model
 
@@ -111,13 +111,13 @@ def _computed(axis_graph: AxisGraph, node: ir.Node) -> bool:
     return any(value in data and value.const_value is None for value in node.inputs if value is not None)
 
 
-def _declare(clone: Clone, kept: Kept) -> None:
+def _declare(axis_graph: AxisGraph, clone: Clone, kept: Kept) -> None:
     """Write the new extents into the declared shapes; symbolic dims stay."""
-    for axis, flags in kept.items():
+    for axis in kept:
         value = clone.values[axis.value]
         if value.shape is not None and value.const_value is None:
             dims = list(value.shape)
-            dims[axis.dim] = int(flags.sum())
+            dims[axis.dim] = extent_left(axis, kept, axis_graph.blocked) or 0
             value.shape = ir.Shape(dims)
 
 
@@ -238,8 +238,9 @@ def _settle(axis_graph: AxisGraph, clone: Clone, kept: Kept, refits: list[Refit]
             if extents is None:
                 continue
             expected = tuple(
-                int(kept[axis].sum()) if (axis := Axis(value, dim)) in kept else extent
+                extent if left is None else left
                 for dim, extent in enumerate(extents)
+                for left in (extent_left(Axis(value, dim), kept, axis_graph.blocked),)
             )
             got = found.get(clone.values[value])
             if (

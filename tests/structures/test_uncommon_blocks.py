@@ -221,7 +221,7 @@ def test_segmentation_by_the_best_class():
 
 
 def test_convolutions_before_a_recurrent_layer():
-    """CRNN: the features of a column are the inputs of an LSTM, which sums over them; its units stay."""
+    """CRNN: the features of a column are the inputs of an LSTM, which sums over them and over its own units."""
     n = Blocks()
     x = n.like("MaxPool", n.stem(6), kernel_shape=[8, 1], strides=[1, 1])
     x = n.op("Transpose", n.op("Squeeze", x, n.constant([2])), perm=[2, 0, 1], name="time_first")
@@ -229,8 +229,12 @@ def test_convolutions_before_a_recurrent_layer():
     y, *_ = n.ops("LSTM", x, w, r, b, outputs=3, hidden_size=5, name="lstm")
     y = n.relu(n.linear(n.mark(n.op("Squeeze", y, n.constant([1])), 5), 7, name="fc1"))
     result = check(n, n.linear(y, 3, name="fc2"))
-    assert used(result) == ["stem: 6: stem[0]+bias -> lstm.w[2]", "fc1: 7: fc1[1]+bias -> fc2[0]"]
-    assert pinned(result, "lstm.w[1]") == ["RECURRENT"]
+    assert used(result) == [
+        "stem: 6: stem[0]+bias -> lstm.w[2]",
+        "lstm: 5: lstm.w[1] lstm.r[1] lstm.b[1] -> lstm.r[2] fc1[0]",
+        "fc1: 7: fc1[1]+bias -> fc2[0]",
+    ]
+    assert pinned(result, "lstm.r[1]", "lstm.r[2]") == ["free", "free"]
 
 
 def test_loop_that_reads_from_outside():

@@ -1,0 +1,138 @@
+"""Recurrent layers that lost hidden units: what the gates got from all states is to come from those that are left.
+
+A layer's states depend on its own R, so that there is nothing to run before it is repaired. Both sides of the fit
+are therefore the original's: states of one step ago, of the units that are left, and what R made of all of them.
+Repaired in this way, the cut layer's states are close to the original's, which is what R was fitted on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.graph.axes import Axis, Kept
+from onnxprune.graph.build import AxisGraph
+from onnxprune.repair.fit import Fit, fit
+from onnxprune.repair.gates import gates_to_repair, outputs_left
+from onnxprune.repair.rows import HELD_OUT, both
+from onnxprune.statistics.batches import Batches
+from onnxprune.statistics.collect import geometry, share_of_rows
+from onnxprune.statistics.gates import Gates, R
+from onnxprune.statistics.moments import Moments
+from onnxprune.statistics.piecewise import Feed, Piecewise
+from onnxprune.statistics.probes import Probe
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class States:
+    """The product of a recurrent layer's states by R, in the cut model and in the original."""
+
+    student: Gates
+    teacher: Gates
+
+
+def states_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[list[States], dict[str, str]]:
+    """Recurrent layers that lost hidden units, and by name why others that did are left as they are."""
+    made = {str(out.name): node for node in cut.graph for out in node.outputs if out.name}
+    found: list[States] = []
+    left: dict[str, str] = {}
+    for op in axis_graph.ops:
+        fed_back = [s for s in axis_graph.sinks if s.where is op and s.slot == R and s.axis in kept]
+        if not fed_back:
+            continue
+        pairs = gates_to_repair(op.node, made[str(op.outputs[0].name)])
+        if isinstance(pairs, str):
+            left[op.node.name or op.node.op_type] = pairs
+        elif R not in pairs:
+            left[op.node.name or op.node.op_type] = "its states of all steps are no output"
+        elif op.node.op_type == "GRU" and not op.int("linear_before_reset", 0):
+            left[op.node.name or op.node.op_type] = "its states are reset before they are multiplied"
+        else:
+            found.append(States(*pairs[R]))
+    return found, left
+
+
+def refit_states(
+    axis_graph: AxisGraph,
+    teacher: Piecewise,
+    layers: Sequence[States],
+    kept: Kept,
+    batches: Batches,
+    kinds: Sequence[str],
+    rng: np.random.Generator,
+) -> list[Fit | None]:
+    """The best R and bias of each layer; None where states are not finite.
+
+    Parameters
+    ----------
+    teacher
+        Of the original; not moved on.
+    kept
+        Positions that the cut model has.
+    """
+    sides: list[list[Moments | None]] = [[None, None] for _ in layers]
+    for number, rows in enumerate(_rows(axis_graph, teacher.fork(), layers, batches, rng)):
+        side = 1 if number % HELD_OUT == HELD_OUT - 1 else 0
+        for known, layer, states in zip(sides, layers, rows, strict=True):
+            part, old = _moments(layer.teacher, states, kept), known[side]
+            known[side] = part if old is None else old + part
+    fits: list[Fit | None] = []
+    for layer, known in zip(layers, sides, strict=True):
+        seen, held = both(*known)
+        student = layer.student
+        bias = student.bias_vector().reshape(student.groups, -1)
+        finite = np.isfinite(seen.gram).all() and np.isfinite(held.gram).all()
+        fits.append(fit(seen, held, student.matrix(), bias, kinds) if finite else None)
+    return fits
+
+
+def _rows(
+    axis_graph: AxisGraph,
+    teacher: Piecewise,
+    layers: Sequence[States],
+    batches: Batches,
+    rng: np.random.Generator,
+) -> Iterator[list[Array]]:
+    """Per batch and layer: states of the original at positions that are drawn, (directions, rows, hidden)."""
+    where = [geometry(axis_graph, layer.teacher, batches.unit) for layer in layers]
+    shares = [
+        share_of_rows(layer.teacher, place, batches.samples)
+        for layer, place in zip(layers, where, strict=True)
+    ]
+    probes: list[Probe] = []
+
+    def extend(graph: ir.Graph, known: Mapping[str, ir.Value]) -> None:
+        for n, layer in enumerate(layers):
+            probe = Probe(graph, layer.teacher, f"states{n}", where[n].count(shares[n]))
+            probe.show(probe.input_rows(known[str(layer.teacher.x.name)]), "rows")
+            probes.append(probe)
+
+    def more(batch: int) -> Feed:
+        feed: dict[str, Array] = {}
+        for probe, place, share in zip(probes, where, shares, strict=True):
+            feed |= probe.feed(place.draw(rng, share, batches.sizes[batch]))
+        return feed
+
+    for found in teacher.advance([layer.teacher.x for layer in layers], extend, more):
+        yield [found[f"states{n}/rows"] for n in range(len(layers))]
+
+
+def _moments(gates: Gates, states: Array, kept: Kept) -> Moments:
+    """Of rows (states that are left, what R makes of all for the gates that are left), per direction."""
+    states = states.astype(np.float64)
+    made = states @ gates.matrix().transpose(0, 2, 1) + gates.bias_vector().reshape(gates.groups, 1, -1)
+    units = kept[Axis(gates.weight, 2)].reshape(-1, gates.columns)
+    units = np.tile(units, (gates.groups // len(units), 1))
+    rows = outputs_left(gates, kept)
+    gates_left = np.ones(made.shape[::2], bool) if rows is None else rows.reshape(gates.groups, -1)
+    parts = [
+        np.concatenate([states[d][:, units[d]], made[d][:, gates_left[d]]], axis=1)
+        for d in range(gates.groups)
+    ]
+    return Moments.of(np.stack(parts))
