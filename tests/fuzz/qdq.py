@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.rules import builtin_rules
-from tests.fuzz.walk import At, Walk
+from tests.fuzz.walk import Walk
 
 AVAILABLE = {("", "QuantizeLinear"), ("", "DequantizeLinear")} <= set(builtin_rules())
 _PER_AXIS = 13
