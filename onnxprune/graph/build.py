@@ -14,6 +14,7 @@ from onnxprune.graph.axes import Axis, Barrier, Blocked
 from onnxprune.graph.dynamic import pin_dynamic
 from onnxprune.graph.relations import Average, Balance, Relations, Sink
 from onnxprune.model.shapes import Shapes
+from onnxprune.rules.barriers import barrier_of
 from onnxprune.rules.op import Op
 from onnxprune.rules.rule import RuleTable, domain_of
 
@@ -105,7 +106,7 @@ def build_axis_graph(
         rule = rules.of(node)
         relations.enter(op)
         if rule is None:
-            relations.leave(Reason.SUBGRAPH if _has_body(node) else Reason.NO_RULE)
+            relations.leave(Reason.SUBGRAPH if _has_body(node) else barrier_of((domain, node.op_type)))
         elif any(op.dims(value) is None for value in (*node.inputs, *op.outputs) if value is not None):
             relations.leave(Reason.UNKNOWN_SHAPE)
         else:

@@ -45,7 +45,7 @@ def _loss(op: Op, relations: Relations) -> None:
 
 
 def _extents(op: Op) -> list[Inferred]:
-    """onnx infers nothing for some versions."""
+    """Said here, because onnx infers nothing for some versions."""
     scores, classes, dtype = op.dims(op.input(0)), op.dims(op.input(1)), op.input(0).dtype
     if classes is None:
         return []
