@@ -31,6 +31,8 @@ from tests.fuzz.run import results_of
 
 TOLERANCE, HALF = 1e-4, 2e-2
 """Largest difference between two outputs, as a share of the largest value; with a part in 16 bits."""
+SLIMMED = 2
+"""Every so manieth graph is slimmed as it is."""
 OVERRIDABLE = 4
 """The IR version from which listed initializers are defaults of inputs."""
 CONFORM = 5
@@ -102,14 +104,22 @@ def is_scored(analysis: Analysis) -> bool:
     return not groups or any(member.kind == "weight" for member in members)
 
 
-def check_seed(seed: int) -> Outcome:
-    """Draw a graph and check it; a failure is part of the result."""
+def check_seed(seed: int, conform: int = CONFORM, thorough: bool = True) -> Outcome:
+    """Draw a graph and check it; a failure is part of the result.
+
+    Parameters
+    ----------
+    conform
+        Every so manieth graph also goes through `check_model`.
+    thorough
+        As in `check_graph`.
+    """
     drawn, start = Outcome(seed), time.process_time()
     try:
         graph = attempt("generate", generate, seed)
         opset = graph.model.opset_imports[""]
         drawn = Outcome(seed, graph.nodes, graph.drawn, graph.redraws, opset, graph.dtype, graph.traits)
-        drawn = replace(drawn, **check_graph(graph, conform=seed % CONFORM == 0))
+        drawn = replace(drawn, **check_graph(graph, seed % conform == 0, thorough=thorough))
     except Failure as failure:
         drawn = replace(drawn, failure=(failure.kind, failure.message))
     return replace(drawn, seconds=time.process_time() - start)
@@ -277,18 +287,20 @@ def check_slim(files: Files, cut: bool, compared: bool) -> bool:
     bool
         Whether it had to.
     """
-    slim = attempt("slim", onnxprune.slim, files.model, files.slim, **files.how)
-    found = files.results(files.slim)
-    check_interface(files.expected, found)
-    check_same("slim", files.expected, found, files.graph.half)
-    if files.graph.checker:
-        attempt("slim checker", onnx.checker.check_model, str(files.slim), full_check=True)
-    if not cut:
+    clean = options(files.graph.seed)["scope"] != "uniform"  # else pruning slims first, and the plan says so
+    if files.graph.seed % SLIMMED == 0 or (compared and not clean):
+        slim = attempt("slim", onnxprune.slim, files.model, files.slim, **files.how)
+        found = files.results(files.slim)
+        check_interface(files.expected, found)
+        check_same("slim", files.expected, found, files.graph.half)
+        if files.graph.checker:
+            attempt("slim checker", onnx.checker.check_model, str(files.slim), full_check=True)
+        clean = not slim.report.units and not slim.report.branches
+    if not cut or not compared:
         return False
     again = attempt("slim masked", onnxprune.slim, files.masked, files.slim_masked, **files.how)
     check_same("slim masked", files.results(files.masked), files.results(files.slim_masked), files.graph.half)
-    more = sum(group.constant + group.duplicate for group in again.report.groups)
-    if not compared or more or slim.report.units or slim.report.branches:
+    if not clean or any(group.constant + group.duplicate for group in again.report.groups):
         return False
     expected, got = weights(files.cut), weights(files.slim_masked)
     if expected != got:

@@ -45,7 +45,7 @@ _BLOCKS = (
     *(blocks.dense, blocks.dense, blocks.convolution, blocks.convolution, blocks.transposed_convolution),
     *(blocks.conv_norm_act, blocks.pool, blocks.gate, blocks.group_norm, blocks.blocks_of_pixels),
     *(blocks.attention, blocks.attention, blocks.feed_forward, blocks.mixer, blocks.product, blocks.einsum),
-    *(blocks.shared, blocks.tied, blocks.to_image, blocks.to_rows, *qdq.STEPS),
+    *(blocks.shared, blocks.shared, blocks.tied, blocks.to_image, blocks.to_rows, *qdq.STEPS),
 )
 Step = Callable[[Walk], None]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from tests.fuzz.kernels import NAMES, allows, variables
@@ -78,6 +79,8 @@ class _Conversion:
         if node.op_type == "Cast":
             to = node.attributes["to"].as_int()
             return [node.outputs[0]] if to == ir.DataType.FLOAT else None
+        if not onnx.defs.has(node.op_type, self.opset, ""):  # onnxruntime's own in the default domain
+            return None
         coming, going, variadic = variables(node.op_type, self.opset)
         bound = set()
         for slot, value in enumerate(node.inputs):
