@@ -6,7 +6,7 @@ import multiprocessing
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -18,13 +18,14 @@ from tests.fuzz import log
 from tests.fuzz.check import Outcome, check_seed
 from tests.fuzz.minimise import minimise
 
+Check = Callable[[int], Outcome]
 EVERY = 100
 """Graphs between two lines about how far the run has come."""
 RENEWED = 1000
 """Graphs after which a process makes room for a new one."""
 
 
-def run(seeds: Sequence[int], jobs: int) -> Iterator[Outcome]:
+def run(seeds: Sequence[int], jobs: int, check: Check = check_seed) -> Iterator[Outcome]:
     """Outcomes as they come; a seed that kills its process has failed."""
     left = list(seeds)
     while left:
@@ -34,7 +35,7 @@ def run(seeds: Sequence[int], jobs: int) -> Iterator[Outcome]:
             coming = iter(left)
             while not broken:
                 for seed in _next(coming, 2 * jobs - len(pending)):
-                    pending.add(pool.submit(check_seed, seed))
+                    pending.add(pool.submit(check, seed))
                 if not pending:
                     break
                 finished, pending = wait(pending, return_when="FIRST_COMPLETED")
@@ -49,18 +50,18 @@ def run(seeds: Sequence[int], jobs: int) -> Iterator[Outcome]:
         left = [seed for seed in left if seed not in done]
         if broken:  # one of the first in line did it
             suspects, left = left[: 2 * jobs], left[2 * jobs :]
-            yield from map(_alone, suspects)
+            yield from (_alone(seed, check) for seed in suspects)
 
 
 def _next(seeds: Iterator[int], count: int) -> Iterable[int]:
     return [seed for _, seed in zip(range(count), seeds, strict=False)]
 
 
-def _alone(seed: int) -> Outcome:
+def _alone(seed: int, check: Check) -> Outcome:
     """Check a seed in a process of its own."""
     with _pool(1) as pool:
         try:
-            return pool.submit(check_seed, seed).result()
+            return pool.submit(check, seed).result()
         except BrokenProcessPool as error:
             return Outcome(seed, failure=("crash", str(error)))
 

@@ -37,9 +37,13 @@ def record(outcome: Outcome, revision: str) -> Record:
 
 
 def append(path: Path, entry: Record) -> None:
-    """Add a line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    """Add a line, behind one that may have been cut off."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(entry).encode() + b"\n")
 
 
 def read(paths: Iterable[Path]) -> dict[int, Record]:
