@@ -9,7 +9,18 @@ import onnx.defs
 from onnxprune.rules import builtin_rules
 
 NO_FLOATS = {
-    *("And", "ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Equal"),
+    *(
+        "And",
+        "ArgMax",
+        "ArgMin",
+        "BitCast",
+        "BitShift",
+        "BitwiseAnd",
+        "BitwiseNot",
+        "BitwiseOr",
+        "BitwiseXor",
+        "Equal",
+    ),
     *("Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "NonMaxSuppression", "NonZero"),
     *("Not", "Or", "Shape", "Size", "Unique", "Xor"),
 }
@@ -24,6 +35,9 @@ CONSTANT = {
 
 CONVERTED = {"Scatter", "Upsample"}
 """Gone at opset 18, to which models are brought first."""
+
+RECURRENCES = {("", "LinearAttention"), ("com.microsoft", "LinearAttention")}
+"""A matrix is carried from token to token: no VJP yet."""
 
 HANDLED = {"Constant", "If"}
 """Made initializers, or passed branch by branch, so they need no rule."""

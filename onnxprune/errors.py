@@ -83,6 +83,7 @@ class Reason(enum.Enum):
     GRAPH_INPUT = "it is an axis of a graph input, whose shape callers rely on"
     GRAPH_OUTPUT = "it is an axis of a graph output, whose shape callers rely on"
     NO_RULE = "the operator has no rule, so nothing is known about its axes"
+    NO_AXES = "the operator reads or makes sequences, optional values or strings, which have no axes"
     NOT_MENTIONED = "the operator's rule does not cover this axis"
     DYNAMIC = "its extent is not fixed (it depends on the input)"
     UNKNOWN_SHAPE = "its shape could not be inferred"

@@ -16,6 +16,7 @@ from onnxprune.graph.dynamic import pin_dynamic
 from onnxprune.graph.relations import Average, Balance, Relations, Sink
 from onnxprune.model.nested import every_node
 from onnxprune.model.shapes import Shapes
+from onnxprune.rules.barriers import barrier_of
 from onnxprune.rules.op import Op
 from onnxprune.rules.rule import RuleTable, domain_of
 
@@ -131,7 +132,7 @@ def build_axis_graph(
         rule = rules.of(node)
         relations.enter(op)
         if rule is None:
-            relations.leave(Reason.SUBGRAPH if op.bodies else Reason.NO_RULE)
+            relations.leave(Reason.SUBGRAPH if op.bodies else barrier_of((domain, node.op_type)))
         elif not rule.hands_on and any(
             op.dims(value) is None for value in (*node.inputs, *op.outputs) if value is not None
         ):

@@ -108,6 +108,9 @@ def layers_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[
             continue
         teacher = linear_map_of(op.node)
         student = linear_map_of(made[str(op.node.outputs[0].name)])
+        known = axis_graph.shapes.dims.keys()
+        if not mine and not known >= {*filter(None, op.node.inputs), op.output()}:
+            continue  # behind an operator that says nothing about shapes
         if not isinstance(teacher, str) and not isinstance(student, str):
             if isinstance(teacher, Norm) and teacher.x in refitted:
                 continue

@@ -26,6 +26,7 @@ UNARY = [
     "Asinh",
     "Atan",
     "Atanh",
+    "BitCast",
     "BitwiseNot",
     "Cast",
     "Ceil",

@@ -29,6 +29,7 @@ TOLERANCE = 1e-4
 """Largest difference between masked and removed in fp32, as a share of the largest output."""
 
 _INLINE = 1 << 40
+_LISTED_BELOW = 4
 
 
 @dataclass(frozen=True)
@@ -382,6 +383,9 @@ def _distance(a: Array, b: Array) -> float:
 
 
 def _accepted(model: ir.Model, what: str) -> None:
+    if model.ir_version < _LISTED_BELOW:  # the normal form lists no initializers, which older files have to
+        model = model.clone()
+        model.ir_version = _LISTED_BELOW
     try:
         check(model)
     except ModelError as error:

@@ -1,4 +1,4 @@
-"""Many graphs at once: `python -m tests.fuzz --from 0 --count 2000 --jobs 1`."""
+"""Many graphs at once: `python -m tests.fuzz --from 0 --count 10000 --jobs 2 --log fuzz.jsonl`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,69 @@ import multiprocessing
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from statistics import median
 
 import click
 
+from tests.fuzz import log
 from tests.fuzz.check import Outcome, check_seed
 from tests.fuzz.minimise import minimise
 
+Check = Callable[[int], Outcome]
 EVERY = 100
 """Graphs between two lines about how far the run has come."""
+RENEWED = 1000
+"""Graphs after which a process makes room for a new one."""
+
+
+def run(seeds: Sequence[int], jobs: int, check: Check = check_seed) -> Iterator[Outcome]:
+    """Outcomes as they come; a seed that kills its process has failed."""
+    left = list(seeds)
+    while left:
+        done, broken = set(), False
+        with _pool(jobs) as pool:
+            pending: set[Future[Outcome]] = set()
+            coming = iter(left)
+            while not broken:
+                for seed in _next(coming, 2 * jobs - len(pending)):
+                    pending.add(pool.submit(check, seed))
+                if not pending:
+                    break
+                finished, pending = wait(pending, return_when="FIRST_COMPLETED")
+                for future in finished:
+                    try:
+                        outcome = future.result()
+                    except BrokenProcessPool:
+                        broken = True
+                        continue
+                    done.add(outcome.seed)
+                    yield outcome
+        left = [seed for seed in left if seed not in done]
+        if broken:  # one of the first in line did it
+            suspects, left = left[: 2 * jobs], left[2 * jobs :]
+            yield from (_alone(seed, check) for seed in suspects)
+
+
+def _next(seeds: Iterator[int], count: int) -> Iterable[int]:
+    return [seed for _, seed in zip(range(count), seeds, strict=False)]
+
+
+def _alone(seed: int, check: Check) -> Outcome:
+    """Check a seed in a process of its own."""
+    with _pool(1) as pool:
+        try:
+            return pool.submit(check, seed).result()
+        except BrokenProcessPool as error:
+            return Outcome(seed, failure=("crash", str(error)))
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, context, max_tasks_per_child=RENEWED)
 
 
 def summary(outcomes: Sequence[Outcome], seconds: float) -> str:
@@ -27,14 +80,19 @@ def summary(outcomes: Sequence[Outcome], seconds: float) -> str:
         drawn.update({":".join(filter(None, key)): n for key, n in outcome.drawn.items()})
     reasons = Counter(why.split(":")[0].split()[-1] for outcome in outcomes for why in outcome.redraws)
     lines = [
-        f"graphs                {len(outcomes)}, seeds {outcomes[0].seed} to {outcomes[-1].seed}, {seconds:.0f} s",
+        f"graphs                {len(outcomes)}, seeds {min(o.seed for o in outcomes)} to "
+        f"{max(o.seed for o in outcomes)}, {seconds:.0f} s",
         f"nodes                 {nodes[0]} / {median(nodes):g} / {nodes[-1]} (min / median / max)",
         f"operators             {len(drawn)}",
+        f"float types           {dict(Counter(o.dtype for o in outcomes))}",
+        f"traits                {dict(Counter(trait for o in outcomes for trait in o.traits))}",
         f"with groups           {sum(outcome.groups > 0 for outcome in outcomes)}",
         f"lost something        {len(lost)}",
+        f"masks undone by slim  {sum(outcome.compared for outcome in outcomes)}",
         f"MACs removed          {median([o.macs for o in lost] or [0]):.1%} (median of those)",
         f"params removed        {median([o.params for o in lost] or [0]):.1%}",
         f"redraws               {sum(len(o.redraws) for o in outcomes)} {dict(reasons)}",
+        f"processor             {sum(o.seconds for o in outcomes) / len(outcomes):.2f} s a graph",
         "drawn                 " + ", ".join(f"{name} {n}" for name, n in sorted(drawn.items())),
     ]
     failures = [outcome for outcome in outcomes if outcome.failure]
@@ -52,19 +110,27 @@ def summary(outcomes: Sequence[Outcome], seconds: float) -> str:
 @click.option("--count", default=200, help="How many seeds.")
 @click.option("--jobs", default=1, help="Processes.")
 @click.option("--minimise", "smaller", is_flag=True, help="Make the model of every failure small.")
-def main(first: int, count: int, jobs: int, smaller: bool) -> None:
+@click.option(
+    "--log",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where every seed gets a line. Seeds that have one are not run again, unless they failed.",
+)
+def main(first: int, count: int, jobs: int, smaller: bool, path: Path | None) -> None:
     """Prune random graphs and say what happened; exits with 1 where something failed."""
-    start = time.monotonic()
-    seeds = range(first, first + count)
+    start, revision = time.monotonic(), log.commit()
+    known = log.read([path]) if path is not None else {}
+    seeds = [s for s in range(first, first + count) if s not in known or known[s]["failure"]]
     outcomes = []
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        for outcome in pool.imap(check_seed, seeds):
-            outcomes.append(outcome)
-            if len(outcomes) % EVERY == 0:
-                click.echo(f"{len(outcomes)} of {count}, {time.monotonic() - start:.0f} s", err=True)
-            if outcome.failure:
-                click.echo(f"seed {outcome.seed}: {outcome.failure[0]}: {outcome.failure[1][:300]}", err=True)
-    click.echo(summary(outcomes, time.monotonic() - start))
+    for outcome in run(seeds, jobs):
+        outcomes.append(outcome)
+        if path is not None:
+            log.append(path, log.record(outcome, revision))
+        if len(outcomes) % EVERY == 0:
+            click.echo(f"{len(outcomes)} of {len(seeds)}, {time.monotonic() - start:.0f} s", err=True)
+        if outcome.failure:
+            click.echo(f"seed {outcome.seed}: {outcome.failure[0]}: {outcome.failure[1][:300]}", err=True)
+    click.echo(summary(outcomes, time.monotonic() - start) if outcomes else "every seed has a line already")
     failed = [outcome.seed for outcome in outcomes if outcome.failure]
     for seed in failed if smaller else ():
         click.echo(minimise(seed))

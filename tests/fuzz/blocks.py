@@ -46,7 +46,7 @@ def conv(w: Walk, at: At, channels: int, group: int = 1, kernel: int = 1, stride
 def dense(w: Walk) -> None:
     at = w.pick(lambda at: at.rank > 1 and at.rank - 1 in at.free)
     if at is not None:
-        made = linear(w, at, w.integer(2, 10))
+        made = linear(w, at, w.columns(int(at.shape[-1]), 10))
         if w.chance(0.5):
             made = At(w.op(w.choose(["Relu", "Tanh", "LeakyRelu"]), made.value), made.shape, made.bound)
         w.values.append(made)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -12,16 +12,21 @@ import onnx_ir as ir
 from onnxprune.errors import ModelError
 from onnxprune.model.check import check
 from onnxprune.rules.rule import Key
-from onnxprune.testing.feeds import Array, execute, make_feeds
-from tests.fuzz import blocks, moves
+from onnxprune.testing.feeds import Array, make_feeds
+from tests.fuzz import blocks, moves, qdq
 from tests.fuzz.adapt import apply
+from tests.fuzz.dress import dress
+from tests.fuzz.retype import retype
+from tests.fuzz.run import results_of
 from tests.fuzz.templates import usable
 from tests.fuzz.walk import At, Walk
 
 OPSETS = (9, 11, 11, 13, 13, 15, 17, 18, 18, 18, 19, 20, 21, 22, 23, 24, 26)
 BATCH = 2
 """The size of a symbolic batch when a graph is run."""
-_REDRAWS = 20
+LEAST, MOST = 5, 60
+"""Nodes of a graph, Constants not counted."""
+_REDRAWS = 40
 _CONDITION = 1e-2
 
 
@@ -40,7 +45,7 @@ _BLOCKS = (
     *(blocks.dense, blocks.dense, blocks.convolution, blocks.convolution, blocks.transposed_convolution),
     *(blocks.conv_norm_act, blocks.pool, blocks.gate, blocks.group_norm, blocks.blocks_of_pixels),
     *(blocks.attention, blocks.attention, blocks.feed_forward, blocks.mixer, blocks.product, blocks.einsum),
-    *(blocks.shared, blocks.tied, blocks.to_image, blocks.to_rows),
+    *(blocks.shared, blocks.shared, blocks.tied, blocks.to_image, blocks.to_rows, *qdq.STEPS),
 )
 Step = Callable[[Walk], None]
 
@@ -58,7 +63,13 @@ class Graph:
     checker
         Whether onnx's checker knows all its operators.
     half
-        Whether a part is in float16.
+        Whether a part is in float16 or bfloat16.
+    dtype
+        The type that all of it or a run of its nodes was converted to; "float32" where nothing was.
+    bindings
+        Sizes of its symbolic dims, except the batch's.
+    traits
+        What else was drawn for it.
     redraws
         How many graphs before it were refused, and why.
     """
@@ -70,30 +81,47 @@ class Graph:
     checker: bool
     half: bool
     redraws: tuple[str, ...]
+    dtype: str = "float32"
+    bindings: dict[str, int] = field(default_factory=dict)
+    traits: tuple[str, ...] = ()
+
+    @property
+    def nodes(self) -> int:
+        return operators(self.model)
 
     def feed(self) -> dict[str, Array]:
-        return make_feeds(self.model, self.highs, {"batch": BATCH})
+        return make_feeds(self.model, self.highs, {"batch": BATCH, **self.bindings})
+
+
+def operators(model: ir.Model) -> int:
+    """Nodes that are no Constants."""
+    return sum(node.op_type != "Constant" for node in model.graph)
 
 
 def generate(seed: int) -> Graph:
     """Draw a graph; one that cannot be run or compared is drawn again, from the same seed."""
     redraws: list[str] = []
     for attempt in range(_REDRAWS):
-        w, model = draw(np.random.default_rng([seed, attempt]))
-        graph = Graph(seed, model, w.drawn, w.highs, w.checker, w.half, tuple(redraws))
+        rng = np.random.default_rng([seed, attempt])
+        graph = draw(rng, seed, tuple(redraws))
+        if not LEAST <= graph.nodes <= MOST:
+            continue
         why = refuse(graph)
+        if why is None:
+            graph = clothe(rng, graph)
+            why = refuse(graph, steep=False) if LEAST <= graph.nodes <= MOST else "size"
         if why is None:
             return graph
         redraws.append(why)
     raise AssertionError(f"seed {seed}: no graph can be used: {redraws}")
 
 
-def draw(rng: np.random.Generator) -> tuple[Walk, ir.Model]:
+def draw(rng: np.random.Generator, seed: int, redraws: tuple[str, ...]) -> Graph:
     """Steps until the graph has the size that was drawn for it."""
     opset = int(rng.choice(OPSETS))
     w = Walk(rng, opset, contrib=bool(rng.random() < 0.5))
     begin(w)
-    size = int(np.exp(rng.uniform(np.log(5), np.log(42))))
+    size = int(np.exp(rng.uniform(np.log(4), np.log(46))))
     favour = w.choose([_MOVES, _BLOCKS, (template,), (*_MOVES, *_BLOCKS)])
     while w.nodes < size:
         if w.chance(0.2):
@@ -102,21 +130,15 @@ def draw(rng: np.random.Generator) -> tuple[Walk, ir.Model]:
         pool: tuple[Step, ...] = favour if w.chance(0.6) else w.choose([_MOVES, _BLOCKS, (template,)])
         w.choose(pool)(w)
     model = w.b.model(*finish(w), declare=w.chance(0.7))
-    if w.chance(0.4):
-        unpack(w, model)
-    return w, model
+    return Graph(seed, model, w.drawn, w.highs, w.checker, w.half, redraws)
 
 
-def unpack(w: Walk, model: ir.Model) -> None:
-    """Turn some initializers into Constant nodes."""
-    for value in list(model.graph.initializers.values()):
-        if w.chance(0.4):
-            node = ir.node("Constant", [], {"value": value.const_value}, name=f"{value.name}_node")
-            made = node.outputs[0]
-            made.name, made.type, made.shape = f"{value.name}_made", value.type, value.shape
-            ir.convenience.replace_all_uses_with(value, made)
-            del model.graph.initializers[str(value.name)]
-            model.graph.insert_before(model.graph[0], node)
+def clothe(rng: np.random.Generator, graph: Graph) -> Graph:
+    """The same function in other float types, and written in one of the ways in which files differ."""
+    dtype = retype(rng, graph.model)
+    bindings, traits = dress(rng, graph.model)
+    half = graph.half or dtype in ("float16", "bfloat16")
+    return replace(graph, dtype=dtype, half=half, bindings=bindings, traits=traits)
 
 
 def begin(w: Walk) -> None:
@@ -154,6 +176,9 @@ def finish(w: Walk) -> list[ir.Value]:
             small.append(w.given("ReduceMean", at.value, axes=list(range(at.rank)), keepdims=0))
     if len(small) > 1:
         small = [w.op("Sum", *small)]
+    if w.chance(0.12):  # somebody outside reads what the graph goes on with
+        inner = w.choose(w.values).value
+        outputs += [inner] if inner not in outputs and inner.producer() is not None else []
     return outputs + small
 
 
@@ -172,17 +197,18 @@ def answer(w: Walk, at: At) -> At:
     return at
 
 
-def refuse(graph: Graph) -> str | None:
-    """Why a graph is of no use: invalid, not finite, all alike, or so steep that rounding decides."""
+def refuse(graph: Graph, steep: bool = True) -> str | None:
+    """Why a graph is of no use: invalid, not finite, all alike, or (`steep`) rounding decides what comes out."""
     if graph.checker:
         try:
             check(graph.model)
         except ModelError as error:
             return f"invalid: {error}"
     feed = graph.feed()
-    near = {k: a * a.dtype.type(1 + 1e-5) if a.dtype.kind == "f" else a for k, a in feed.items()}
     try:
-        found, moved = (execute(graph.model, one) for one in (feed, near))
+        run = results_of(graph.model)
+        found = run(feed)
+        moved = run({k: _near(a) for k, a in feed.items()}) if steep else found
     except AssertionError as error:
         return f"does not run: {error}"
     for name, array in found.items():
@@ -195,3 +221,7 @@ def refuse(graph: Graph) -> str | None:
         if np.abs(values - moved[name]).max() > _CONDITION * top:
             return f"{name} is steep"
     return None
+
+
+def _near(array: Array) -> Array:
+    return array * array.dtype.type(1 + 1e-5) if array.dtype.kind == "f" else array

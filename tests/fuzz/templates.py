@@ -21,16 +21,23 @@ NO_KERNEL = {("Swish", 26)}
 
 
 @cache
+def every_case() -> tuple[Any, ...]:
+    """Every line of the tables, in their order."""
+    return tuple(case for module in _tables() for case in module.CASES)
+
+
+@cache
 def templates() -> tuple[Any, ...]:
     """Every case that onnxruntime has a kernel for, in the order of the tables."""
+    without = {id(case) for module in _tables() for case in getattr(module, "WITHOUT_KERNEL", ())}
+    return tuple(case for case in every_case() if id(case) not in without)
+
+
+@cache
+def _tables() -> tuple[Any, ...]:
     if str(RULES) not in sys.path:
         sys.path.append(str(RULES))
-    found: list[Any] = []
-    for file in sorted(RULES.glob("test_*_rules.py")):
-        module = importlib.import_module(file.stem)
-        without = {id(case) for case in getattr(module, "WITHOUT_KERNEL", ())}
-        found += [case for case in module.CASES if id(case) not in without]
-    return tuple(found)
+    return tuple(importlib.import_module(file.stem) for file in sorted(RULES.glob("test_*_rules.py")))
 
 
 @cache

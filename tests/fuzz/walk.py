@@ -136,10 +136,15 @@ class Walk:
     def weight(self, *shape: int, low: float = -1.0, high: float = 1.0) -> ir.Value:
         """Weights, now and then those of another node."""
         earlier = self._weights.setdefault((shape, low, high), [])
-        if earlier and self.chance(0.2):
+        if earlier and self.chance(0.3):
             return self.choose(earlier)
         earlier.append(self.b.weight(shape, "w", low=low, high=high))
         return earlier[-1]
+
+    def columns(self, rows: int, most: int) -> int:
+        """Columns of a new matrix, now and then as many as one of as many rows has."""
+        earlier = [shape[1] for shape, *_ in self._weights if len(shape) == 2 and shape[0] == rows]
+        return self.choose(earlier) if earlier and self.chance(0.5) else self.integer(2, most)
 
     def matrix(self, rows: int, columns: int) -> ir.Value:
         """Weights of a product that keeps the scale of its input; now and then a node makes them."""

@@ -20,7 +20,8 @@ def lower(model):
     model = model.clone()
     graph = model.graph
     for node in tuple(graph):
-        make = _LOWERED.get(node.op_type) if node.domain == "com.microsoft" else None
+        known = _LOWERED if node.domain == "com.microsoft" else _NEWER
+        make = known.get(node.op_type)
         if make is None:
             continue
         steps = _Steps(node)
@@ -31,6 +32,7 @@ def lower(model):
             name, old.name = old.name, None
             new.name = name
         graph.remove(node, safe=True)
+    graph.opset_imports[""] = min(graph.opset_imports[""], _NEWEST)
     return model
 
 
@@ -122,6 +124,25 @@ def _multi_head(step, node, inputs):
     return [step("Attention", q, k, v, q_num_heads=heads, kv_num_heads=heads)]
 
 
+def _swiglu(step, node, inputs):
+    alpha = step("Constant", value=ir.tensor(np.float32(node.attributes["alpha"].as_float())))
+    return [step("Mul", step("Mul", inputs[0], step("Sigmoid", step("Mul", inputs[0], alpha))), inputs[1])]
+
+
+def _renamed(step, node, inputs):
+    """onnxruntime's own operator of the same name and meaning."""
+    kept = {name: attribute.value for name, attribute in node.attributes.items()}
+    node.graph.opset_imports.setdefault("com.microsoft", 1)
+    made = ir.node(node.op_type, inputs, kept, domain="com.microsoft", num_outputs=len(node.outputs))
+    for number, value in enumerate(made.outputs):
+        value.name = f"{node.name}/renamed{number}"
+    node.graph.insert_before(node, made)
+    return made.outputs
+
+
+_NEWEST = 26
+"""The last opset that onnxruntime runs."""
+_NEWER = {"SwiGLU": _swiglu, "CausalConvWithState": _renamed, "LinearAttention": _renamed}
 _LOWERED = {
     "NhwcConv": _conv,
     "NhwcFusedConv": _conv,

@@ -31,7 +31,7 @@ SINCE = {
     "Round": 11,
 }
 TYPES = {"Not": "bool", "BitwiseNot": "int32"}
-SPECIAL = ("Cast", "Clip", "Dropout", "IsInf", "IsNaN", "Shrink")
+SPECIAL = ("BitCast", "Cast", "Clip", "Dropout", "IsInf", "IsNaN", "Shrink")
 TWO = "x0[0,1] x1[0,1] y0[0,1]"
 INTEGERS = {
     "BitShift": "uint32",
@@ -163,6 +163,8 @@ CASES = [
         for t in (1, 6, 7, 9, 10, 11)
     ),
     case("Cast", A((3, 6), "int64", -9, 9), expect=SAME, to=1, note="from-int"),
+    case("BitCast", (3, 6), expect=SAME, to=6, opset=26),
+    case("BitCast", A((3, 6), "int32", -9, 9), expect=SAME, to=12, opset=26, note="from-int"),
     case("CastLike", (3, 6), W((2,)), expect="x0[0,1] x1[0] y0[0,1]", opset=15),
     case("CastLike", (3, 6), A((2,), "int32"), expect="x0[0,1] x1[0] y0[0,1]", opset=19, note="activation"),
     case("Clip", (3, 6), expect=SAME, min=-1.0, max=0.5, opset=9, note="attributes"),

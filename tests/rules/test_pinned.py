@@ -52,7 +52,7 @@ REASONS = {
             t.b.op("QuantizeLinear", t.h, t.b.constant(np.float32(0.02))),
             t.b.constant(np.float32(0.02)),
         ),
-        Reason.NO_RULE,
+        Reason.QUANTIZED,
     ),
 }
 

@@ -6,10 +6,20 @@ a VJP that is easier written as those of its parts. See `onnxprune.rules.site` f
 
 from __future__ import annotations
 
-from onnxprune.rules.lower import attention, fused, grouped, movement, products, sampling, signal
+from onnxprune.rules.lower import (
+    attention,
+    fused,
+    gated,
+    grouped,
+    losses,
+    movement,
+    products,
+    sampling,
+    signal,
+)
 from onnxprune.rules.rule import Key
 from onnxprune.rules.site import Lower
 
-_FAMILIES = (attention, fused, grouped, movement, products, sampling, signal)
+_FAMILIES = (attention, fused, gated, grouped, losses, movement, products, sampling, signal)
 
 LOWERS: dict[Key, Lower] = {key: lower for family in _FAMILIES for key, lower in family.LOWERS.items()}
