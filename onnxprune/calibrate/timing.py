@@ -132,7 +132,7 @@ class Stopwatch:
 
     def _opened(self, model: ir.Model, feed: Feed) -> Callable[[], None]:
         """A function that runs a model once, after two runs for warming up."""
-        session = open_session(model, self.provider, threads=self.threads, deterministic=False, spinning=True)
+        session = self._session(model)
         device = "cuda" if resolve_providers(self.provider)[0] in (CUDA, TENSORRT) else "cpu"
         try:
             binding = session.io_binding()
@@ -154,6 +154,24 @@ class Stopwatch:
                 "The model may only fit other extents of its dynamic axes (see --bind).",
             ) from error
         return run
+
+    def _session(self, model: ir.Model) -> Any:
+        """A session on the model itself: how long its copy in float32 takes says nothing about it."""
+        from onnxprune.model.convert import other_floats
+
+        try:
+            return open_session(
+                model, self.provider, threads=self.threads, deterministic=False, spinning=True, widen=False
+            )
+        except ModelError as error:
+            floats = other_floats(model)
+            if not floats:
+                raise
+            name = resolve_providers(self.provider)[0]
+            raise ModelError(
+                f"the run time of a {floats} model cannot be measured with {name}: {error.what}",
+                "Name another target (--macs, --params), or a --provider with kernels for it, such as cuda.",
+            ) from error
 
 
 def _quartile(run: Callable[[], None], seconds: float, clock: Callable[[], float]) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.calibrate.dataset import Dataset, InputSpec, input_specs
-from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.calibrate.sessions import as_float32, open_session, run
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
 from onnxprune.evaluate.smaller import cut_array, cut_feed, cuts_by_name
@@ -333,12 +333,6 @@ def _compare_tensor(
     if diff > tolerance * top + allowance:
         return _Figures(False, diff, top, f"{name!r} differs by {diff:.3g} (largest {top:.3g})")
     return _Figures(True, diff, top)
-
-
-def as_float32(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A float array as float32, any other as it is."""
-    is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    return array.astype(np.float32) if is_float else array
 
 
 def compare_models(before: ir.Model, after: ir.Model, data: Dataset, provider: str = "cpu") -> Soundness:

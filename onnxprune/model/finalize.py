@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxprune.model import edit
 from onnxprune.model.binding import bind_dims
+from onnxprune.model.casts import give_casts
 from onnxprune.model.origin import Origin, forget, remember, twins
 from onnxprune.model.shapes import walk_shapes
 
@@ -18,7 +19,8 @@ _INPUTS_ARE_LISTED_BELOW = 4
 def finalize(model: ir.Model) -> ir.Model:
     """A copy of `model` with the interface of the file that it came from.
 
-    Merges the initializers that `normalize` split where they are still identical, drops nodes and
+    Merges the initializers that `normalize` split where they are still identical, casts what it read through a
+    Cast, drops nodes and
     initializers that nothing uses, drops declared shapes of intermediate values that no longer hold, and
     restores the order of the graph's inputs, the initializers listed among them, and the opset imports.
 
@@ -32,6 +34,7 @@ def finalize(model: ir.Model) -> ir.Model:
     origin = remember(graph)
     _merge_twins(graph)
     edit.drop_unused(graph, keep=origin.idle)
+    give_casts(graph)
     _drop_stale_shapes(model)
     for node in graph:
         for output in node.outputs:

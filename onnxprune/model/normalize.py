@@ -13,6 +13,7 @@ from collections import defaultdict
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.casts import take_casts
 from onnxprune.model.constants import fold_constants
 from onnxprune.model.edit import drop_unused, replace_by_initializer, used_names
 from onnxprune.model.inline import inline_functions
@@ -23,10 +24,10 @@ def normalize(model: ir.Model) -> ir.Model:
     """A copy of `model` in the form that the rules expect.
 
     Inlines model-local functions, turns Constant nodes into initializers, takes initializers out of the
-    graph's inputs (`finalize` lists them again), reads through `Identity(initializer)`, drops what nothing
-    uses, folds arithmetic on weights alone (that stays folded), and gives every use of a shared bias, scale or
-    shape constant its own initializer, so that sharing alone ties nothing. Shared weights stay shared: their
-    uses are tied.
+    graph's inputs (`finalize` lists them again), reads through `Identity(initializer)` and through
+    `Cast(initializer)` (`finalize` casts again), drops what nothing uses, folds arithmetic on weights alone (that
+    stays folded), and gives every use of a shared bias, scale or shape constant its own initializer, so that
+    sharing alone ties nothing. Shared weights stay shared: their uses are tied.
 
     Parameters
     ----------
@@ -44,7 +45,9 @@ def normalize(model: ir.Model) -> ir.Model:
         graph.inputs.remove(value)
     _alias_identities(graph)
     drop_unused(graph, keep=origin.idle)
+    take_casts(graph)
     fold_constants(graph, frozenset(origin.inputs))
+    take_casts(graph)  # of what was transposed before it was cast
     drop_unused(graph, keep=origin.idle)
     _split_shared(graph)
     return model
@@ -136,4 +139,6 @@ def _twin(
         if name not in taken:
             break
     taken.add(name)
-    return ir.Value(name=name, type=value.type, shape=ir.Shape(data.shape.numpy()), const_value=data)
+    twin = ir.Value(name=name, type=value.type, shape=ir.Shape(data.shape.numpy()), const_value=data)
+    twin.meta.update(value.meta)
+    return twin

@@ -23,7 +23,7 @@ from onnxprune.repair.products import Factor, products_to_repair, refit_product
 from onnxprune.repair.rows import Collector
 from onnxprune.repair.targets import Pair, Target, layers_to_repair, target_of
 from onnxprune.repair.turn import Turn
-from onnxprune.repair.write import write
+from onnxprune.repair.write import TOO_LARGE, fits, write
 from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.piecewise import Piecewise
 
@@ -179,6 +179,9 @@ class _Mending:
                 continue
             if found.kind != "none":
                 weight, vector = layer.from_matrix(found.weight), found.bias.ravel()
+                if not fits(layer, weight, vector):
+                    self.left[layer.label] = TOO_LARGE
+                    continue
                 write(layer, weight, vector)
                 self.arrays[str(target.pair.teacher.node.outputs[0].name)] = weight, vector
             scale = found.energy or 1.0
@@ -215,6 +218,9 @@ class _Mending:
             self.left[label] = "its factors are not finite on the calibration samples"
             return
         mixing, weight, vector = found
+        if mixing.helps and not fits(factor.layer, weight, vector):
+            self.left[label] = TOO_LARGE
+            return
         if mixing.helps:
             write(factor.layer, weight, vector)
             self.arrays[str(factor.route.layer.node.outputs[0].name)] = weight, vector
