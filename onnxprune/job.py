@@ -22,6 +22,7 @@ from onnxprune.inputs import Inputs, choose_inputs
 from onnxprune.memory import free_memory
 from onnxprune.model import io
 from onnxprune.model.detach import foreign_nodes
+from onnxprune.model.opset import check_version
 from onnxprune.rules import RuleTable
 
 MODES = ("remove", "mask")
@@ -247,6 +248,7 @@ def open_model(
     if output is not None and not isinstance(path, io.LoadedModel) and Path(path).exists():
         io.check_writable(output, force=force, sources=(path,))
     source = path if isinstance(path, io.LoadedModel) else io.load(path)
+    check_version(source.ir)
     if output is not None:
         sources = (source.path, *source.data_files)
         io.check_writable(output, force=force, sources=sources, external=bool(source.data_files))

@@ -36,6 +36,11 @@ _PLAIN = frozenset(
 )
 
 
+def newest_versions() -> tuple[int, int]:
+    """The newest opset and the newest IR version that the installed onnx knows."""
+    return onnx.defs.onnx_opset_version(), int(onnx.IR_VERSION)
+
+
 def to_bytes(model: ir.Model, *, external_above: int) -> tuple[bytes, dict[str, ir.TensorProtocol]]:
     """Serialise a model without its big initializers; no file is written.
 

@@ -15,8 +15,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.model.opset import raise_opset
 
 log = logging.getLogger(__name__)
+
+_LEAST_OPSET = 9
+"""What is added to pieces needs Where."""
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
@@ -117,6 +121,7 @@ class Piecewise:
         needed = self.ahead(wanted)
         done = self._done | (needed - self._behind(needed, again))
         piece, outputs, live = self._piece(wanted, needed, done)
+        piece = raise_opset(ir.Model(piece, ir_version=self.model.ir_version), _LEAST_OPSET).graph
         known = {str(v.name): v for v in (*piece.inputs, *piece.initializers.values())}
         known |= {str(out.name): out for node in piece for out in node.outputs}
         if extend is not None:
