@@ -104,7 +104,12 @@ def _narrowest(value: ir.Value) -> ir.DataType:
 
 
 def set_tensor(value: ir.Value, data: ir.TensorProtocol) -> None:
-    """Replace an initializer's tensor, its shape and its type together."""
+    """Replace an initializer's tensor, its shape and its type together; what the file notes on it stays."""
+    old = value.const_value
+    if old is not None and old is not data:
+        data.doc_string = data.doc_string or old.doc_string
+        for key, text in old.metadata_props.items():
+            data.metadata_props.setdefault(key, text)
     value.const_value = data
     value.shape = ir.Shape(data.shape.numpy())
     value.type = ir.TensorType(data.dtype)

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnx import version_converter
 
 from onnxprune.errors import UnsupportedError
+from onnxprune.model.maps import note_maps, put_aside
 from onnxprune.model.serialize import tensor_proto, without_weights
 
 _SMALL = 4096
@@ -87,6 +88,7 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
             node.resize_outputs(1)
     proto, weights = without_weights(model)
     proto.ir_version = max(proto.ir_version, _UNLISTED)
+    maps = put_aside(proto)
     large = {}
     for name, tensor in weights.items():
         if tensor.nbytes <= _SMALL or model.graph.initializers[name].is_graph_input():
@@ -105,6 +107,7 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
             f"the model cannot be converted from opset {current} to {version}: {gist}",
             f"Export it with opset {version} or newer.",
         ) from error
+    note_maps(converted.graph, maps)
     _put_back(converted.graph, large)
     _rename_back(model.graph, converted.graph)
     return converted

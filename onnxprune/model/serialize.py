@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UnsupportedError
+from onnxprune.model.maps import put_back
 from onnxprune.model.tensors import all_graphs
 
 LOCATION = "onnxprune-in-memory"
@@ -113,6 +114,7 @@ def _emptied(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProto
             weights[name] = value.const_value
             value.const_value = ir.Tensor(np.zeros(0, np.float32), name=name)
     proto = ir.to_proto(copy)
+    put_back(model.graph, proto.graph)
     for graph in all_graphs(proto):
         _drop_repeated_infos(graph)
     del proto.graph.initializer[:]
