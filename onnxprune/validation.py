@@ -16,6 +16,7 @@ from onnxprune.evaluate.fidelity import Fidelity
 from onnxprune.evaluate.metrics import find_metric
 from onnxprune.evaluate.score import Metric, Score
 from onnxprune.evaluate.validate import compare, tally_metric
+from onnxprune.inputs import one_by_one
 from onnxprune.job import Progress
 from onnxprune.measuring import BATCH, as_runnable
 from onnxprune.model.io import LoadedModel, load
@@ -123,6 +124,7 @@ def validate(
         return lambda done, total: progress(stage, done, total) if progress is not None else None
 
     models = [subject.ir] if original is None else [subject.ir, original.ir]
+    dataset = one_by_one(subject.ir, dataset, provider)
     run = as_runnable(models, dataset, provider)
     notes = dataset.notes
     if run is not None:

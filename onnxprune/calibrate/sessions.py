@@ -14,6 +14,7 @@ import numpy as np
 from onnxprune.calibrate.checks import did_you_mean
 from onnxprune.calibrate.dataset import Array, Dataset, Feed, Progress
 from onnxprune.calibrate.providers import CPU, resolve_providers, with_options
+from onnxprune.calibrate.versions import newest
 from onnxprune.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -27,9 +28,6 @@ EXTERNAL_ABOVE = 1 << 20
 
 LEAN_ABOVE = 1 << 16
 """The same for lean sessions: in models of many layers, most weights are smaller than the other bound."""
-
-_SAFE = (17, 8)
-"""An opset and an IR version that every supported onnxruntime takes."""
 
 _BF16 = "tensor(bfloat16)"
 _ONNX_BF16 = 16
@@ -132,7 +130,7 @@ def _open(
     from onnxprune.model.opset import lowered
     from onnxprune.model.serialize import to_bytes
 
-    model = lowered(model, *_newest())
+    model = lowered(model, *newest())
     providers = resolve_providers(provider)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
@@ -182,38 +180,6 @@ def _open(
     # onnxruntime reads the weights where they lie: they have to live as long as the session.
     session._onnxprune_weights = weights
     return session
-
-
-@functools.cache
-def _newest() -> tuple[int, int]:
-    """The newest opset and IR version that the installed onnxruntime takes; it may be older than onnx."""
-    import onnx_ir as ir
-    import onnxruntime
-
-    from onnxprune.model.serialize import newest_versions, to_bytes
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL
-    opset, version = newest_versions()
-
-    def known(opset: int, version: int) -> bool:
-        x = ir.val("x", ir.DataType.FLOAT, [1])
-        node = ir.node("Identity", [x])
-        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "y", x.type, x.shape
-        graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": opset}, name="probe")
-        message, _ = to_bytes(ir.Model(graph, ir_version=version), external_above=EXTERNAL_ABOVE)
-        try:
-            onnxruntime.InferenceSession(message, options, providers=[CPU])
-        except Exception as error:
-            log.debug("onnxruntime does not take opset %d, IR version %d: %s", opset, version, error)
-            return False
-        return True
-
-    while version > _SAFE[1] and not known(_SAFE[0], version):
-        version -= 1
-    while opset > _SAFE[0] and not known(opset, _SAFE[1]):
-        opset -= 1
-    return opset, version
 
 
 def _hand_back() -> None:

@@ -26,7 +26,7 @@ from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
 from onnxprune.model.convert import to_float32
-from onnxprune.model.detach import detach_foreign, foreign_nodes, opened
+from onnxprune.model.detach import described, detach_foreign, foreign_nodes, opened
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import RefitError, remove
@@ -117,7 +117,7 @@ class Prover:
         why: dict[str, str] = {}
         if not figures.sound:
             accepted, figures, why = self._bisect(keep, names, figures)
-        detached = tuple(node.name or node.op_type for node in foreign_nodes(self.axis_graph.model))
+        detached = tuple(described(node) for node in foreign_nodes(self.axis_graph.model))
         return accepted, Soundness(
             True,
             figures.max_abs_diff,

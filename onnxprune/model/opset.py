@@ -83,7 +83,9 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
     if all(_unchanged(node, current, version) for node in model.graph.all_nodes()):
         model.opset_imports[""] = version
         return model
-    for node in model.graph.all_nodes():  # the type of a mask that nobody reads is another one from opset 10 on
+    for (
+        node
+    ) in model.graph.all_nodes():  # the type of a mask that nobody reads is another one from opset 10 on
         if node.op_type == "Dropout" and len(node.outputs) > 1 and not node.outputs[1].uses():
             node.resize_outputs(1)
     proto, weights = without_weights(model)

@@ -381,9 +381,7 @@ class _Engine:
             return found
         # onnx has operators without inference, for some of their outputs (the mask of an old Dropout), too
         made = self._ask_custom(node, version, dims, data)
-        return tuple(
-            theirs if theirs[0] is not None else ours for theirs, ours in zip(found, made, strict=True)
-        )
+        return tuple(one if one[0] is not None else own for one, own in zip(found, made, strict=True))
 
     def _ask_custom(
         self,
