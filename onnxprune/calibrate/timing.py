@@ -83,6 +83,11 @@ class Stopwatch:
         threads = "onnxruntime's default threads" if self.threads is None else f"{self.threads} threads"
         return f"{name}, {'1 thread' if self.threads == 1 else threads}"
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether models run on the CPU."""
+        return resolve_providers(self.provider)[0] == CPU
+
     def times(self, ran: Iterable[Ran], *, rounds: int, slice_s: float, together: bool = False) -> Array:
         """Seconds per run, shape (models, rounds): the lower quartile of each slice of time.
 

@@ -20,6 +20,7 @@ def newest() -> tuple[int, int]:
     """The newest opset and IR version that the installed onnxruntime takes; it may be older than onnx."""
     import onnx_ir as ir
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     from onnxprune.model.serialize import newest_versions, to_bytes
 
@@ -35,7 +36,7 @@ def newest() -> tuple[int, int]:
         message, _ = to_bytes(ir.Model(graph, ir_version=version), external_above=1 << 20)
         try:
             onnxruntime.InferenceSession(message, options, providers=[CPU])
-        except Exception as error:
+        except (state.Fail, state.InvalidGraph, state.NotImplemented) as error:
             log.debug("onnxruntime does not take opset %d, IR version %d: %s", opset, version, error)
             return False
         return True

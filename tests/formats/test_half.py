@@ -12,6 +12,8 @@ from small_nets import convnet, feeds, residual, save
 
 import onnxprune
 from onnxprune.calibrate.sessions import as_float32, is_widened, open_session, run
+from onnxprune.calibrate.timing import Stopwatch
+from onnxprune.choosing.timed import on_cpu
 from onnxprune.errors import ModelError, UnsupportedError
 from onnxprune.model.convert import to_float32
 
@@ -139,6 +141,13 @@ def test_a_run_time_is_not_that_of_a_copy(tmp_path):
     with pytest.raises(UnsupportedError, match="run time of a bfloat16 model cannot be measured") as error:
         onnxprune.prune(path, latency=0.8, provider="cpu")
     assert "--macs" in error.value.hint
+
+
+def test_a_run_time_of_float16_on_the_cpu_says_what_it_is():
+    watch = Stopwatch("cpu", 1)
+    assert on_cpu(convnet(), watch) == () == on_cpu(convnet(dtype=BRAIN), watch)
+    (line,) = on_cpu(convnet(dtype=HALF), watch)
+    assert "in float32" in line
 
 
 @TYPES
