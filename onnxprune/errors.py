@@ -7,7 +7,8 @@
     │   └── DataError                 2   calibration or test data that does not fit the model
     ├── ModelError                    3   the file is no usable ONNX model
     │   └── UnsupportedError          3   a valid model that needs something onnxprune cannot do
-    │       └── GradientError         3   an operator between the loss and what is scored has no gradient
+    │       ├── GradientError         3   an operator between the loss and what is scored has no gradient
+    │       └── RangeError            3   a new weight is too large for its type (float16 ends at 65,504)
     ├── TargetError                   4   the target is out of reach; says what is reachable and what blocks
     └── SoundnessError                5   masked != removed and no guilty group could be isolated
 
@@ -63,6 +64,10 @@ class UnsupportedError(ModelError):
 
 class GradientError(UnsupportedError):
     """The loss cannot be differentiated: an operator on the way has no gradient rule."""
+
+
+class RangeError(UnsupportedError):
+    """A new weight is too large for the type in which its file holds it."""
 
 
 class TargetError(OnnxPruneError):

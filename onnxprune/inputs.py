@@ -204,6 +204,38 @@ def _refusal(model: ir.Model, data: Dataset, provider: str) -> ModelError | None
     return None
 
 
+def one_by_one(model: ir.Model, dataset: Dataset, provider: str) -> Dataset:
+    """The dataset, whose samples are not stacked where the model only takes them one by one.
+
+    Some exporters leave the size of the batch inside the graph, in a Reshape, although the input's axis has a name.
+    """
+    if not dataset.batchable or len(dataset) < 2 or foreign_nodes(model):
+        return dataset
+    session = open_session(model, provider, optimize=False)
+    try:
+        run(session, next(dataset.take([0, 1]).batches(2)))
+    except ModelError as error:
+        try:
+            run(session, dataset.feeds[0])
+        except ModelError:
+            return dataset  # whoever runs it next will say what is wrong
+        log.debug("samples run one by one: %s", error)
+        note = "the model takes one sample at a time, although its inputs name a batch axis"
+        return replace(dataset, batchable=False, notes=(*dataset.notes, note))
+    return dataset
+
+
+def check_not_empty(dataset: Dataset) -> None:
+    """Raise UsageError where the first sample holds nothing that could be learned from or measured."""
+    feed = dataset.feeds[0] if len(dataset) else {}
+    if feed and not any(array.size for array in feed.values()):
+        shapes = ", ".join(f"{name!r} {list(array.shape)}" for name, array in feed.items())
+        raise UsageError(
+            f"the samples of {dataset.source} are empty: {shapes}",
+            "Leave --data out, or export the model with inputs that hold something.",
+        )
+
+
 def _notes(sizes: Mapping[str, int], given: Mapping[str, int]) -> tuple[str, ...]:
     guessed = [f"{name}={size}" for name, size in sizes.items() if name not in given]
     if not guessed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from onnxprune.evaluate.metrics import find_metric
 from onnxprune.evaluate.soundness import Prover
 from onnxprune.gradients.objective import LOSSES
 from onnxprune.graph.ranking import ATTENTION
-from onnxprune.inputs import Inputs, choose_inputs
+from onnxprune.inputs import Inputs, check_not_empty, choose_inputs, one_by_one
 from onnxprune.memory import free_memory
 from onnxprune.model import io
 from onnxprune.model.detach import foreign_nodes
+from onnxprune.model.opset import check_version
 from onnxprune.rules import RuleTable
 
 MODES = ("remove", "mask")
@@ -247,6 +248,7 @@ def open_model(
     if output is not None and not isinstance(path, io.LoadedModel) and Path(path).exists():
         io.check_writable(output, force=force, sources=(path,))
     source = path if isinstance(path, io.LoadedModel) else io.load(path)
+    check_version(source.ir)
     if output is not None:
         sources = (source.path, *source.data_files)
         io.check_writable(output, force=force, sources=sources, external=bool(source.data_files))
@@ -272,7 +274,33 @@ def open_model(
         refit_io=job.refit_io,
         attention=job.attention_of(calibrate),
     )
+    if job.data is not None:
+        check_not_empty(inputs.fit)
+        if _is_fixed_inside(analysis):
+            inputs = _singly(source, inputs, job.provider)
     return Opened(analysis, inputs)
+
+
+def _is_fixed_inside(analysis: Analysis) -> bool:
+    """Whether the size of the batch may stand inside the graph: some output does not follow that of the inputs."""
+    shapes = analysis.axis_graph.shapes
+    outputs = analysis.axis_graph.model.graph.outputs
+    return not shapes.other or any(shapes.dims.get(v) and (v, 0) not in shapes.dynamic for v in outputs)
+
+
+def _singly(source: io.LoadedModel, inputs: Inputs, provider: str) -> Inputs:
+    """The same inputs one by one, where the model takes no batches of them."""
+    fit = one_by_one(source.ir, inputs.fit, provider)
+    if fit is inputs.fit:
+        return inputs
+    data = replace(inputs.data, batchable=False) if inputs.data is not inputs.fit else fit
+    return replace(
+        inputs,
+        data=data,
+        proof=replace(inputs.proof, batchable=False),
+        fit=fit,
+        notes=(*inputs.notes, *fit.notes[-1:]),
+    )
 
 
 def _check_bindings(source: io.LoadedModel, bindings: Mapping[str, int]) -> None:

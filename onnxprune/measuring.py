@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxprune.calibrate.dataset import Array, Dataset, Feed, Feeds
-from onnxprune.calibrate.sessions import open_session
-from onnxprune.errors import DataError, ModelError
+from onnxprune.calibrate.dataset import Array, Dataset, Feed
+from onnxprune.calibrate.sessions import is_widened, open_session
+from onnxprune.errors import DataError
 from onnxprune.evaluate.fidelity import Fidelity
 from onnxprune.evaluate.metrics import find_metric
 from onnxprune.evaluate.smaller import Cuts, cut_feed, cuts_by_name
-from onnxprune.evaluate.soundness import as_float32
 from onnxprune.evaluate.validate import Running, compare, tally_metric
 from onnxprune.graph.axes import Kept
 from onnxprune.job import Job, Opened
-from onnxprune.model.convert import FLOATS, to_float32
+from onnxprune.model.convert import other_floats
 from onnxprune.model.detach import foreign_nodes
 from onnxprune.report.report import Measured
 
@@ -127,7 +126,7 @@ def _interface(model: ir.Model, kept: Kept) -> Cuts:
 
 
 def as_runnable(models: Sequence[ir.Model], data: Dataset, provider: str) -> Runnable | None:
-    """The models as they are, or, where onnxruntime lacks kernels for their float type, in float32.
+    """Whether onnxruntime can run the models, and what is to be said about how.
 
     Returns
     -------
@@ -136,32 +135,13 @@ def as_runnable(models: Sequence[ir.Model], data: Dataset, provider: str) -> Run
     """
     if any(foreign_nodes(model) for model in models):
         return None
-    try:
-        open_session(models[0], provider)
-    except ModelError:
-        if not any(_is_other_float(model) for model in models):
-            raise
-    else:
-        return Runnable(tuple(models), data)
-    return Runnable(
-        tuple(to_float32(model) for model in models),
-        replace(data, feeds=_InFloat32(data.feeds)),
-        ("onnxruntime has no kernels for the model's float type here, so it was measured in float32",),
+    widened = is_widened(open_session(models[0], provider))
+    return Runnable(tuple(models), data, (in_float32(models[0]),) if widened else ())
+
+
+def in_float32(model: ir.Model) -> str:
+    """What is said where samples run through a copy of the model in float32."""
+    return (
+        f"onnxruntime has no kernels for some of the model's operators in {other_floats(model)} here, so samples "
+        "ran through its copy in float32: with the weights of the file, but with activations that are rounded less"
     )
-
-
-def _is_other_float(model: ir.Model) -> bool:
-    return any(value.dtype in FLOATS for value in (*model.graph.inputs, *model.graph.initializers.values()))
-
-
-@dataclass(frozen=True, eq=False)
-class _InFloat32:
-    """Samples whose float arrays are float32."""
-
-    feeds: Feeds
-
-    def __len__(self) -> int:
-        return len(self.feeds)
-
-    def __getitem__(self, index: int, /) -> Feed:
-        return {name: as_float32(array) for name, array in self.feeds[index].items()}

@@ -16,9 +16,11 @@ from onnxprune.evaluate.fidelity import Fidelity
 from onnxprune.evaluate.metrics import find_metric
 from onnxprune.evaluate.score import Metric, Score
 from onnxprune.evaluate.validate import compare, tally_metric
+from onnxprune.inputs import one_by_one
 from onnxprune.job import Progress
 from onnxprune.measuring import BATCH, as_runnable
 from onnxprune.model.io import LoadedModel, load
+from onnxprune.model.opset import check_version
 
 Source = str | os.PathLike[str] | LoadedModel
 
@@ -105,7 +107,9 @@ def validate(
     chosen = None if metric is None else find_metric(metric)
     subject = model if isinstance(model, LoadedModel) else load(model)
     original = against if isinstance(against, LoadedModel) or against is None else load(against)
+    check_version(subject.ir)
     if original is not None:
+        check_version(original.ir)
         _check_inputs(subject, original)
     dataset = read_dataset(data, input_specs(subject.ir), samples=samples, preprocess=preprocess)
     if dataset.labels is None and original is None and metric is None:
@@ -120,6 +124,7 @@ def validate(
         return lambda done, total: progress(stage, done, total) if progress is not None else None
 
     models = [subject.ir] if original is None else [subject.ir, original.ir]
+    dataset = one_by_one(subject.ir, dataset, provider)
     run = as_runnable(models, dataset, provider)
     notes = dataset.notes
     if run is not None:

@@ -231,18 +231,21 @@ def symbol(spec: InputSpec, axis: int) -> str:
 def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
     """Describe the inputs that a caller has to feed (graph inputs that have no initializer).
 
+    Sequences and optionals are not among them: what reads these is cut out wherever a model has to run
+    (`onnxprune.model.detach`).
+
     Raises
     ------
     UnsupportedError
-        If an input is no tensor, or has no element type or no rank.
+        If a tensor has no element type or no rank, or an input is of another kind still.
     """
-    import onnx_ir
+    from onnxprune.model.detach import is_odd
 
     specs = []
     for value in model.graph.inputs:
-        if value.name in model.graph.initializers:
+        if value.name in model.graph.initializers or is_odd(value):
             continue
-        if value.dtype is None or value.shape is None or not isinstance(value.type, onnx_ir.TensorType):
+        if value.dtype is None or value.shape is None:
             raise UnsupportedError(
                 f"graph input {value.name!r} is no tensor of known element type and rank",
                 "Export the model with typed tensor inputs; extents may be symbolic.",

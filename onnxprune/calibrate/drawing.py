@@ -19,6 +19,10 @@ Likeness: TypeAlias = Literal[
 _WORDS = {"noise": "noise", "picture": "pictures", "signal": "signals"}
 
 
+_TEXTS = ("", "a", "the", "word")
+"""What strings are: nothing is known about those that a model wants."""
+
+
 @dataclass(frozen=True)
 class Drawing:
     """What an input looks like, and in which units.
@@ -26,7 +30,8 @@ class Drawing:
     Parameters
     ----------
     likeness
-        "noise": normal floats, each for itself; coins for booleans. "picture": see
+        "noise": normal floats, each for itself; coins for booleans, some words
+        for strings. "picture": see
         :func:`~onnxprune.calibrate.spectra.picture`. "signal": noise that is smooth along `axes`. "integers": those
         in ``[0, count)``. "ones", "zeros": of any type. "positions": 0, 1, 2, ... along the last axis. "length":
         `count` itself.
@@ -79,6 +84,8 @@ class Drawing:
         if self.likeness == "picture" or kind(dtype) == "float":
             values = np.clip(self._floats(rng, shape), self.low, self.high)
             return np.asarray(values if kind(dtype) == "float" else np.rint(values)).astype(dtype)
+        if kind(dtype) == "string":
+            return np.asarray(rng.choice(np.array(_TEXTS, object), shape), object)
         high = 2 if kind(dtype) == "bool" else self.count
         return np.asarray(rng.integers(0, high, size=shape)).astype(dtype)
 

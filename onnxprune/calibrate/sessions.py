@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from onnxprune.calibrate.checks import did_you_mean
 from onnxprune.calibrate.dataset import Array, Dataset, Feed, Progress
 from onnxprune.calibrate.providers import CPU, resolve_providers, with_options
+from onnxprune.calibrate.versions import newest
 from onnxprune.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -42,8 +44,12 @@ def open_session(
     deterministic: bool = True,
     lean: bool = False,
     spinning: bool = False,
+    widen: bool = True,
 ) -> onnxruntime.InferenceSession:
     """Open a session on a model in memory; no file is written, and big weights are not copied.
+
+    Where onnxruntime refuses a model with float16, bfloat16 or float64 (its CPU provider has few kernels for
+    them), its copy in float32 runs instead: see `is_widened`.
 
     Parameters
     ----------
@@ -63,6 +69,8 @@ def open_session(
         copies with channels in blocks. What was freed when the graph was read goes back to the system.
     spinning
         Whether threads that wait spin, which is onnxruntime's default and wanted where time is measured.
+    widen
+        Whether the copy in float32 will do, where the model itself cannot be run.
 
     Returns
     -------
@@ -76,10 +84,53 @@ def open_session(
     ModelError
         If onnxruntime refuses the model.
     """
+    from onnxprune.model.convert import has_other_floats, to_float32
+
+    open_ = functools.partial(
+        _open,
+        provider=provider,
+        threads=threads,
+        optimize=optimize,
+        deterministic=deterministic,
+        lean=lean,
+        spinning=spinning,
+    )
+    try:
+        return open_(model)
+    except ModelError as error:
+        if not widen or not has_other_floats(model):
+            raise
+        try:
+            session = open_(to_float32(model))
+        except ModelError as other:
+            log.debug("neither does its copy in float32 load: %s", other)
+            raise error from None
+        log.debug("runs in float32, because the model itself does not load: %s", error)
+        session._onnxprune_widened = True
+        return session
+
+
+def is_widened(session: onnxruntime.InferenceSession) -> bool:
+    """Whether a session of `open_session` runs a copy in float32, because the model itself cannot be run."""
+    return bool(getattr(session, "_onnxprune_widened", False))
+
+
+def _open(
+    model: ir.Model,
+    provider: str,
+    *,
+    threads: int | None,
+    optimize: bool,
+    deterministic: bool,
+    lean: bool,
+    spinning: bool,
+) -> onnxruntime.InferenceSession:
     import onnxruntime
 
+    from onnxprune.model.opset import lowered
     from onnxprune.model.serialize import to_bytes
 
+    model = lowered(model, *newest())
     providers = resolve_providers(provider)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
@@ -150,7 +201,8 @@ def run(
     session
         An open session.
     feed
-        One array per input; initializers that are also graph inputs may be overridden.
+        One array per input; initializers that are also graph inputs may be overridden. A session that is widened
+        takes floats of any width.
     outputs
         Names of the outputs wanted; by default all that are tensors.
 
@@ -158,7 +210,7 @@ def run(
     -------
     dict
         Output name -> array, in the order of `outputs`. bf16 outputs come as float32, which holds them
-        exactly.
+        exactly; a session that is widened makes float32 only.
 
     Raises
     ------
@@ -182,6 +234,8 @@ def run(
     wanted = {
         node.name: node.type for node in (*session.get_inputs(), *session.get_overridable_initializers())
     }
+    if is_widened(session):
+        feed = {name: as_float32(array) for name, array in feed.items()}
     try:
         if _BF16 in (*(wanted.get(name) for name in feed), *(types[name] for name in names)):
             values = {name: ort_value(_as_bf16(array, wanted.get(name))) for name, array in feed.items()}
@@ -279,6 +333,12 @@ def _describe(feed: Mapping[str, Array]) -> str:
         ", ".join(f"{name!r} {array.dtype.name}{list(array.shape)}" for name, array in feed.items())
         or "(none)"
     )
+
+
+def as_float32(array: Array) -> Array:
+    """A float array as float32, any other as it is."""
+    is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+    return array.astype(np.float32, copy=False) if is_float else array
 
 
 def _as_bf16(array: Array, wanted: str | None) -> Array:

@@ -100,7 +100,7 @@ def synthetic_dataset(
     int_ranges: Mapping[str, int] | None = None,
     drawings: Mapping[str, Drawing] | None = None,
 ) -> Dataset:
-    """Make a dataset of random samples: normal floats, integers in ``[0, n)``, booleans.
+    """Make a dataset of random samples: normal floats, integers in ``[0, n)``, booleans, words.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def synthetic_dataset(
 
 def _check_drawable(spec: InputSpec, high: int) -> None:
     family = kind(spec.dtype)
-    if family not in ("float", "int", "bool"):
+    if family not in ("float", "int", "bool", "string"):
         raise UsageError(
             f"no values can be generated for input {spec.name!r} ({spec})", "Give real samples with --data."
         )

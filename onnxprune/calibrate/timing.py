@@ -83,6 +83,11 @@ class Stopwatch:
         threads = "onnxruntime's default threads" if self.threads is None else f"{self.threads} threads"
         return f"{name}, {'1 thread' if self.threads == 1 else threads}"
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether models run on the CPU."""
+        return resolve_providers(self.provider)[0] == CPU
+
     def times(self, ran: Iterable[Ran], *, rounds: int, slice_s: float, together: bool = False) -> Array:
         """Seconds per run, shape (models, rounds): the lower quartile of each slice of time.
 
@@ -132,7 +137,7 @@ class Stopwatch:
 
     def _opened(self, model: ir.Model, feed: Feed) -> Callable[[], None]:
         """A function that runs a model once, after two runs for warming up."""
-        session = open_session(model, self.provider, threads=self.threads, deterministic=False, spinning=True)
+        session = self._session(model)
         device = "cuda" if resolve_providers(self.provider)[0] in (CUDA, TENSORRT) else "cpu"
         try:
             binding = session.io_binding()
@@ -163,6 +168,24 @@ class Stopwatch:
                 "The model may only fit other extents of its dynamic axes (see --bind).",
             ) from error
         return repeat
+
+    def _session(self, model: ir.Model) -> Any:
+        """A session on the model itself: how long its copy in float32 takes says nothing about it."""
+        from onnxprune.model.convert import other_floats
+
+        try:
+            return open_session(
+                model, self.provider, threads=self.threads, deterministic=False, spinning=True, widen=False
+            )
+        except ModelError as error:
+            floats = other_floats(model)
+            if not floats:
+                raise
+            name = resolve_providers(self.provider)[0]
+            raise ModelError(
+                f"the run time of a {floats} model cannot be measured with {name}: {error.what}",
+                "Name another target (--macs, --params), or a --provider with kernels for it, such as cuda.",
+            ) from error
 
 
 def _as_declared(session: Any, binding: Any) -> bool:

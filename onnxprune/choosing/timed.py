@@ -28,6 +28,7 @@ from onnxprune.choosing.scoring import Scored, most_of_a_group
 from onnxprune.errors import ModelError, OnnxPruneError, UnsupportedError
 from onnxprune.graph.axes import Bools
 from onnxprune.model.binding import symbol
+from onnxprune.model.convert import other_floats
 from onnxprune.model.detach import foreign_nodes
 from onnxprune.model.finalize import finalize
 from onnxprune.repair.write import with_biases
@@ -175,8 +176,19 @@ def with_times(
     )
     if missing:
         notes = (*notes, f"{plural(missing, 'layer')} could not be run alone: taken as a part of all others")
+    notes = (*notes, *on_cpu(analysis.source.ir, watch))
     analysis = replace(analysis, costs=analysis.costs.timed(model))
     return analysis, Timing(watch, feed, repairs, model.constant / whole if whole else 1.0, notes)
+
+
+def on_cpu(model: ir.Model, watch: Stopwatch) -> tuple[str, ...]:
+    """That a run time of float16 on the CPU is mostly one of float32."""
+    if "float16" not in other_floats(model).split() or not watch.on_cpu:
+        return ()
+    return (
+        "on the CPU onnxruntime computes most of float16 in float32, between conversions: hardware for float16 "
+        "takes another share of the time",
+    )
 
 
 def solved(

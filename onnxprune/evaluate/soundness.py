@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.calibrate.dataset import Dataset, InputSpec, input_specs
-from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.calibrate.sessions import as_float32, open_session, run
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
 from onnxprune.evaluate.agreement import Feed, Figures, compare_outputs
@@ -28,7 +28,7 @@ from onnxprune.graph.axes import Axis, Blocked, Bools, Kept, extent_left
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
 from onnxprune.model.convert import to_float32
-from onnxprune.model.detach import detach_foreign, foreign_nodes, opened
+from onnxprune.model.detach import described, detach_foreign, foreign_nodes, opened
 from onnxprune.model.forcing import force
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
@@ -120,7 +120,7 @@ class Prover:
         why: dict[str, str] = {}
         if not figures.sound:
             accepted, figures, why = self._bisect(keep, names, figures)
-        detached = tuple(node.name or node.op_type for node in foreign_nodes(self.axis_graph.model))
+        detached = tuple(described(node) for node in foreign_nodes(self.axis_graph.model))
         return accepted, Soundness(
             True,
             figures.max_abs_diff,
@@ -302,12 +302,6 @@ def _rounding(running: _Running, feed: Feed) -> dict[str, float]:
         for name, a in before.items()
         if a.dtype.kind == "f" and np.array_equal(a, again[name]) and np.isfinite([a, after[name]]).all()
     }
-
-
-def as_float32(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A float array as float32, any other as it is."""
-    is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    return array.astype(np.float32) if is_float else array
 
 
 def compare_models(before: ir.Model, after: ir.Model, data: Dataset, provider: str = "cpu") -> Soundness:

@@ -124,13 +124,18 @@ def _fold(graph: ir.Graph, layer: ir.Node, norm: _Norm) -> bool:
         return False
     beta = layer.attributes.get_float("beta", 1.0) if layer.op_type == "Gemm" else 1.0
     before = np.broadcast_to(0.0 if old is None else beta * old.reshape(-1), channels)
+    shift = (before - norm.mean) * norm.factor + norm.shift
+    if tensor.dtype != ir.DataType.FLOAT and not (
+        edit.fits(weight, _scale(layer, tensor.numpy(), norm.factor)) and edit.fits(bias or weight, shift)
+    ):
+        return False
     if isinstance(tensor, ir.ExternalTensor):
         edit.set_lazy(weight, shape, lambda: _scale(layer, tensor.numpy(), norm.factor))
     else:
         edit.set_array(weight, _scale(layer, tensor.numpy(), norm.factor))
     if layer.op_type == "Gemm":
         layer.attributes.pop("beta", None)
-    _set_bias(graph, layer, (before - norm.mean) * norm.factor + norm.shift, tensor.dtype)
+    _set_bias(graph, layer, shift, tensor.dtype)
     return True
 
 
@@ -144,7 +149,7 @@ def _channels(layer: ir.Node, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _scale(layer: ir.Node, array: Array, factor: Array) -> Array:
-    """The weight with every output channel multiplied by its factor, in the weight's own type."""
+    """The weight with every output channel multiplied by its factor, float64."""
     wide = array.astype(np.float64)
     if layer.op_type == "Gemm":
         wide = wide * (factor[:, None] if layer.attributes.get_int("transB", 0) else factor)
@@ -154,7 +159,7 @@ def _scale(layer: ir.Node, array: Array, factor: Array) -> Array:
         wide = parts * factor.reshape(groups, 1, -1, *[1] * (array.ndim - 2))
     else:
         wide = wide * factor.reshape(-1, *[1] * (array.ndim - 1))
-    return wide.reshape(array.shape).astype(array.dtype)
+    return np.asarray(wide.reshape(array.shape))
 
 
 def _set_bias(graph: ir.Graph, layer: ir.Node, array: Array, dtype: ir.DataType) -> None:

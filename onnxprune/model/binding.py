@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import onnx_ir as ir
@@ -11,6 +12,9 @@ _GUESSES = (
     (("height", "width"), 224),
     (("past", "cache"), 16),
 )
+_MOST = 1 << 24
+"""Elements of one input beyond which nothing but the first guess is tried."""
+
 _SIZES = (512, 256, 128, 64, 32, 16, 1024, 8, 4, 2, 1)
 _ALONE = 4
 """Up to so many symbolic dims are tried one by one."""
@@ -32,7 +36,7 @@ def bind_dims(
             if name in bindings:
                 sizes[name] = bindings[name]
             else:
-                sizes[name] = _guess(name, axis, len(value.shape or ()))
+                sizes[name] = _wanted(value, axis) or _guess(name, axis, len(value.shape or ()))
                 guessed.add(name)
     return sizes, frozenset(guessed)
 
@@ -42,6 +46,21 @@ def symbol(value: ir.Value, axis: int) -> str:
     dim = value.shape[axis] if value.shape is not None else None
     text = getattr(dim, "value", None)
     return str(text) if text else f"{value.name}.{axis}"
+
+
+def _wanted(value: ir.Value, axis: int) -> int | None:
+    """The extent that the weight of a layer asks for, which reads the input as it is."""
+    rank = len(value.shape or ())
+    for node, slot in value.uses():
+        weight = node.inputs[1] if slot == 0 and len(node.inputs) > 1 and not node.domain else None
+        if weight is None or weight.const_value is None:
+            continue
+        shape = [int(dim) for dim in weight.const_value.shape.numpy()]
+        if node.op_type == "Conv" and axis == 1 and len(shape) > 1:
+            return shape[1] * node.attributes.get_int("group", 1)
+        if node.op_type in ("MatMul", "Gemm") and axis == rank - 1 and len(shape) == 2:
+            return shape[1 if node.attributes.get_int("transB", 0) else 0]
+    return None
 
 
 def _guess(name: str, axis: int, rank: int) -> int:
@@ -61,16 +80,22 @@ def candidates(inputs: Iterable[ir.Value], bindings: Mapping[str, int]) -> Itera
 
     First one size for all of them, then one that is alone and 1 for the others (an unnamed batch of states, say).
     """
+    inputs = tuple(inputs)
     sizes, guessed = bind_dims(inputs, bindings)
     yield sizes
     free = sorted(name for name in guessed if sizes[name] != 1)
-    if free:
-        for size in _SIZES:
-            yield {**sizes, **dict.fromkeys(free, size)}
+    others = [{**sizes, **dict.fromkeys(free, size)} for size in _SIZES if free]
     if 1 < len(free) <= _ALONE:
-        for name in free:
-            for size in _SIZES[:-1]:
-                yield {**sizes, **dict.fromkeys(free, 1), name: size}
+        ones = {**sizes, **dict.fromkeys(free, 1)}
+        others += [{**ones, name: size} for name in free for size in _SIZES[:-1]]
+    for tried in others:
+        if max((_elements(value, tried) for value in inputs), default=0) <= _MOST:
+            yield tried
+
+
+def _elements(value: ir.Value, sizes: Mapping[str, int]) -> int:
+    dims = enumerate(value.shape or ())
+    return math.prod(dim if isinstance(dim, int) else sizes[symbol(value, axis)] for axis, dim in dims)
 
 
 def other_sizes(inputs: Iterable[ir.Value], sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:

@@ -6,6 +6,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
+from onnxprune.model.maps import put_back
 from onnxprune.model.serialize import INLINE_LIMIT, weight_bytes
 
 
@@ -28,8 +29,10 @@ def check(model: ir.Model) -> None:
             f"the model's weights ({size:,} bytes) do not fit into one message",
             "Save it with external data and check the file.",
         )
+    proto = ir.to_proto(model)
+    put_back(model.graph, proto.graph)
     try:
-        onnx.checker.check_model(ir.to_proto(model), full_check=True)
+        onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(
             f"onnx.checker refuses the model: {error}", "The graph is not valid ONNX: export it again."

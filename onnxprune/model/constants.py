@@ -70,6 +70,9 @@ def fold_constants(graph: ir.Graph, listed: Collection[str], main: ir.Graph) -> 
             edit.replace_by_initializer(main, value, tensor)
             if main is not graph:
                 mark_inner(main.initializers[str(value.name)])
+            if (stored := _stored(part)) is not None:
+                note = edit.StoredAs(stored, f"{value.name}/cast")
+                main.initializers[_name(value)].meta[edit.STORED] = note
 
 
 def _is_constant(graph: ir.Graph, node: ir.Node, inside: set[ir.Node], listed: Collection[str]) -> bool:
@@ -211,15 +214,27 @@ _REFUSALS = (
 
 
 def _float_type(part: _Part) -> ir.DataType | None:
-    """The one floating-point type of a part; half precision is moved, but not calculated with."""
+    """The one floating-point type of a part; half precision and what is cast is moved, but not calculated with."""
     types = {t.dtype for value in part.given if (t := value.const_value) is not None}
     floats = {dtype for dtype in types if dtype.is_floating_point()}
     if len(floats) != 1:
         return None
     (dtype,) = floats
-    exact = dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE)
-    moved = dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    cast = any(edit.STORED in value.meta for value in part.given)
+    exact = dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE) and not cast
+    moved = dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) or (cast and _stored(part) is not None)
     return dtype if exact or (moved and all(node.op_type in _MOVES for node in part.nodes)) else None
+
+
+def _stored(part: _Part) -> ir.DataType | None:
+    """The type in which the file holds all floats of a part, where that is another one than they are used in."""
+    notes = {value.meta.get(edit.STORED) for value in part.given if _is_float(value)}
+    types = {note.dtype if isinstance(note, edit.StoredAs) else None for note in notes}
+    return types.pop() if len(types) == 1 else None
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype is not None and value.dtype.is_floating_point()
 
 
 def _bytes(values: Collection[ir.Value]) -> int:

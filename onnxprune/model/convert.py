@@ -55,6 +55,24 @@ def to_float32(model: ir.Model) -> ir.Model:
     return model
 
 
+def has_other_floats(model: ir.Model) -> bool:
+    """Whether `to_float32` would change the model."""
+    return bool(_other_floats(model))
+
+
+def other_floats(model: ir.Model) -> str:
+    """The float types of a model that `to_float32` widens, for people; "" where there are none."""
+    return " and ".join(sorted(dtype.name.lower() for dtype in _other_floats(model)))
+
+
+def _other_floats(model: ir.Model) -> set[ir.DataType]:
+    found = {value.dtype for value in _values(model)}
+    found |= {t.dtype for _, attribute in tensor_attributes(model) for t in tensors_of(attribute)}
+    for node in _nodes(model):
+        found |= {ir.DataType(a.as_int()) for _, a in _dtype_attributes(node) if a.as_int() in FLOATS}
+    return {dtype for dtype in found if dtype in FLOATS}
+
+
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:
     yield from model.graph.all_nodes()
     for function in model.functions.values():
@@ -103,16 +121,22 @@ def _as_float32(
 def _widen_dtypes(node: ir.Node) -> None:
     """Attributes of standard operators that name an element type."""
     for name, attribute in tuple(node.attributes.items()):
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.TYPE_PROTO:
+        if attribute.type == ir.AttributeType.TYPE_PROTO and not attribute.is_ref():
             known = attribute.value
             node.attributes[name] = ir.AttrTypeProto(
                 name, ir.TypeAndShape(_widen_type(known.type), known.shape)
             )
-        elif (
-            name in _DTYPE_ATTRIBUTES
-            and attribute.type == ir.AttributeType.INT
-            and attribute.as_int() in FLOATS
-        ):
+    for name, attribute in _dtype_attributes(node):
+        if attribute.as_int() in FLOATS:
             node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+
+
+def _dtype_attributes(node: ir.Node) -> list[tuple[str, ir.Attr]]:
+    """Attributes of a standard operator whose number is an element type."""
+    if node.domain not in _DOMAINS:
+        return []
+    return [
+        (name, attribute)
+        for name, attribute in node.attributes.items()
+        if name in _DTYPE_ATTRIBUTES and attribute.type == ir.AttributeType.INT and not attribute.is_ref()
+    ]

@@ -30,14 +30,27 @@ def foreign_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def is_foreign(node: ir.Node) -> bool:
-    """Whether onnxruntime knows nothing about the node's domain, or crashes on it.
+    """Whether onnxruntime knows nothing about the node's domain, crashes on it, or cannot be fed what it reads.
 
     `com.microsoft` `Attention` without a bias is valid by its schema, and takes the whole process of onnxruntime
     1.31 down with a segmentation fault.
     """
+    if any(value is not None and is_odd(value) for value in node.inputs):
+        return True
     if node.domain == "com.microsoft" and node.op_type == "Attention":
         return len(node.inputs) < 3 or node.inputs[2] is None
     return node.domain not in KNOWN_DOMAINS
+
+
+def described(node: ir.Node) -> str:
+    """A foreign node's name, and why it does not run where its operator is known."""
+    odd = any(value is not None and is_odd(value) for value in node.inputs)
+    return (node.name or node.op_type) + (" (which reads a sequence or an optional)" if odd else "")
+
+
+def is_odd(value: ir.Value) -> bool:
+    """Whether a value is an input of the graph that is a sequence or an optional: nothing makes up values of it."""
+    return value.is_graph_input() and isinstance(value.type, (ir.SequenceType, ir.OptionalType))
 
 
 def detach_foreign(model: ir.Model, dims: Mapping[str, Dims]) -> ir.Model:
@@ -49,34 +62,33 @@ def detach_foreign(model: ir.Model, dims: Mapping[str, Dims]) -> ir.Model:
         Not mutated.
     dims
         Extents in this variant of the model, by value name. Outputs of foreign nodes whose extents are unknown
-        are left out together with all that depends on them.
+        are left out together with all that depends on them, up to tensors whose extents are known.
     """
     model = model.clone()
     graph = model.graph
     lost: set[ir.Value] = set()
+    gone: set[ir.Node] = set()
     for node in tuple(graph):
         foreign = is_foreign(node)
         if not foreign and not any(value in lost for value in node.inputs if value is not None):
             continue
         for value in node.inputs:
-            if foreign and value is not None and value not in lost and value.producer() is not None:
+            if value is not None and value not in lost and value.producer() is not None:
                 _add_output(graph, value)
         for value in node.outputs:
             extents = dims.get(value.name or "")
-            if foreign and extents is not None and None not in extents and value.dtype is not None:
-                _become_input(graph, value, tuple(d or 0 for d in extents))
+            known = extents is not None and None not in extents and value.dtype is not None
+            if known and isinstance(value.type, ir.TensorType):
+                _become_input(graph, value, tuple(d or 0 for d in extents or ()))
             else:
                 lost.add(value)
-    graph.outputs[:] = [v for v in graph.outputs if v not in lost and not _made_by_foreign(v)]
+            gone.add(node)
+    graph.outputs[:] = [v for v in graph.outputs if v.producer() not in gone]
     for node in reversed(tuple(graph)):
-        if is_foreign(node) or any(v in lost for v in node.inputs if v is not None):
+        if node in gone:
             graph.remove(node, safe=False)
+    graph.inputs[:] = [v for v in graph.inputs if not is_odd(v)]
     return model
-
-
-def _made_by_foreign(value: ir.Value) -> bool:
-    node = value.producer()
-    return node is not None and is_foreign(node)
 
 
 def _add_output(graph: ir.Graph, value: ir.Value) -> None:

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.errors import RangeError
 from onnxprune.model.nested import bodies_of, detach
 
 Array = np.ndarray[Any, Any]
 
 _NAMES = "onnxprune.names"
+
+STORED = "onnxprune.stored"
+"""Key of `StoredAs` in the meta of an initializer whose file has it in another type."""
+
+
+@dataclass(frozen=True)
+class StoredAs:
+    """How the file holds a weight that a Cast stands behind (see `onnxprune.model.casts`).
+
+    Attributes
+    ----------
+    dtype
+        Of the stored tensor.
+    output, node
+        Names of the Cast's output and of the Cast.
+    """
+
+    dtype: ir.DataType
+    output: str
+    node: str | None = None
 
 
 def tensor(array: Array, dtype: ir.DataType, name: str | None = None) -> ir.TensorProtocol:
@@ -36,12 +58,59 @@ def tensor(array: Array, dtype: ir.DataType, name: str | None = None) -> ir.Tens
 
 
 def set_array(value: ir.Value, array: Array) -> None:
-    """Replace an initializer's data; shape, type and data never disagree afterwards."""
-    set_tensor(value, tensor(array, _dtype(value), value.name))
+    """Replace an initializer's data; shape, type and data never disagree afterwards.
+
+    Raises
+    ------
+    RangeError
+        A finite element is beyond what the initializer's type, or that in which its file holds it, can hold.
+    """
+    _check_range(value.name, _narrowest(value), array)
+    set_tensor(value, tensor(rounded(value, array), _dtype(value), value.name))
+
+
+def fits(value: ir.Value, array: Array) -> bool:
+    """Whether what is finite stays so when it is written to an initializer (float16 ends at 65,504)."""
+    return _in_range(_narrowest(value), array)
+
+
+def _in_range(dtype: ir.DataType, array: Array) -> bool:
+    array = np.asarray(array)
+    if not dtype.is_floating_point() or array.dtype.kind != "f" or array.dtype == dtype.numpy():
+        return True
+    with np.errstate(over="ignore"):
+        found = array.astype(dtype.numpy())
+    return bool(np.isfinite(found)[np.isfinite(array)].all())
+
+
+def _check_range(name: str | None, dtype: ir.DataType, array: Array) -> None:
+    if not _in_range(dtype, array):
+        most = float(np.abs(array[np.isfinite(array)]).max())
+        raise RangeError(
+            f"a new value of {name!r}, {most:.4g}, is too large for {dtype.name.lower()}",
+            "Keep its layer as it is with --ignore, or work on a float32 copy of the model.",
+        )
+
+
+def rounded(value: ir.Value, array: Array) -> Array:
+    """An array as it comes back from the file, where that has another type than the initializer."""
+    note = value.meta.get(STORED)
+    return array.astype(note.dtype.numpy()) if isinstance(note, StoredAs) else array
+
+
+def _narrowest(value: ir.Value) -> ir.DataType:
+    """The narrower of the types of an initializer and of the tensor in its file."""
+    note, dtype = value.meta.get(STORED), _dtype(value)
+    return note.dtype if isinstance(note, StoredAs) and note.dtype.bitwidth < dtype.bitwidth else dtype
 
 
 def set_tensor(value: ir.Value, data: ir.TensorProtocol) -> None:
-    """Replace an initializer's tensor, its shape and its type together."""
+    """Replace an initializer's tensor, its shape and its type together; what the file notes on it stays."""
+    old = value.const_value
+    if old is not None and old is not data:
+        data.doc_string = data.doc_string or old.doc_string
+        for key, text in old.metadata_props.items():
+            data.metadata_props.setdefault(key, text)
     value.const_value = data
     value.shape = ir.Shape(data.shape.numpy())
     value.type = ir.TensorType(data.dtype)
@@ -78,7 +147,14 @@ def _dtype(value: ir.Value) -> ir.DataType:
 
 
 def add_initializer(graph: ir.Graph, name: str, array: Array, dtype: ir.DataType) -> ir.Value:
-    """Register a new initializer under a name that is free, derived from `name`."""
+    """Register a new initializer under a name that is free, derived from `name`.
+
+    Raises
+    ------
+    RangeError
+        A finite element is beyond what the type can hold.
+    """
+    _check_range(name, dtype, array)
     data = tensor(array, dtype, fresh(graph, name))
     value = ir.Value(
         name=data.name, type=ir.TensorType(dtype), shape=ir.Shape(data.shape.numpy()), const_value=data

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxprune.model import edit
 from onnxprune.model.binding import bind_dims
 from onnxprune.model.bodies import put_back
+from onnxprune.model.casts import give_casts
 from onnxprune.model.nested import inner_values
 from onnxprune.model.origin import Origin, forget, remember, twins
 from onnxprune.model.shapes import walk_shapes
@@ -20,10 +21,10 @@ _INPUTS_ARE_LISTED_BELOW = 4
 def finalize(model: ir.Model) -> ir.Model:
     """A copy of `model` with the interface of the file that it came from.
 
-    Merges the initializers that `normalize` split where they are still identical, drops nodes and
-    initializers that nothing uses, drops declared shapes of intermediate values that no longer hold, gives the
-    bodies of If, Loop and Scan their initializers and names back, and restores the order of the graph's inputs,
-    the initializers listed among them, and the opset imports.
+    Merges the initializers that `normalize` split where they are still identical, casts what it read through a
+    Cast, drops nodes and initializers that nothing uses, drops declared shapes of intermediate values that no
+    longer hold, gives the bodies of If, Loop and Scan their initializers and names back, and restores the order of
+    the graph's inputs, the initializers listed among them, and the opset imports.
 
     Parameters
     ----------
@@ -35,6 +36,7 @@ def finalize(model: ir.Model) -> ir.Model:
     origin = remember(graph)
     _merge_twins(graph)
     edit.drop_unused(graph, keep=origin.idle)
+    give_casts(graph)
     _drop_stale_shapes(model)
     for node in graph:
         for output in node.outputs:

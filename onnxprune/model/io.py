@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from onnxprune.errors import ModelError, OnnxPruneError, UnsupportedError, UsageError
 from onnxprune.model.external import bind_external, locate_external
+from onnxprune.model.maps import note_maps, put_aside
 from onnxprune.model.serialize import MESSAGE_LIMIT
 from onnxprune.model.sparse import densify
 from onnxprune.model.structure import check_structure, open_negative_dims
@@ -91,7 +92,9 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
         open_negative_dims(all_graphs(proto))
         if proto.training_info:
             log.warning("%s: its training_info is left out", path)
+        maps = put_aside(proto)
         model = ir.serde.deserialize_model(proto)
+        note_maps(model.graph, maps)
         bind_external(model, path)
         _sort(model)
     size += sum(file.stat().st_size for file in files)

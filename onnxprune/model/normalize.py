@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.bodies import mark_inner, move_initializers_out, name_apart
+from onnxprune.model.casts import take_casts
 from onnxprune.model.constants import fold_constants
 from onnxprune.model.edit import drop_unused, replace_by_initializer, used_names
 from onnxprune.model.inline import inline_functions
@@ -26,10 +27,11 @@ def normalize(model: ir.Model) -> ir.Model:
     """A copy of `model` in the form that the rules expect.
 
     Inlines model-local functions, turns Constant nodes into initializers, takes initializers out of the
-    graph's inputs (`finalize` lists them again), reads through `Identity(initializer)`, drops what nothing
-    uses, folds arithmetic on weights alone (that stays folded), leaves out the zeros that recurrent layers begin
-    with anyway, and gives every use of a shared bias, scale or shape constant its own initializer, so that sharing
-    alone ties nothing. Shared weights stay shared: their uses are tied.
+    graph's inputs (`finalize` lists them again), reads through `Identity(initializer)` and through
+    `Cast(initializer)` (`finalize` casts again), drops what nothing uses, folds arithmetic on weights alone (that
+    stays folded), leaves out the zeros that recurrent layers begin with anyway, and gives every use of a shared
+    bias, scale or shape constant its own initializer, so that sharing alone ties nothing. Shared weights stay
+    shared: their uses are tied.
 
     Parameters
     ----------
@@ -51,7 +53,10 @@ def normalize(model: ir.Model) -> ir.Model:
     move_initializers_out(graph)
     for part in parts:
         _alias_identities(part)
+    drop_unused(graph, keep=remember(graph).idle)
+    take_casts(graph)
     fold(graph)
+    take_casts(graph)  # of what was transposed before it was cast
     for part in every_graph(graph):
         plain_states(part, frozenset(remember(graph).inputs))
     drop_unused(graph, keep=remember(graph).idle)
@@ -154,5 +159,6 @@ def _twin(
             break
     taken.add(name)
     twin = ir.Value(name=name, type=value.type, shape=ir.Shape(data.shape.numpy()), const_value=data)
+    twin.meta.update(value.meta)
     mark_inner(twin, value)
     return twin

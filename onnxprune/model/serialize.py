@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UnsupportedError
+from onnxprune.model.maps import put_back
 from onnxprune.model.tensors import all_graphs
 
 _SEEN_INSIDE = 4
@@ -37,6 +38,11 @@ _PLAIN = frozenset(
         *("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"),
     )
 )
+
+
+def newest_versions() -> tuple[int, int]:
+    """The newest opset and the newest IR version that the installed onnx knows."""
+    return onnx.defs.onnx_opset_version(), int(onnx.IR_VERSION)
 
 
 def to_bytes(model: ir.Model, *, external_above: int) -> tuple[bytes, dict[str, ir.TensorProtocol]]:
@@ -113,6 +119,7 @@ def _emptied(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, ir.TensorProto
             weights[name] = value.const_value
             value.const_value = ir.Tensor(np.zeros(0, np.float32), name=name)
     proto = ir.to_proto(copy)
+    put_back(model.graph, proto.graph)
     for graph in all_graphs(proto):
         _drop_repeated_infos(graph)
     del proto.graph.initializer[:]

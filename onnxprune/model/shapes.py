@@ -333,6 +333,8 @@ class _Engine:
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         except onnx.defs.SchemaError:
             return self._ask_custom(node, version, dims, data)
+        if schema.deprecated:  # GroupNormalization up to opset 20: onnx refuses to look at it
+            return self._ask_custom(node, version, dims, data)
         proto = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
         types, values = {}, {}
         for index, value in enumerate(node.inputs):
@@ -359,12 +361,11 @@ class _Engine:
             log.debug("no shape for %s (%s): %s", node.name, node.op_type, error)
             return None
         found = tuple(from_proto(inferred.get(f"o{index}")) for index in range(len(node.outputs)))
-        # onnx has operators without inference (GroupNormalization)
-        return (
-            found
-            if any(shape is not None for shape, _ in found)
-            else self._ask_custom(node, version, dims, data)
-        )
+        if all(shape is not None for shape, _ in found):
+            return found
+        # onnx has operators without inference, for some of their outputs (the mask of an old Dropout), too
+        made = self._ask_custom(node, version, dims, data)
+        return tuple(one if one[0] is not None else own for one, own in zip(found, made, strict=True))
 
     def _ask_custom(
         self,

@@ -24,7 +24,7 @@ from onnxprune.repair.rows import Collector
 from onnxprune.repair.states import States, refit_states, states_to_repair
 from onnxprune.repair.targets import Pair, Target, layers_to_repair, target_of
 from onnxprune.repair.turn import Turn
-from onnxprune.repair.write import write
+from onnxprune.repair.write import TOO_LARGE, fits, write
 from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.norms import LinearMap
 from onnxprune.statistics.piecewise import Piecewise
@@ -194,6 +194,9 @@ class _Mending:
             return
         if found.kind != "none":
             weight, vector = layer.from_matrix(found.weight), found.bias.ravel()
+            if not fits(layer, weight, vector):
+                self.left[layer.label] = TOO_LARGE
+                return
             write(layer, weight, vector)
             self.arrays[original.key] = weight, vector
         scale = found.energy or 1.0
@@ -230,6 +233,9 @@ class _Mending:
             self.left[label] = "its factors are not finite on the calibration samples"
             return
         mixing, weight, vector = found
+        if mixing.helps and not fits(factor.layer, weight, vector):
+            self.left[label] = TOO_LARGE
+            return
         if mixing.helps:
             write(factor.layer, weight, vector)
             self.arrays[factor.route.layer.key] = weight, vector

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -13,6 +13,7 @@ from onnxprune.graph.build import AxisGraph
 from onnxprune.model.nested import read_by
 from onnxprune.repair.flat import Flat, flat_behind
 from onnxprune.repair.gates import SHARED, gates_to_repair, outputs_left
+from onnxprune.rules.op import Op
 from onnxprune.statistics.gates import Gates, W, is_recurrent
 from onnxprune.statistics.norms import LinearMap, Norm, linear_map_of
 from onnxprune.statistics.piecewise import Piecewise
@@ -98,27 +99,49 @@ def layers_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[
         if mine and lost[op.node].parameter is None:
             continue
         if is_recurrent(op.node):
-            lost_features = Axis(op.input(W), 2) in kept
-            if lost_features or op.input(0) in behind:
-                found = gates_to_repair(op.node, made[str(op.outputs[0].name)])
-                if not isinstance(found, str) and W in found:
-                    pairs.append(Pair(*found[W], lost_features))
-                elif lost_features:
-                    left[op.node.name or op.node.op_type] = found if isinstance(found, str) else SHARED
+            pair, why = _input_gates(op, made, kept, behind)
+            if pair is not None:
+                pairs.append(pair)
+            elif why:
+                left[op.node.name or op.node.op_type] = why
             continue
-        teacher = linear_map_of(op.node)
-        student = linear_map_of(made[str(op.node.outputs[0].name)])
         known = axis_graph.shapes.dims.keys()
         if not mine and not known >= {*filter(None, op.node.inputs), op.output()}:
             continue  # behind an operator that says nothing about shapes
-        if not isinstance(teacher, str) and not isinstance(student, str):
-            if isinstance(teacher, Norm) and teacher.x in refitted:
-                continue
-            pairs.append(Pair(student, teacher, mine))
-            refitted.add(teacher.y)
-        elif mine:
-            left[op.node.name or op.node.op_type] = teacher if isinstance(teacher, str) else str(student)
+        pair, why = _linear(op, made, mine, refitted)
+        if pair is not None:
+            pairs.append(pair)
+            refitted.add(pair.teacher.y)
+        elif why:
+            left[op.node.name or op.node.op_type] = why
     return pairs, left
+
+
+def _linear(
+    op: Op, made: Mapping[str, ir.Node], mine: bool, refitted: Collection[ir.Value]
+) -> tuple[Pair | None, str]:
+    """A layer and its counterpart in the cut model, or why it is left as it is where it lost inputs (`mine`)."""
+    teacher = linear_map_of(op.node)
+    student = linear_map_of(made[str(op.node.outputs[0].name)])
+    if isinstance(teacher, str) or isinstance(student, str):
+        why = teacher if isinstance(teacher, str) else str(student)
+        return None, why if mine else ""
+    if isinstance(teacher, Norm) and teacher.x in refitted:
+        return None, ""
+    return Pair(student, teacher, mine), ""
+
+
+def _input_gates(
+    op: Op, made: Mapping[str, ir.Node], kept: Kept, behind: Collection[ir.Value]
+) -> tuple[Pair | None, str]:
+    """What a recurrent layer does with its input, as a layer, or why it is left as it is where it lost features."""
+    lost = Axis(op.input(W), 2) in kept
+    if not lost and op.input(0) not in behind:
+        return None, ""
+    found = gates_to_repair(op.node, made[str(op.outputs[0].name)])
+    if not isinstance(found, str) and W in found:
+        return Pair(*found[W], lost), ""
+    return None, "" if not lost else found if isinstance(found, str) else SHARED
 
 
 def target_of(

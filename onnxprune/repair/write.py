@@ -19,6 +19,9 @@ from onnxprune.surgery.keep import slice_array
 
 Array = np.ndarray[Any, Any]
 
+TOO_LARGE = "the weights that would make up for it are too large for their type"
+"""Why a layer that lost inputs keeps its weights."""
+
 
 def write(layer: LinearMap, weight: Array, bias: Array) -> None:
     """Give a layer another weight and a bias of shape (outputs,); a bias is added where there was none.
@@ -46,6 +49,13 @@ def write(layer: LinearMap, weight: Array, bias: Array) -> None:
         del node.attributes["beta"]
     node.resize_inputs(3)
     node.replace_input_with(2, new)
+
+
+def fits(layer: LinearMap, weight: Array, bias: Array) -> bool:
+    """Whether the types of a layer's parameters can hold what `write` would give them (float16 ends at 65,504)."""
+    target = layer.node.inputs[SCALE] if isinstance(layer, Norm) else layer.weight
+    pairs = ((target, weight), (layer.bias or layer.weight, bias))
+    return all(value is None or edit.fits(value, np.asarray(array)) for value, array in pairs)
 
 
 def with_biases(model: ir.Model) -> ir.Model:

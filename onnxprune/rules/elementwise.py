@@ -129,6 +129,12 @@ def _compared(op: Op) -> list[Inferred]:
         return []
 
 
+def _dropped(op: Op) -> list[Inferred]:
+    """Output and mask are like the input; before opset 10 onnx infers no shape of the mask."""
+    dims, dtype = op.dims(op.input(0)), op.input(0).dtype
+    return [] if dims is None else [(dims, dtype), (dims, dtype if op.opset < 10 else ir.DataType.BOOL)]
+
+
 def _rule(op_type: str) -> Rule:
     kind = _KINDS.get(op_type)
     extents = _compared if op_type in ("GreaterOrEqual", "LessOrEqual") else None
@@ -139,4 +145,5 @@ RULES: dict[Key, Rule] = {
     **table(Rule(_unary), *UNARY),
     **{("", op_type): _rule(op_type) for op_type in BINARY},
     **table(Rule(_cast_like), "CastLike"),
+    **table(Rule(_unary, extents=_dropped), "Dropout"),
 }

@@ -133,5 +133,5 @@ def merge_units(
                 here, there = np.flatnonzero(on_weight == u), np.flatnonzero(on_weight == first[u])
                 total[there] += factor * total[here]
                 total[here] = 0
-            edit.set_array(target, np.moveaxis(total.astype(array.dtype), 0, axis.dim))
+            edit.set_array(target, np.moveaxis(total, 0, axis.dim))
     return clone.model

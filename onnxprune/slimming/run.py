@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxprune.analysis import Analysis, analyze
 from onnxprune.clock import Clock
-from onnxprune.errors import SoundnessError
+from onnxprune.errors import RangeError, SoundnessError
 from onnxprune.evaluate.soundness import Prover, Soundness, compare_models
 from onnxprune.graph.groups import Group
 from onnxprune.job import Job, Opened, Progress, open_model
@@ -157,7 +157,11 @@ def slim_opened(
             f"onnxruntime cannot run {names}: outputs were not compared as a whole, and only units of zeros "
             "were looked for"
         )
-    done = _run(opened, job, folds=not foreign, whole=whole, drops=branches)
+    try:
+        done = _run(opened, job, folds=not foreign, whole=whole, drops=branches)
+    except RangeError as error:
+        notes.append(f"constants were not folded and duplicates not merged: {error.what}")
+        done = _run(opened, job, folds=False, whole=whole, drops=branches)
     if foreign or (lazy and not done.gone and not done.branches):
         return done, Soundness(False, math.nan, math.nan), tuple(notes)
     job.say("comparing with the input")

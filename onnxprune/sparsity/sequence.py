@@ -19,7 +19,7 @@ from onnxprune.patterns.pattern import Bools
 from onnxprune.repair.rows import Collector
 from onnxprune.repair.sequence import ready
 from onnxprune.repair.targets import Pair, Target
-from onnxprune.repair.write import write
+from onnxprune.repair.write import TOO_LARGE, fits, write
 from onnxprune.sparsity.layers import WeightLayer
 from onnxprune.sparsity.select import Scored, select
 from onnxprune.sparsity.solving import Order, Solved, affordable, solve_again, solve_layer
@@ -171,10 +171,14 @@ class Solver:
             layer.set(np.where(zeros, 0.0, layer.matrix()))
             return zeros, LayerSolution("mask", kind, why=NOT_FINITE)
         found, scale = solved.fit, solved.fit.energy or 1.0
+        weight, bias = layer.consumer.from_matrix(found.weight), found.bias.ravel()
+        if not fits(layer.consumer, weight, bias):
+            layer.set(np.where(solved.zeros, 0.0, layer.matrix()))
+            return solved.zeros, LayerSolution("mask", kind, why=TOO_LARGE)
         if found.kind == "mask" or not shifts(layer):
             layer.set(found.weight.reshape(layer.grid.shape))
         else:
-            write(layer.consumer, layer.consumer.from_matrix(found.weight), found.bias.ravel())
+            write(layer.consumer, weight, bias)
         return solved.zeros, LayerSolution(found.kind, kind, found.before / scale, found.error / scale)
 
 

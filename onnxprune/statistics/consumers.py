@@ -271,12 +271,16 @@ def _rows(node: ir.Node, weight: ir.Value) -> int:
 
 
 def _bias_behind(node: ir.Node, rows: int) -> tuple[ir.Value, ir.Value | None]:
-    """The Add of a vector that alone uses a product, if there is one."""
-    product = node.outputs[0]
-    users = list(itertools.islice(product.uses(), 2))
-    if len(users) != 1 or product.is_graph_output() or users[0][0].op_type != "Add":
+    """The Add of a vector that alone uses a product, if there is one; the product may be cast between the two."""
+    product = value = node.outputs[0]
+    user = _only_user(value)
+    if user is not None and user[0].op_type == "Cast" and not user[0].domain:
+        value = user[0].outputs[0]
+        user = _only_user(value)
+    floats = value.dtype is None or value.dtype.is_floating_point()
+    if user is None or user[0].op_type != "Add" or not floats:
         return product, None
-    add, slot = users[0]
+    add, slot = user
     other = add.inputs[1 - slot]
     if other is None or other.const_value is None:
         return product, None
@@ -284,6 +288,11 @@ def _bias_behind(node: ir.Node, rows: int) -> tuple[ir.Value, ir.Value | None]:
     if shape and shape[-1] == rows and math.prod(shape) == rows:
         return add.outputs[0], other
     return product, None
+
+
+def _only_user(value: ir.Value) -> tuple[ir.Node, int] | None:
+    users = list(itertools.islice(value.uses(), 2))
+    return None if len(users) != 1 or value.is_graph_output() else (users[0].node, users[0].idx)
 
 
 def _int(node: ir.Node, name: str, default: int) -> int:

@@ -120,7 +120,7 @@ class Router:
         """The input whose entries a node hands on, each multiplied by the same number at most."""
         if node.domain not in ("", "ai.onnx") or node not in self._ops:
             return None
-        if node.op_type in MOVES:
+        if node.op_type in MOVES or _is_rounding(node):
             return node.inputs[0]
         if node.op_type in SCALES:
             slot = self._carrier(node)
@@ -154,7 +154,7 @@ class Router:
         op = self._ops[node]
         made = [self._known(value) for value in node.outputs]
         dims = [each for each in made if each is not None]
-        if len(dims) < len(made) or (node.op_type in MOVES and node.inputs[0] is None):
+        if len(dims) < len(made) or (node.op_type not in SCALES and node.inputs[0] is None):
             return None
         moved = rearranged(op, array, dims)
         fits = moved is not None and [a.shape for a in moved] == dims
@@ -181,10 +181,18 @@ class Router:
         return None
 
 
+def _is_rounding(node: ir.Node) -> bool:
+    """Whether a node casts from one float type to another, as mixed precision does between any two layers."""
+    if node.op_type != "Cast":
+        return False
+    kinds = [None if v is None else v.dtype for v in (node.inputs[0], node.outputs[0])]
+    return all(kind is not None and kind.is_floating_point() for kind in kinds)
+
+
 def rearranged(
     op: Op, array: np.ndarray[Any, Any], dims: Sequence[tuple[int, ...]]
 ) -> list[np.ndarray[Any, Any]] | None:
-    """What an operator of `MOVES` or `SCALES` makes of an array of numbers, scales left out.
+    """What an operator of `MOVES` or `SCALES`, or a Cast, makes of an array of numbers, scales left out.
 
     Parameters
     ----------
@@ -201,7 +209,7 @@ def rearranged(
         One array per output; None where a size or an index is not known.
     """
     kind = op.node.op_type
-    if kind in SCALES:
+    if kind in SCALES or kind == "Cast":
         return [array]
     if kind in RESHAPES:
         return [array.reshape(dims[0])] if array.size == np.prod(dims[0], dtype=np.int64) else None

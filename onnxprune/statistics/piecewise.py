@@ -15,8 +15,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.model.opset import raise_opset
 
 log = logging.getLogger(__name__)
+
+_LEAST_OPSET = 9
+"""What is added to pieces needs Where."""
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
@@ -117,20 +121,22 @@ class Piecewise:
         needed = self.ahead(wanted)
         done = self._done | (needed - self._behind(needed, again))
         piece, outputs, live = self._piece(wanted, needed, done)
+        piece = raise_opset(ir.Model(piece, ir_version=self.model.ir_version), _LEAST_OPSET).graph
         known = {str(v.name): v for v in (*piece.inputs, *piece.initializers.values())}
         known |= {str(out.name): out for node in piece for out in node.outputs}
         if extend is not None:
             extend(piece, known)
         shown = [str(v.name) for v in piece.outputs if str(v.name) not in outputs]
         names = shown or [str(v.name) for v in wanted]
-        given = {v.name for v in piece.inputs}
+        given = {v.name: v.dtype for v in piece.inputs}
         session = open_session(ir.Model(piece, ir_version=max(self.model.ir_version, 8)), self.provider)
         kept: list[dict[str, Array]] = []
         size, holding = 0, True
         for number, feed in enumerate(self.batches):
             held = feed if self._held is None else self._held[number]
             every = {**held, **more(number)}
-            found = run(session, {n: a for n, a in every.items() if n in given}, [*outputs, *shown])
+            fed = {n: _typed(a, given[n]) for n, a in every.items() if n in given}
+            found = run(session, fed, [*outputs, *shown])
             found |= {name: held[name] for name in names if name in held}
             if holding:
                 kept.append({n: found[n] if n in found else held[n] for n in live})
@@ -174,6 +180,13 @@ class Piecewise:
             value.type, value.shape = ir.TensorType(dtype), None
         for value in piece.outputs:
             value.shape = None
+
+
+def _typed(array: Array, dtype: ir.DataType | None) -> Array:
+    """What a piece made that ran in float32, for a piece that need not."""
+    if array.dtype == np.float32 and dtype in (ir.DataType.FLOAT16, ir.DataType.DOUBLE):
+        return array.astype(dtype.numpy())
+    return array
 
 
 def _reads(node: ir.Node) -> list[ir.Value]:

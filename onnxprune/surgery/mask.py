@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph.axes import Axis, Bools, Kept
+from onnxprune.graph.axes import Axis, Blocked, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.relations import Average, Sink
 from onnxprune.model import edit
+from onnxprune.model.casts import CastTensor
 from onnxprune.surgery.clone import clone_model
 from onnxprune.surgery.keep import zero_slices
 
@@ -49,11 +50,18 @@ def mask(axis_graph: AxisGraph, kept: Kept) -> ir.Model:
             data = value.const_value
             if data is None:
                 raise ValueError(f"sink {sink.parameter.name} is no initializer")
-            blocked = axis_graph.blocked.get(sink.parameter)
-            edit.set_array(
-                value, zero_slices(data.numpy(), sink.parameter.dim, kept[sink.parameter], blocked)
+            _zero(
+                value, data, sink.parameter.dim, kept[sink.parameter], axis_graph.blocked.get(sink.parameter)
             )
     return clone.model
+
+
+def _zero(value: ir.Value, data: ir.TensorProtocol, dim: int, flags: Bools, blocked: Blocked | None) -> None:
+    if isinstance(data, CastTensor):
+        shape = tuple(int(d) for d in data.shape.numpy())
+        edit.set_tensor(value, data.moved(shape, lambda array: zero_slices(array, dim, flags, blocked)))
+    else:
+        edit.set_array(value, zero_slices(data.numpy(), dim, flags, blocked))
 
 
 def _average_kept(graph: ir.Graph, node: ir.Node, average: Average, kept: Kept) -> None:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Axis, Blocked, Bools, Kept, extent_left
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model import edit, fold
+from onnxprune.model.casts import CastTensor
 from onnxprune.model.shapes import Dims, walk_shapes
 from onnxprune.rules.op import Op
 from onnxprune.rules.refit import Refit
@@ -84,8 +85,10 @@ def _slice_one(value: ir.Value, dims: dict[int, Bools], blocked: dict[int, Block
     data = value.const_value
     if data is None:
         raise ValueError(f"{value.name!r} is no initializer")
-    if isinstance(data, ir.ExternalTensor):
-        shape = sliced_shape(tuple(data.shape.numpy()), dims, blocked)
+    shape = sliced_shape(tuple(data.shape.numpy()), dims, blocked)
+    if isinstance(data, CastTensor):
+        edit.set_tensor(value, data.moved(shape, lambda array: slice_array(array, dims, blocked)))
+    elif isinstance(data, ir.ExternalTensor):
         edit.set_lazy(value, shape, lambda: slice_array(data.numpy(), dims, blocked))
     else:
         edit.set_array(value, slice_array(data.numpy(), dims, blocked))

@@ -84,7 +84,6 @@ def test_positions_out_of_range_end_an_iteration():
     [
         ([spec("x", np.float32, "n", "seq")], {}, r"axis 1 of input 'x' .* has no size"),
         ([spec("x", np.float32, "n", None)], {}, r"has no size\nGive one with --bind x\.1=N"),
-        ([spec("s", object, "n")], {}, "no values can be generated for input 's'"),
         ([spec("c", np.complex64, "n")], {}, "no values can be generated"),
         ([spec("i", np.uint8, "n")], {"int_ranges": {"i": 257}}, "cannot take integers from 0 to 256"),
         ([spec("i", np.int64, "n")], {"int_ranges": {"i": 0}}, "cannot take integers"),
@@ -95,6 +94,13 @@ def test_positions_out_of_range_end_an_iteration():
 def test_what_cannot_be_drawn(inputs, options, message):
     with pytest.raises(UsageError, match=message):
         synthetic_dataset(inputs, {}, **({"samples": 1, "seed": 0} | options))
+
+
+def test_strings_are_words():
+    feeds = synthetic_dataset([spec("s", object, "n", 4)], {}, samples=3, seed=0).feeds
+    assert feeds[0]["s"].shape == (1, 4) and feeds[0]["s"].dtype == object
+    assert all(isinstance(text, str) for feed in feeds for text in feed["s"].ravel())
+    assert len({text for feed in feeds for text in feed["s"].ravel()}) > 1
 
 
 def test_drawings_replace_what_would_be_drawn_and_only_that():
