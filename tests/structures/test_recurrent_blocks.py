@@ -201,3 +201,36 @@ def test_samples_first(op_type, both):
     (layer,) = (node for node in cut.graph if node.op_type == op_type)
     assert layer.attributes["hidden_size"].as_int() == 4
     assert [tuple(v.const_value.shape.numpy()) for v in layer.inputs[5:]] == [(2, d, 4)] * len(first)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_weights_that_two_layers_share(both):
+    """Two sequences through one layer (a siamese network): units are those of both nodes."""
+    n, d = Recurrent(), 2 if both else 1
+    x = n.steps()
+    shapes = {"w": (d, 15, 7), "r": (d, 15, 5), "b": (d, 30)}
+    weights = [n.weight(shape, f"gru.{part}") for part, shape in shapes.items()]
+    flat = []
+    for number, one in enumerate((x, n.like("Tanh", x))):
+        more = {"direction": "bidirectional"} if both else {}
+        y, _ = n.ops("GRU", one, *weights, outputs=2, hidden_size=5, name=f"side{number}", **more)
+        turned = n.op("Transpose", y, perm=[0, 2, 1, 3])
+        flat.append(n.op("Reshape", turned, n.constant([0, 0, -1])))
+    result = check(n, n.linear(n.mark(n.op("Sub", *flat), 5 * d), 3, name="fc"))
+    size = "10 in 2 blocks" if both else "5"
+    assert used(result)[1].startswith(f"side0: {size}: gru.w[1] gru.r[1] gru.b[1]")
+    assert used(result)[1].endswith("-> gru.r[2] fc[0]")
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_weights_that_are_computed(both):
+    """R is a product with an input, so its columns are masked by a Mul; directions are not told apart."""
+    n, d = Recurrent(), 2 if both else 1
+    x, scale = n.steps(), n.input("scale", (1,))
+    w, r = (n.weight(shape, f"lstm.{part}") for part, shape in (("w", (d, 20, 7)), ("r", (d, 20, 5))))
+    more = {"direction": "bidirectional"} if both else {}
+    y, *_ = n.ops("LSTM", x, w, n.op("Mul", r, scale), outputs=3, hidden_size=5, name="lstm", **more)
+    flat = n.op("Reshape", n.op("Transpose", y, perm=[0, 2, 1, 3]), n.constant([0, 0, -1]))
+    result = check(n, n.linear(n.mark(flat, 5 * d), 3, name="fc"))
+    assert len(result.groups) == 2 and result.groups[1].units == 5
+    assert result.prunable() >= {"lstm.w[1]", "lstm.r[1]", "lstm.r[2]"}
