@@ -18,7 +18,6 @@ from onnxprune.statistics.gates import all_gates
 from onnxprune.statistics.gradients import Differentiation
 from onnxprune.surgery.clone import clone_model
 
-
 STEP = 5e-3
 
 
