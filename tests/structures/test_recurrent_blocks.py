@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from block_nets import Blocks, check, others, pinned, used
+from onnx.reference import ReferenceEvaluator
+
+from onnxprune.graph.build import build_axis_graph
+from onnxprune.graph.groups import partition
+from onnxprune.model.normalize import normalize
+from onnxprune.model.shapes import infer_shapes
+from onnxprune.rules import default_rules
+from onnxprune.surgery.keep import kept_positions
+from onnxprune.surgery.mask import mask
+from onnxprune.surgery.remove import remove
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
@@ -159,3 +170,67 @@ def test_lengths_of_samples():
     y = n.mark(n.op("Squeeze", last, n.constant([0])), 5)
     result = check(n, n.linear(y, 3, name="fc"), bindings={"n": 2})
     assert used(result)[1] == "gru: 5: gru.w[1] gru.r[1] gru.b[1] -> gru.r[2] fc[0]"
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("op_type", GATES)
+def test_samples_first(op_type, both):
+    """`layout` 1, which onnxruntime does not run: states are (samples, steps, directions, hidden)."""
+    n, d = Recurrent(), 2 if both else 1
+    x = n.mark(n.input("x", (2, 4, 6)), 6)
+    first = [n.weight((2, d, 5), f"first{i}") for i in range(2 if op_type == "LSTM" else 1)]
+    y, last, *_ = n.recurrent(op_type, x, 5, name="layer", both=both, layout=1, states=first)
+    flat = n.mark(n.op("Reshape", y, n.constant([0, 0, -1])), 5 * d)
+    ends = n.mark(n.op("Reshape", last, n.constant([0, -1])), 5 * d)
+    model = normalize(n.model(n.linear(flat, 3, name="fc"), n.linear(ends, 2, name="head")))
+    graph = build_axis_graph(model, infer_shapes(model, {}), default_rules())
+    (group,) = partition(graph).groups
+    assert group.units == 5 * d and group.block_count == d
+    keep = np.ones(5 * d, bool)
+    for block in range(d):  # another unit in each direction
+        mine = np.arange(5) if group.blocks is None else np.flatnonzero(group.blocks == block)
+        keep[mine[block + 1]] = False
+    kept = kept_positions({group.id: group}, {group.id: keep})
+    masked, cut = mask(graph, kept), remove(graph, kept)
+    if not both:  # the reference goes one way only
+        feed = {"x": np.random.default_rng(0).standard_normal((2, 4, 6)).astype(np.float32)}
+        for a, b in zip(
+            *(ReferenceEvaluator(ir.to_proto(m)).run(None, feed) for m in (masked, cut)), strict=True
+        ):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    (layer,) = (node for node in cut.graph if node.op_type == op_type)
+    assert layer.attributes["hidden_size"].as_int() == 4
+    assert [tuple(v.const_value.shape.numpy()) for v in layer.inputs[5:]] == [(2, d, 4)] * len(first)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_weights_that_two_layers_share(both):
+    """Two sequences through one layer (a siamese network): units are those of both nodes."""
+    n, d = Recurrent(), 2 if both else 1
+    x = n.steps()
+    shapes = {"w": (d, 15, 7), "r": (d, 15, 5), "b": (d, 30)}
+    weights = [n.weight(shape, f"gru.{part}") for part, shape in shapes.items()]
+    flat = []
+    for number, one in enumerate((x, n.like("Tanh", x))):
+        more = {"direction": "bidirectional"} if both else {}
+        y, _ = n.ops("GRU", one, *weights, outputs=2, hidden_size=5, name=f"side{number}", **more)
+        turned = n.op("Transpose", y, perm=[0, 2, 1, 3])
+        flat.append(n.op("Reshape", turned, n.constant([0, 0, -1])))
+    result = check(n, n.linear(n.mark(n.op("Sub", *flat), 5 * d), 3, name="fc"))
+    size = "10 in 2 blocks" if both else "5"
+    assert used(result)[1].startswith(f"side0: {size}: gru.w[1] gru.r[1] gru.b[1]")
+    assert used(result)[1].endswith("-> gru.r[2] fc[0]")
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_weights_that_are_computed(both):
+    """R is a product with an input, so its columns are masked by a Mul; directions are not told apart."""
+    n, d = Recurrent(), 2 if both else 1
+    x, scale = n.steps(), n.input("scale", (1,))
+    w, r = (n.weight(shape, f"lstm.{part}") for part, shape in (("w", (d, 20, 7)), ("r", (d, 20, 5))))
+    more = {"direction": "bidirectional"} if both else {}
+    y, *_ = n.ops("LSTM", x, w, n.op("Mul", r, scale), outputs=3, hidden_size=5, name="lstm", **more)
+    flat = n.op("Reshape", n.op("Transpose", y, perm=[0, 2, 1, 3]), n.constant([0, 0, -1]))
+    result = check(n, n.linear(n.mark(flat, 5 * d), 3, name="fc"))
+    assert len(result.groups) == 2 and result.groups[1].units == 5
+    assert result.prunable() >= {"lstm.w[1]", "lstm.r[1]", "lstm.r[2]"}
