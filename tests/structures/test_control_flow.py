@@ -333,3 +333,21 @@ def test_optionals():
     checked = check_model(network(text, {"a": (6, 8), "c": (8, 7), "b": (7, 3)}, opset=18))
     assert units(checked.groups) == {"matmul4": 7}
     assert checked.reason("a[1]") is not None
+
+
+def test_inside_the_body_of_an_operator_that_nobody_knows():
+    """What SequenceMap hands its body stays; what is inside goes."""
+    text = """
+    main (float[2, 6] x) => (float[4, 3] y) <float[4, 8] z> {
+        h = MatMul (x, a)
+        g = Relu (h)
+        both = SequenceConstruct (h, g)
+        one = SequenceMap (both) <
+            body = each (float[2, 8] e) => (float[2, 8] f) { p = MatMul (e, w)  q = Tanh (p)  f = MatMul (q, v) }>
+        z = ConcatFromSequence <axis = 0> (one)
+        y = MatMul (z, b)
+    }
+    """
+    checked = check_model(network(text, {"a": (6, 8), "b": (8, 3), "each:w": (8, 5), "each:v": (5, 8)}))
+    assert units(checked.groups) == {"each.matmul0": 5}
+    assert checked.reason("w[0]") is Reason.SUBGRAPH
