@@ -21,7 +21,7 @@ from onnxprune.calibrate.dataset import Dataset, InputSpec, input_specs
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
-from onnxprune.evaluate.agreement import Feed, Figures, compare_outputs
+from onnxprune.evaluate.agreement import Feed, Figures, as_float32, compare_outputs
 from onnxprune.evaluate.forced import forced_runs
 from onnxprune.evaluate.smaller import cut_array, cut_feed, cuts_by_name
 from onnxprune.graph.axes import Axis, Bools, Kept
@@ -298,12 +298,6 @@ def _rounding(running: _Running, feed: Feed) -> dict[str, float]:
         for name, a in before.items()
         if a.dtype.kind == "f" and np.array_equal(a, again[name]) and np.isfinite([a, after[name]]).all()
     }
-
-
-def as_float32(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A float array as float32, any other as it is."""
-    is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    return array.astype(np.float32) if is_float else array
 
 
 def compare_models(before: ir.Model, after: ir.Model, data: Dataset, provider: str = "cpu") -> Soundness:
