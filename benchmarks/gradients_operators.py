@@ -40,7 +40,10 @@ RECURRENCES = {("", "LinearAttention"), ("com.microsoft", "LinearAttention")}
 """A matrix is carried from token to token: no VJP yet."""
 
 HANDLED = {"Constant", "If"}
-"""Made initializers, or passed branch by branch, so they need no rule."""
+"""Made initializers, or passed branch by branch, so they need no VJP."""
+
+LOOPS = {"Loop", "Scan"}
+"""What a body carries from step to step is not followed back."""
 
 
 REFUSED: dict[str, str] = {
@@ -91,7 +94,7 @@ def support() -> Support:
     without = set(rules) - covered - lowered
     flat = NO_FLOATS | CONSTANT
     standard = {op for domain, op in without if not domain}
-    missing = {("", op) for op in standard - flat - CONVERTED} | {key for key in without if key[0]}
+    missing = {("", op) for op in standard - flat - CONVERTED - HANDLED} | {key for key in without if key[0]}
     return Support(
         sorted(_name(*key) for key in covered),
         sorted(_name(*key) for key in lowered),

@@ -136,7 +136,7 @@ def left_by_nncf(
     axis_graph: AxisGraph, groups: Mapping[str, Group], *, first: bool = True, downsample: bool = True
 ) -> dict[str, Reason]:
     """Groups that NNCF leaves whole: those of the first convolutions, and those of convolutions with a stride."""
-    heads = _first_convs(axis_graph.model.graph) if first else set()
+    heads = _first_convs(axis_graph) if first else set()
     excluded: dict[str, Reason] = {}
     for group_id, group in groups.items():
         for use in group.sources:
@@ -151,18 +151,29 @@ def left_by_nncf(
     return excluded
 
 
-def _first_convs(graph: ir.Graph) -> set[ir.Node]:
-    """Convolutions that some graph input reaches without passing another convolution."""
+def _first_convs(axis_graph: AxisGraph) -> set[ir.Node]:
+    """Convolutions that some graph input reaches without passing another convolution, inside bodies, too."""
     found: set[ir.Node] = set()
-    seen: set[ir.Value] = {v for v in graph.inputs if v.const_value is None}
+    handed: dict[ir.Value, list[ir.Value]] = {}
+    for op in axis_graph.ops:
+        for body in op.bodies:
+            for value in op.node.inputs:
+                if value is not None:
+                    handed.setdefault(value, []).extend(body.inputs)
+            for value in body.outputs:
+                handed.setdefault(value, []).extend(op.node.outputs)
+    seen: set[ir.Value] = {v for v in axis_graph.model.graph.inputs if v.const_value is None}
     queue = deque(seen)
     while queue:
-        for node in queue.popleft().consumers():
+        value = queue.popleft()
+        reached = list(handed.get(value, ()))
+        for node in value.consumers():
             if node.op_type in _CONVS:
                 found.add(node)
-                continue
-            for output in node.outputs:
-                if output not in seen:
-                    seen.add(output)
-                    queue.append(output)
+            else:
+                reached.extend(node.outputs)
+        for output in reached:
+            if output not in seen:
+                seen.add(output)
+                queue.append(output)
     return found

@@ -17,6 +17,7 @@ from onnxprune.errors import GradientError
 from onnxprune.evaluate import soundness
 from onnxprune.graph.axes import Axis
 from onnxprune.rules import default_rules
+from onnxprune.select import _first_convs
 
 BRANCHES = """
 main (float[n, 6] x, bool flag) => (float[n, 3] y) {
@@ -405,3 +406,24 @@ def test_axes_of_bodies_in_the_analysis(branches):
     inner = {op.node.name for op in analysis.axis_graph.inner_ops}
     assert {"yes.matmul0", "no.gemm2"} <= inner and "main.matmul0" not in inner
     assert all(isinstance(axis, Axis) for axis in analysis.axis_graph.inner_sinks)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_first_convolution_may_be_in_a_branch(tmp_path, inside):
+    """Or behind one: the preset that leaves first convolutions whole finds both."""
+    first, second = ("Conv (s, w)", "Relu (s)") if inside else ("Relu (s)", "Neg (s)")
+    text = f"""
+    main (float[1, 3, 8, 8] x, bool flag) => (float[1, 2, 8, 8] y) {{
+        s = Relu (x)
+        z = If (flag) <then_branch = yes () => (t) {{ t = {first} }}, else_branch = no () => (t) {{ t = {second} }}>
+        k = Relu (z)
+        c = Conv (k, v)
+        y = Conv (c, b)
+    }}
+    """
+    shapes = {"yes:w": (3, 3, 1, 1), "v": (16, 3, 1, 1), "b": (2, 16, 1, 1)}
+    if not inside:
+        del shapes["yes:w"]
+    analysis = onnxprune.analyze(saved(tmp_path, text, shapes))
+    heads = {node.name for node in _first_convs(analysis.axis_graph)}
+    assert heads == ({"yes.conv0", "main.conv3"} if inside else {"main.conv3"})

@@ -1,4 +1,4 @@
-"""Whether tensors of two models agree."""
+"""Whether two sets of results agree: one tolerance for floats, another for integers, and what rounding explains."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Figures:
     Attributes
     ----------
     sound
-        Whether everything agreed.
+        Whether everything is within the tolerance.
     max_abs_diff, max_abs_output
-        Over the outputs of the graph.
+        Over the graph's outputs.
     why
-        The first difference that was too large.
+        Where it is not.
     inner
         Names of tensors inside the model that were compared.
     branches, loops, unforced
@@ -47,7 +47,7 @@ class Figures:
     unforced: tuple[str, ...] = ()
 
     def joined(self, other: Figures) -> Figures:
-        """Both together."""
+        """Of both comparisons together."""
         return Figures(
             self.sound and other.sound,
             max(self.max_abs_diff, other.max_abs_diff),
@@ -96,9 +96,8 @@ def _compare_tensor(
     if a.dtype.kind != "f":
         differing = int(np.sum(a != b))
         sound = differing <= DISCRETE_TOLERANCE * a.size
-        return Figures(
-            sound, 0.0, 0.0, "" if sound else f"{name!r} differs in {differing} of {a.size} places"
-        )
+        why = "" if sound else f"{name!r} differs in {differing} of {a.size} places"
+        return Figures(sound, 0.0, 0.0, why)
     x, y = a.astype(np.float64), b.astype(np.float64)
     finite = np.isfinite(x)
     if not np.array_equal(x[~finite], y[~finite], equal_nan=True) or not np.isfinite(y[finite]).all():

@@ -112,3 +112,9 @@ def other_sizes(inputs: Iterable[ir.Value], sizes: Mapping[str, int]) -> Iterato
         yield {name: 2 * size if name in leading else max(size // 2, 1) for name, size in sizes.items()}
     if leading and leading != set(sizes):
         yield {name: 2 * size if name in leading else size for name, size in sizes.items()}
+
+
+def far_sizes(sizes: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Bindings at which a comparison that agrees at neighbouring sizes by chance is likely to differ."""
+    for factor in (4, 16, 64) if sizes else ():
+        yield {name: factor * max(size, 1) for name, size in sizes.items()}

@@ -107,7 +107,10 @@ class _Walk:
         self._node, self._visit, self._dims, self._data, self._sizes = node, visit, dims, data, sizes
 
     def known(self, value: ir.Value | None) -> Inferred:
-        return (None, None) if value is None else (self._dims.get(value), value.dtype)
+        """Nothing is known of sequences and optional values: they are no tensors."""
+        if value is None or not isinstance(value.type, ir.TensorType | None):
+            return None, None
+        return self._dims.get(value), value.dtype
 
     def once(self, body: ir.Graph, given: Sequence[Inferred]) -> None:
         """Walk a body whose first inputs have the given extents, the others those that the file states."""

@@ -18,7 +18,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.model import fold
-from onnxprune.model.binding import bind_dims, candidates, other_sizes, symbol
+from onnxprune.model.binding import bind_dims, candidates, far_sizes, other_sizes, symbol
 from onnxprune.model.inferred import (
     MAX_DATA,
     Dims,
@@ -120,13 +120,13 @@ def infer_shapes(
     dynamic: set[tuple[ir.Value, int]] = set()
     varying: frozenset[ir.Value] = frozenset()
     elsewhere: Mapping[ir.Value, Dims] = {}
-    for others in other_sizes(model.graph.inputs, sizes):
+    for others in (*other_sizes(model.graph.inputs, sizes), *(far_sizes(sizes) if inside else ())):
         found, values = engine.walk(others)
         turned = inside and any(len(found.get(v, d)) != len(d) for v, d in dims.items() if v not in inside)
         if turned or lost(dims, found, inside) or engine.refused - refused:
             continue
         varying |= changed_values(data, values)
-        if elsewhere:  # a condition may agree at two sizes by chance
+        if elsewhere:  # what an If decides on may agree at two sizes by chance
             continue
         dynamic, elsewhere = changed_axes(dims, found), found
         if len([name for name in sizes if others[name] != sizes[name]]) < len(sizes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -108,3 +109,37 @@ def test_an_extent_of_the_input_decides_at_run_time(tmp_path):
         x = np.random.default_rng(1).standard_normal((2, size, 8)).astype(np.float32)
         assert run(out, x).shape == run(path, x).shape
     assert "If" in {node.op_type for node in onnx.load(out).graph.node}
+
+
+def test_a_condition_that_agrees_at_two_sizes_by_chance(tmp_path):
+    """One frame per 64 samples: up to 64 there is one, whatever the size, and beyond another branch is taken."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    main (float[1, 2, t] x) => (float[1, 3] y) {
+        two = Constant <value_ints = [2]> ()
+        one = Constant <value_int = 1> ()
+        c = Conv <strides = [64]> (x, a)
+        shape = Shape (c)
+        frames = Gather (shape, two)
+        alone = Equal (frames, one)
+        z = If (alone) <
+            then_branch = single () => (s) { s = Squeeze (c, two) },
+            else_branch = several () => (m) { m = ReduceMean <axes = [2], keepdims = 0> (c) }>
+        y = MatMul (z, b)
+    }
+    """
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in {"a": (8, 2, 1), "b": (8, 3)}.items():
+        proto.graph.initializer.append(
+            numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        )
+    path, out = tmp_path / "net.onnx", tmp_path / "out.onnx"
+    onnx.save(proto, path)
+    analysis = onnxprune.analyze(path, bindings={"t": 16})
+    assert "If" in {op.node.op_type for op in analysis.axis_graph.ops}
+    assert [group.units for group in analysis.groups.values()] == [8]
+    onnxprune.prune(path, out, ratio=0.5, round_to=1, bindings={"t": 16})
+    for size in (16, 200):
+        x = rng.standard_normal((1, 2, size)).astype(np.float32)
+        assert run(out, x).shape == (1, 3)

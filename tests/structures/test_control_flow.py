@@ -333,3 +333,75 @@ def test_optionals():
     checked = check_model(network(text, {"a": (6, 8), "c": (8, 7), "b": (7, 3)}, opset=18))
     assert units(checked.groups) == {"matmul4": 7}
     assert checked.reason("a[1]") is not None
+
+
+def test_inside_the_body_of_an_operator_that_nobody_knows():
+    """What SequenceMap hands its body stays; what is inside goes."""
+    text = """
+    main (float[2, 6] x) => (float[4, 3] y) <float[4, 8] z> {
+        h = MatMul (x, a)
+        g = Relu (h)
+        both = SequenceConstruct (h, g)
+        one = SequenceMap (both) <
+            body = each (float[2, 8] e) => (float[2, 8] f) { p = MatMul (e, w)  q = Tanh (p)  f = MatMul (q, v) }>
+        z = ConcatFromSequence <axis = 0> (one)
+        y = MatMul (z, b)
+    }
+    """
+    checked = check_model(network(text, {"a": (6, 8), "b": (8, 3), "each:w": (8, 5), "each:v": (5, 8)}))
+    assert units(checked.groups) == {"each.matmul0": 5}
+    assert checked.reason("w[0]") is Reason.SUBGRAPH
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "take"),
+    [
+        ("seq", "SequenceConstruct", "SequenceAt (s, first)"),
+        ("optional", "Optional", "OptionalGetElement (s)"),
+    ],
+)
+def test_branches_that_return_no_tensors(kind, make, take):
+    text = f"""
+    main (float[2, 6] x, bool flag) => (float[2, 3] y) <float[2, 8] z> {{
+        first = Constant <value_int = 0> ()
+        h = MatMul (x, a)
+        s = If (flag) <
+            then_branch = yes () => ({kind}(float[2, 8]) t) {{ t = {make} (h) }},
+            else_branch = no () => ({kind}(float[2, 8]) t) {{ g = Relu (h)  t = {make} (g) }}>
+        z = {take}
+        q = MatMul (z, c)
+        r = Tanh (q)
+        y = MatMul (r, b)
+    }}
+    """
+    checked = check_model(network(text, {"a": (6, 8), "c": (8, 7), "b": (7, 3)}, opset=18))
+    assert units(checked.groups) == {"matmul4": 7}
+    assert "a[1]" not in checked.prunable()
+
+
+def test_a_loop_that_appends_to_a_sequence():
+    """As scripted modules collect results: what an iteration appends stays, its hidden units go."""
+    text = """
+    main (float[4, 6] x) => (float[4, 3] y) <float[4, 8] z> {
+        count = Constant <value_int = 4> ()
+        u = MatMul (x, a)
+        h = Tanh (u)
+        none = SequenceEmpty <dtype = 1> ()
+        s = Loop (count, "", none) <
+            body = step (int64 i, bool on, seq(float[1, 8]) l) => (still, more) {
+                still = Identity (on)
+                zero = Constant <value_ints = [0]> ()
+                k = Unsqueeze (i, zero)
+                row = Gather <axis = 0> (h, k)
+                d = MatMul (row, w)
+                f = Relu (d)
+                o = MatMul (f, v)
+                more = SequenceInsert (l, o)
+            }>
+        z = ConcatFromSequence <axis = 0> (s)
+        y = MatMul (z, b)
+    }
+    """
+    checked = check_model(network(text, {"a": (6, 8), "b": (8, 3), "step:w": (8, 5), "step:v": (5, 8)}))
+    assert units(checked.groups) == {"matmul1": 8, "step.matmul4": 5}
+    assert "v[1]" not in checked.prunable()
