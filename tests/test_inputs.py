@@ -16,11 +16,11 @@ def loaded(model: ir.Model, tmp_path):
     return onnxprune.load(save(model, tmp_path / "net.onnx"))
 
 
-def flattened(size: int) -> ir.Model:
-    """A model that runs at one size of its symbolic axis only: the linear layer says which."""
+def flattened(size: int, hidden: bool = True) -> ir.Model:
+    """A model that runs at one size of its symbolic axis only: the linear layer says which, at once or `hidden`."""
     net = Net()
     x = net.data("signal", ("n", "length"))
-    return net.model(net.linear(x, "fc", size, 4))
+    return net.model(net.linear(net.op("Relu", x) if hidden else x, "fc", size, 4))
 
 
 def test_a_batch_of_one_is_generated(tmp_path):
@@ -64,6 +64,11 @@ def test_one_size_may_be_for_one_input_alone(tmp_path):
     model = net.model(made, net.op("Reshape", state, net.constant([2, 3])), bindings={"length": 64, "b": 1})
     found = choose_inputs(loaded(model, tmp_path))
     assert dict(found.bindings) == {"a": 1, "length": 64, "b": 1}
+
+
+def test_the_weight_that_reads_an_input_says_its_size(tmp_path):
+    found = choose_inputs(loaded(flattened(3, hidden=False), tmp_path))
+    assert found.bindings["length"] == 3 and "length=3" in found.notes[0]
 
 
 def test_token_ids_stay_inside_the_embedding(tmp_path):

@@ -125,7 +125,7 @@ def test_errors_are_one_tree():
     from onnxprune import errors
 
     found = [e for e in vars(errors).values() if inspect.isclass(e) and issubclass(e, Exception)]
-    assert len(found) == 8
+    assert len(found) == 9
     assert all(issubclass(error, onnxprune.OnnxPruneError) for error in found)
     codes = {error.__name__: error.exit_code for error in found}
     assert codes == {
@@ -135,6 +135,7 @@ def test_errors_are_one_tree():
         "ModelError": 3,
         "UnsupportedError": 3,
         "GradientError": 3,
+        "RangeError": 3,
         "TargetError": 4,
         "SoundnessError": 5,
     }

@@ -107,7 +107,7 @@ def _narrowest(value: ir.Value) -> ir.DataType:
 def set_tensor(value: ir.Value, data: ir.TensorProtocol) -> None:
     """Replace an initializer's tensor, its shape and its type together; what the file notes on it stays."""
     old = value.const_value
-    if old is not None and old is not data:
+    if old is not None and old is not data and isinstance(data, ir.Tensor | ir.LazyTensor):
         data.doc_string = data.doc_string or old.doc_string
         for key, text in old.metadata_props.items():
             data.metadata_props.setdefault(key, text)

@@ -49,7 +49,7 @@ def put_back(graph: ir.Graph, proto: onnx.GraphProto) -> None:
     """Give values of a message the types that `graph` remembers."""
     types: Mapping[str, bytes] = graph.meta.get(_MAPS, {})
     for info in (*proto.input, *proto.output, *proto.value_info) if types else ():
-        if info.name in types:
+        if info.name in types and not info.HasField("type"):
             info.type.ParseFromString(types[info.name])
 
 

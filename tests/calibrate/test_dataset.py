@@ -114,14 +114,16 @@ def test_input_specs_leave_out_initializers_and_keep_symbols():
     assert str(specs[2]) == "bfloat16[2, ?]"
 
 
-@pytest.mark.parametrize("kind", ["sequence", "no rank"])
-def test_inputs_that_are_no_tensors_of_known_rank_are_refused(kind):
+def test_sequences_and_optionals_are_not_fed():
     tensor = ir.TensorType(ir.DataType.FLOAT)
-    value = ir.Value(
-        name="x",
-        type=ir.SequenceType(tensor) if kind == "sequence" else tensor,
-        shape=ir.Shape([2]) if kind == "sequence" else None,
-    )
+    kinds = (ir.SequenceType(tensor), ir.OptionalType(tensor), tensor)
+    inputs = [ir.Value(name=f"x{n}", type=kind, shape=ir.Shape([2])) for n, kind in enumerate(kinds)]
+    model = ir.Model(ir.Graph(inputs, inputs, nodes=[], opset_imports={"": 17}), ir_version=8)
+    assert [spec.name for spec in input_specs(model)] == ["x2"]
+
+
+def test_inputs_of_no_known_rank_are_refused():
+    value = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT))
     model = ir.Model(ir.Graph([value], [value], nodes=[], opset_imports={"": 17}), ir_version=8)
     with pytest.raises(UnsupportedError, match="'x' is no tensor"):
         input_specs(model)

@@ -240,18 +240,24 @@ def test_an_attribute_without_a_type(tmp_path):
     refused_proto(tmp_path, chain(node), "'alpha'", "'odd'", "no type")
 
 
+def test_map_types_are_put_aside_and_given_back(tmp_path):
+    key = onnx.TypeProto.Map(
+        key_type=onnx.TensorProto.INT64, value_type=helper.make_tensor_type_proto(FLOAT, None)
+    )
+    proto = chain(relu("x", "y"), helper.make_node("ZipMap", ["y"], ["maps"], domain="ai.onnx.ml"))
+    proto.opset_import.add(domain="ai.onnx.ml", version=3)
+    kind = onnx.TypeProto(sequence_type=onnx.TypeProto.Sequence(elem_type=onnx.TypeProto(map_type=key)))
+    proto.graph.output.append(onnx.ValueInfoProto(name="maps", type=kind))
+    model = io.load(write(tmp_path / "m.onnx", proto)).ir
+    io.save(model.clone(), tmp_path / "out.onnx")
+    assert list(onnx.load(tmp_path / "out.onnx").graph.output) == list(proto.graph.output)
+
+
 def test_valid_models_that_cannot_be_read(tmp_path):
-    key = onnx.TypeProto.Map(key_type=INT64_TYPE, value_type=helper.make_tensor_type_proto(FLOAT, None))
-    proto = chain(relu("x", "y"))
-    proto.graph.output.append(onnx.ValueInfoProto(name="x", type=onnx.TypeProto(map_type=key)))
-    refused_proto(tmp_path, proto, "Map types", error=UnsupportedError)
     sparse = onnx.SparseTensorProto(values=numpy_helper.from_array(weights(1), "s"))
     node = relu("x", "y", name="odd")
     node.attribute.append(helper.make_attribute("extra", sparse))
     refused_proto(tmp_path, chain(node), "'extra'", "'odd'", error=UnsupportedError)
-
-
-INT64_TYPE = onnx.TensorProto.INT64
 
 
 def test_training_info_is_left_out_with_a_warning(tmp_path, caplog):
