@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.isolated import version
-from benchmarks.operators_facts import MICROSOFT, Stated, counts, gradient, known, refits, stated
+from benchmarks.operators_facts import MICROSOFT, Stated, counts, gradient, known, place, refits, stated
 from benchmarks.tables import table
 from onnxprune.errors import Reason
 from onnxprune.rules import builtin_rules
@@ -102,7 +102,9 @@ def _ruled(keys: Sequence[Key]) -> str:
         versions = ", ".join(map(str, schema.versions)) if schema and not key[0] else ""
         if schema and schema.deprecated:
             versions += f" (deprecated from {schema.deprecated})"
-        cells = [key[1], versions, _said(stated(key)), _mark(refits(rule)), _mark(counts(rule))]
+        what = stated(key)
+        told = f"as `{place(rule)}` says" if what is None else _said(what)
+        cells = [key[1], versions, told, _mark(refits(rule)), _mark(counts(rule))]
         rows.append([*cells, gradient(key, rule)])
     return table(["operator", "versions", "what its rule states", "refit", "MACs", "gradient"], rows, left=6)
 

@@ -92,9 +92,11 @@ class Stated:
     whole: Mapping[str, tuple[str, ...]] | None = None
 
 
-def stated(key: Key) -> Stated:
-    """What a rule states on the line of its tables of tests from which most can go."""
+def stated(key: Key) -> Stated | None:
+    """What a rule states on the line of its tables of tests from which most can go; None where it has none."""
     cases = [case for case in every_case() if (case.domain, case.op_type) == key]
+    if not cases:
+        return None
     case = max(cases, key=lambda case: (len(case.expect), case.opset))
     op = _node(case)
     relations = Relations()
@@ -199,6 +201,11 @@ def gradient(key: Key, rule: Rule) -> str:
     if key[1] in NO_FLOATS:
         return "none: no floats"
     return "zero" if key[1] in CONSTANT else "none"
+
+
+def place(rule: Rule) -> str:
+    """The file of a rule."""
+    return f"{rule.relate.__module__.removeprefix('onnxprune.').replace('.', '/')}.py"
 
 
 def refits(rule: Rule) -> bool:

@@ -238,7 +238,7 @@ def reduce(w: Walk) -> None:
     at = w.pick(lambda at: at.rank > 1 and bool(at.free))
     if at is None:
         return
-    names = [op_type for _, op_type in builtin_rules() if op_type.startswith("Reduce")]
+    names = [op_type for domain, op_type in builtin_rules() if op_type.startswith("Reduce") and not domain]
     name, axes = w.choose(names), sorted({w.choose(at.free) for _ in range(2)})
     number = math.prod(int(at.shape[d]) for d in axes)
     keep = w.integer(0, 1)
