@@ -17,6 +17,7 @@ from onnxprune.model.constants import fold_constants
 from onnxprune.model.edit import drop_unused, replace_by_initializer, used_names
 from onnxprune.model.inline import inline_functions
 from onnxprune.model.origin import note_twins, remember, twins
+from onnxprune.model.serialize import tensors_of
 
 
 def normalize(model: ir.Model) -> ir.Model:
@@ -77,7 +78,7 @@ def _constant(node: ir.Node) -> ir.TensorProtocol | None:
         "value_floats": (ir.AttributeType.FLOATS, np.float32),
     }
     if attribute.name == "value" and attribute.type == ir.AttributeType.TENSOR:
-        return attribute.as_tensor()
+        return tensors_of(attribute)[0]
     kind, dtype = kinds.get(attribute.name, (None, None))
     if kind is None or attribute.type != kind:
         return None

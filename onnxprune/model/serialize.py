@@ -235,8 +235,9 @@ def _inline_inner(copy: ir.Model) -> None:
 
 def tensors_of(attribute: ir.Attr) -> tuple[ir.TensorProtocol, ...]:
     """The tensors of an attribute of type TENSOR or TENSORS."""
-    many = attribute.type == ir.AttributeType.TENSORS
-    return tuple(attribute.as_tensors()) if many else (attribute.as_tensor(),)
+    # Not `as_tensor()`, which looks through all members of a protocol: a third of loading 10,000 constants.
+    value = attribute.value
+    return tuple(value) if attribute.type == ir.AttributeType.TENSORS else (value,)
 
 
 def tensor_attributes(model: ir.Model) -> Iterator[tuple[MutableMapping[str, ir.Attr], ir.Attr]]:
