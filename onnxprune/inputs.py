@@ -14,6 +14,7 @@ from onnxprune.calibrate.dataset import Dataset, InputSpec, hold_out, input_spec
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_count, synthetic_dataset
 from onnxprune.errors import ModelError, UsageError
+from onnxprune.evaluate.pieces import is_huge
 from onnxprune.expected import drawings, index_ranges
 from onnxprune.model.binding import candidates
 from onnxprune.model.detach import foreign_nodes
@@ -187,7 +188,7 @@ def _refusal(model: ir.Model, data: Dataset, provider: str) -> ModelError | None
     if foreign_nodes(model):
         return None
     try:
-        session = open_session(model, provider, optimize=False)
+        session = open_session(model, provider, optimize=False, lean=is_huge(model))
     except ModelError as error:
         if model.graph.num_nodes():
             log.debug("the model as it is does not load: %s", error)

@@ -12,6 +12,7 @@ from onnxprune.calibrate.sessions import open_session
 from onnxprune.errors import DataError, ModelError
 from onnxprune.evaluate.fidelity import Fidelity
 from onnxprune.evaluate.metrics import find_metric
+from onnxprune.evaluate.pieces import is_huge
 from onnxprune.evaluate.smaller import Cuts, cut_feed, cuts_by_name
 from onnxprune.evaluate.soundness import as_float32
 from onnxprune.evaluate.validate import Running, compare, tally_metric
@@ -137,7 +138,8 @@ def as_runnable(models: Sequence[ir.Model], data: Dataset, provider: str) -> Run
     if any(foreign_nodes(model) for model in models):
         return None
     try:
-        open_session(models[0], provider)
+        huge = is_huge(models[0])
+        open_session(models[0], provider, optimize=not huge, lean=huge)
     except ModelError:
         if not any(_is_other_float(model) for model in models):
             raise

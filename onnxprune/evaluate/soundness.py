@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.calibrate.dataset import Dataset, InputSpec, input_specs
-from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.calibrate.dataset import Dataset, input_specs
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
+from onnxprune.evaluate.pieces import Runner, open_runner, piece_ends
 from onnxprune.evaluate.smaller import cut_array, cut_feed, cuts_by_name
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
@@ -175,20 +175,22 @@ class Prover:
         """Compare the two models; with `repeat`, a model with itself in another session and another run."""
         kept = kept_positions(self.groups, keep)
         probes = self._probes(kept)
-        removed = remove(self.axis_graph, kept)
-        expected = self._session(mask(self.axis_graph, kept), probes, {})
-        got = self._session(removed, probes, kept)
+        removed = self._shown(remove(self.axis_graph, kept), probes, kept)
+        masked = self._shown(mask(self.axis_graph, kept), probes, {})
+        ends = piece_ends(masked)
+        expected, got = (open_runner(model, self.provider, ends=ends) for model in (masked, removed))
         cuts = cuts_by_name(kept)  # a foreign operator that a rule knows has smaller inputs and outputs, too
-        worst = _Figures(True, 0.0, 0.0)
-        for feed in self._feeds(expected.extra):
-            cut = cut_feed(expected.run(feed), cuts)
-            smaller = {name: cut_array(a, cuts.get(opened(name), {})) for name, a in feed.items()}
-            if repeat:
-                got.run(smaller)
-            inner, small = probes.keys() - self._outputs(), got.run(smaller)
+        feeds = list(self._feeds(masked))
+        smaller = [{n: cut_array(a, cuts.get(opened(n), {})) for n, a in feed.items()} for feed in feeds]
+        inner, worst = probes.keys() - self._outputs(), _Figures(True, 0.0, 0.0)
+        for _ in got.results(smaller) if repeat else ():
+            pass
+        for (number, whole), (_, small) in zip(expected.results(feeds), got.results(smaller), strict=True):
+            cut = cut_feed(whole, cuts)
             result = compare_outputs([cut], [small], inner=inner)
             if not result.sound and not repeat:
-                result = compare_outputs([cut], [small], inner=inner, rounding=_rounding(expected, feed))
+                rounding = _rounding(expected, feeds[number], tuple(whole))
+                result = compare_outputs([cut], [small], inner=inner, rounding=rounding)
             if not result.sound:
                 return result
             worst = worst.joined(result)
@@ -212,7 +214,8 @@ class Prover:
                 }
         return probes
 
-    def _session(self, model: ir.Model, probes: Mapping[str, object], kept: Kept) -> _Running:
+    def _shown(self, model: ir.Model, probes: Mapping[str, object], kept: Kept) -> ir.Model:
+        """The model in float32, without foreign operators, and with the probes among its outputs."""
         dims = {
             value.name or "": tuple(
                 int(kept[Axis(value, dim)].sum()) if Axis(value, dim) in kept else extent
@@ -221,7 +224,6 @@ class Prover:
             for value, extents in self.axis_graph.shapes.dims.items()
         }
         model = to_float32(model)
-        listed = {value.name for value in model.graph.inputs}
         if foreign_nodes(model):
             model = detach_foreign(model, dims)
         shown = {value.name for value in model.graph.outputs}
@@ -229,27 +231,18 @@ class Prover:
             for value in node.outputs:
                 if value.name in probes and value.name not in shown:
                     model.graph.outputs.append(value)
-        extra = tuple(spec for spec in input_specs(model) if spec.name not in listed)
-        return _Running(open_session(model, self.provider), extra)
+        return model
 
-    def _feeds(self, extra: Sequence[InputSpec]) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    def _feeds(self, model: ir.Model) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        """The samples, with something for the inputs that detached operators have left open."""
+        listed = {value.name for value in self.axis_graph.model.graph.inputs}
+        extra = [spec for spec in input_specs(model) if spec.name not in listed]
         made = synthetic_dataset(extra, {}, samples=len(self.data), seed=0) if extra else None
         for number in range(len(self.data)):
             feed = dict(self.data.feeds[number])
             if made is not None:
                 feed.update(made.feeds[number])
             yield {name: as_float32(array) for name, array in feed.items()}
-
-
-@dataclass(frozen=True)
-class _Running:
-    """A session, and the inputs that detached operators have left open."""
-
-    session: Any
-    extra: tuple[InputSpec, ...]
-
-    def run(self, feed: Feed) -> dict[str, np.ndarray[Any, Any]]:
-        return run(self.session, feed)
 
 
 @dataclass(frozen=True)
@@ -268,7 +261,7 @@ class _Figures:
         )
 
 
-def _rounding(running: _Running, feed: Feed) -> dict[str, float]:
+def _rounding(runner: Runner, feed: Feed, names: Sequence[str] | None = None) -> dict[str, float]:
     """By name, how far results move when the float inputs move by one unit in the last place; none for noise."""
     rng = np.random.default_rng(0)
     moved = {
@@ -277,7 +270,7 @@ def _rounding(running: _Running, feed: Feed) -> dict[str, float]:
         else a
         for name, a in feed.items()
     }
-    before, again, after = running.run(feed), running.run(feed), running.run(moved)
+    before, again, after = (runner.run(each, names) for each in (feed, feed, moved))
     return {
         name: float(np.abs(after[name].astype(np.float64) - a).max(initial=0.0))
         for name, a in before.items()
@@ -358,7 +351,7 @@ def compare_models(before: ir.Model, after: ir.Model, data: Dataset, provider: s
     Soundness
         `why` is empty where they agree, and has one entry, "outputs", where they do not.
     """
-    first, second = (_Running(open_session(to_float32(model), provider), ()) for model in (before, after))
+    first, second = (open_runner(to_float32(model), provider) for model in (before, after))
     worst = _Figures(True, 0.0, 0.0)
     for number in range(len(data)):
         feed = {name: as_float32(array) for name, array in data.feeds[number].items()}

@@ -6,6 +6,8 @@ channel. Zeroing the sink is exact whatever lies between.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 
@@ -46,12 +48,10 @@ def mask(axis_graph: AxisGraph, kept: Kept) -> ir.Model:
         elif sink.parameter not in done:
             done.add(sink.parameter)
             value = clone.values[sink.parameter.value]
-            data = value.const_value
-            if data is None:
-                raise ValueError(f"sink {sink.parameter.name} is no initializer")
             blocked = axis_graph.blocked.get(sink.parameter)
-            edit.set_array(
-                value, zero_slices(data.numpy(), sink.parameter.dim, kept[sink.parameter], blocked)
+            edit.set_from(
+                value,
+                partial(zero_slices, dim=sink.parameter.dim, flags=kept[sink.parameter], blocked=blocked),
             )
     return clone.model
 

@@ -81,14 +81,11 @@ def _slice_initializers(axis_graph: AxisGraph, clone: Clone, kept: Kept) -> None
 
 
 def _slice_one(value: ir.Value, dims: dict[int, Bools], blocked: dict[int, Blocked]) -> None:
-    data = value.const_value
-    if data is None:
-        raise ValueError(f"{value.name!r} is no initializer")
-    if isinstance(data, ir.ExternalTensor):
-        shape = sliced_shape(tuple(data.shape.numpy()), dims, blocked)
-        edit.set_lazy(value, shape, lambda: slice_array(data.numpy(), dims, blocked))
-    else:
-        edit.set_array(value, slice_array(data.numpy(), dims, blocked))
+    edit.set_from(
+        value,
+        lambda array: slice_array(array, dims, blocked),
+        lambda shape: sliced_shape(shape, dims, blocked),
+    )
 
 
 def _refit(axis_graph: AxisGraph, clone: Clone, op: Op, kept: Kept, touched: set[ir.Value]) -> Refit | None:
