@@ -27,6 +27,7 @@ EXTERNAL_ABOVE = 1 << 20
 LEAN_ABOVE = 1 << 16
 """The same for lean sessions: in models of many layers, most weights are smaller than the other bound."""
 
+_FOLDER = "session.model_external_initializers_file_folder_path"
 _BF16 = "tensor(bfloat16)"
 _ONNX_BF16 = 16
 _FATAL = 4
@@ -59,8 +60,9 @@ def open_session(
         Ask for kernels whose results do not vary from run to run, on CUDA also for full fp32 instead of TF32.
     lean
         Save memory where there are many activations, as with gradients: onnxruntime plans no memory by what a
-        first run took, and on the CPU reads big weights where they lie instead of packing copies of them, or
-        copies with channels in blocks. What was freed when the graph was read goes back to the system.
+        first run took, and on the CPU reads big weights where they lie, those in data files by mapping the files,
+        instead of packing copies of them, or copies with channels in blocks. What was freed when the graph was
+        read goes back to the system.
     spinning
         Whether threads that wait spin, which is onnxruntime's default and wanted where time is measured.
 
@@ -78,7 +80,7 @@ def open_session(
     """
     import onnxruntime
 
-    from onnxprune.model.serialize import to_bytes
+    from onnxprune.model.serialize import data_folder, to_bytes
 
     providers = resolve_providers(provider)
     options = onnxruntime.SessionOptions()
@@ -92,7 +94,10 @@ def open_session(
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        message, left_out = to_bytes(model, external_above=LEAN_ABOVE if lean else EXTERNAL_ABOVE)
+        folder = data_folder(model) if lean and providers == [CPU] else ""
+        message, left_out = to_bytes(
+            model, external_above=LEAN_ABOVE if lean else EXTERNAL_ABOVE, folder=folder
+        )
         weights = {name: ort_value(tensor.numpy()) for name, tensor in left_out.items()}
     except OSError as error:
         raise ModelError(
@@ -100,6 +105,8 @@ def open_session(
         ) from error
     if lean:
         options.enable_mem_pattern = False
+    if folder:
+        options.add_session_config_entry(_FOLDER, folder)
     if lean and providers == [CPU]:
         options.add_session_config_entry("session.disable_prepacking", "1")
         for name, weight in weights.items():
