@@ -40,8 +40,8 @@ class Runner(Protocol):
         """All outputs that are tensors, or those of these names."""
         ...
 
-    def results(self, feeds: Sequence[Mapping[str, Array]]) -> Iterator[tuple[int, Feed]]:
-        """Outputs bit by bit, each with the number of its feed; two models of one shape give equal bits."""
+    def results(self, feeds: Sequence[Mapping[str, Array]]) -> Iterator[list[tuple[int, Feed]]]:
+        """Outputs bit by bit, each with the number of its feed; models with the same `ends` give the same names."""
         ...
 
 
@@ -134,10 +134,10 @@ class Whole:
         """All outputs that are tensors, or those of these names."""
         return run(self._session, feed, names)
 
-    def results(self, feeds: Sequence[Mapping[str, Array]]) -> Iterator[tuple[int, Feed]]:
-        """All outputs of each feed."""
+    def results(self, feeds: Sequence[Mapping[str, Array]]) -> Iterator[list[tuple[int, Feed]]]:
+        """All outputs, feed by feed."""
         for number, feed in enumerate(feeds):
-            yield number, self.run(feed)
+            yield [(number, self.run(feed))]
 
 
 class InPieces:
@@ -169,27 +169,27 @@ class InPieces:
         """All outputs that are tensors, or those of these names."""
         names = self.outputs if names is None else names
         found: Feed = {}
-        for _, part in self.results([feed]):
+        for [(_, part)] in self.results([feed]):
             found.update({name: array for name, array in part.items() if name in names})
             if len(found) == len(names):
                 break
         return {name: found[name] for name in names}
 
-    def results(self, feeds: Sequence[Mapping[str, Array]]) -> Iterator[tuple[int, Feed]]:
-        """Piece after piece, for each feed the outputs that the piece makes."""
+    def results(self, feeds: Sequence[Mapping[str, Array]]) -> Iterator[list[tuple[int, Feed]]]:
+        """Piece after piece, for each feed the outputs that the piece makes; no session is open meanwhile."""
         graph, shown = self._model.graph, set(self.outputs)
         runner = Piecewise(self._model, feeds, self._provider, float("inf"), lean=True, threads=self._threads)
         for wanted in self._wanted:
-            for number, found in enumerate(runner.advance(wanted)):
-                yield number, {name: array for name, array in found.items() if name in shown}
-        for number, feed in enumerate(feeds):  # outputs that no node makes
-            given = {v.name: v for v in graph.outputs if v.producer() is None}
-            rest = {
-                str(name): feed[str(name)] if v.const_value is None else np.asarray(v.const_value.numpy())
-                for name, v in given.items()
-            }
-            if rest:
-                yield number, rest
+            yield [
+                (number, {name: array for name, array in found.items() if name in shown})
+                for number, found in enumerate(runner.advance(wanted))
+            ]
+        given = {str(v.name): v.const_value for v in graph.outputs if v.producer() is None}
+        if given:  # outputs that no node makes
+            yield [
+                (n, {name: feed[name] if t is None else np.asarray(t.numpy()) for name, t in given.items()})
+                for n, feed in enumerate(feeds)
+            ]
 
 
 def _divided(graph: ir.Graph, ends: frozenset[str]) -> list[list[ir.Value]]:

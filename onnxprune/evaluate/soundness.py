@@ -185,7 +185,9 @@ class Prover:
         inner, worst = probes.keys() - self._outputs(), _Figures(True, 0.0, 0.0)
         for _ in got.results(smaller) if repeat else ():
             pass
-        for (number, whole), (_, small) in zip(expected.results(feeds), got.results(smaller), strict=True):
+        bits = zip(expected.results(feeds), got.results(smaller), strict=True)
+        pairs = (pair for bit in bits for pair in zip(*bit, strict=True))
+        for (number, whole), (_, small) in pairs:
             cut = cut_feed(whole, cuts)
             result = compare_outputs([cut], [small], inner=inner)
             if not result.sound and not repeat:

@@ -150,6 +150,8 @@ class Piecewise:
             held = feed if self._held is None else self._held[number]
             every = {**held, **more(number)}
             found = run(session, {n: a for n, a in every.items() if n in given}, [*outputs, *shown])
+            if self._lean:
+                found = {name: _own(array) for name, array in found.items()}
             found |= {name: held[name] for name in names if name in held}
             if holding:
                 kept.append({n: found[n] if n in found else held[n] for n in live})
@@ -193,6 +195,11 @@ class Piecewise:
             value.type, value.shape = ir.TensorType(dtype), None
         for value in piece.outputs:
             value.shape = None
+
+
+def _own(array: Any) -> Any:
+    """A copy: what onnxruntime gives lies in the session's arena, and keeps all of that alive."""
+    return np.array(array) if isinstance(array, np.ndarray) else array
 
 
 def reads(node: ir.Node) -> list[ir.Value]:
