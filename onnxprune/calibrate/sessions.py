@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -180,12 +180,7 @@ def run(
         if outputs is None
         else list(outputs)
     )
-    for name in names:
-        if name not in types:
-            raise UsageError(
-                f"the model has no output {name!r}{did_you_mean(name, types)}",
-                f"Its outputs: {', '.join(types)}.",
-            )
+    check_outputs(names, types)
     wanted = {
         node.name: node.type for node in (*session.get_inputs(), *session.get_overridable_initializers())
     }
@@ -200,6 +195,16 @@ def run(
             f"onnxruntime failed on inputs {_describe(feed)}: {trim(error)}",
             "The model may only fit other extents of its dynamic axes (see --bind), or a batch of 1.",
         ) from error
+
+
+def check_outputs(names: Iterable[str], known: Collection[str]) -> None:
+    """Raise UsageError where one of these outputs is not among those of the model."""
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"the model has no output {name!r}{did_you_mean(name, known)}",
+                f"Its outputs: {', '.join(known)}.",
+            )
 
 
 def stream(

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.calibrate.dataset import Feed
-from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.calibrate.sessions import check_outputs, open_session, run
 from onnxprune.model.normalize import normalize
 from onnxprune.statistics.piecewise import Piecewise, reads
 
@@ -168,6 +168,7 @@ class InPieces:
     def run(self, feed: Mapping[str, Array], names: Sequence[str] | None = None) -> Feed:
         """All outputs that are tensors, or those of these names."""
         names = self.outputs if names is None else names
+        check_outputs(names, self.outputs)
         found: Feed = {}
         for [(_, part)] in self.results([feed]):
             found.update({name: array for name, array in part.items() if name in names})
@@ -180,9 +181,10 @@ class InPieces:
         graph, shown = self._model.graph, set(self.outputs)
         runner = Piecewise(self._model, feeds, self._provider, float("inf"), lean=True, threads=self._threads)
         for wanted in self._wanted:
+            made = runner.advance(wanted) if wanted else ({} for _ in feeds)
             yield [
                 (number, {name: array for name, array in found.items() if name in shown})
-                for number, found in enumerate(runner.advance(wanted))
+                for number, found in enumerate(made)
             ]
         given = {str(v.name): v.const_value for v in graph.outputs if v.producer() is None}
         if given:  # outputs that no node makes
@@ -206,4 +208,4 @@ def _divided(graph: ir.Graph, ends: frozenset[str]) -> list[list[ir.Value]]:
     for value, number in piece_of.items():
         if value in wanted:
             pieces[number].append(value)
-    return [values for values in pieces if values]
+    return pieces

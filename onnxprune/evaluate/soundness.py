@@ -177,7 +177,7 @@ class Prover:
         probes = self._probes(kept)
         removed = self._shown(remove(self.axis_graph, kept), probes, kept)
         masked = self._shown(mask(self.axis_graph, kept), probes, {})
-        ends = piece_ends(masked)
+        ends = piece_ends(self.axis_graph.model)
         expected, got = (open_runner(model, self.provider, ends=ends) for model in (masked, removed))
         cuts = cuts_by_name(kept)  # a foreign operator that a rule knows has smaller inputs and outputs, too
         feeds = list(self._feeds(masked))
