@@ -97,7 +97,7 @@ def piece_ends(model: ir.Model) -> tuple[str, ...]:
     others: set[ir.Value] = set()  # alive, and no tensors
     for number, node in enumerate(order):
         added = {value for value in reads(node) if value.const_value is not None} - inside
-        if number and sum(map(_bytes, inside | added)) > PIECE and inside and not others:
+        if added and inside and not others and sum(map(_bytes, inside | added)) > PIECE:
             end = order[number - 1].outputs
             if end and end[0].name:
                 ends.append(end[0].name)
