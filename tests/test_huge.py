@@ -12,8 +12,14 @@ import pytest
 
 from benchmarks.anonymous import watch
 from benchmarks.huge_model import Size, build
+from onnxprune import analyze, prune
 from onnxprune.model.io import load
+from onnxprune.model.normalize import normalize
 from onnxprune.model.serialize import data_folder, to_bytes
+from onnxprune.surgery.keep import kept_positions
+from onnxprune.surgery.mask import mask
+from onnxprune.surgery.remove import remove
+from onnxprune.testing import ModelBuilder
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 
@@ -74,3 +80,49 @@ def test_a_session_can_be_told_where_the_weights_lie(decoder):
     place = {entry.key: entry.value for entry in entries[big[0]].external_data}
     assert place["location"] == "decoder.onnx.data"
     assert int(place["offset"]) == model.graph.initializers[big[0]].const_value.offset
+
+
+def test_what_is_made_of_mapped_weights_is_made_when_it_is_used(tmp_path):
+    weight = np.random.default_rng(0).standard_normal((256, 128)).astype(np.float32)
+    weight.tofile(tmp_path / "w.data")
+    stored = ir.ExternalTensor(
+        "w.data",
+        0,
+        weight.nbytes,
+        ir.DataType.FLOAT,
+        shape=ir.Shape(weight.shape),
+        name="w",
+        base_dir=str(tmp_path),
+    )
+    b = ModelBuilder(opset=18)
+    x = b.input("x", ("n", 128))
+    value = b.constant(np.zeros((256, 128), np.float32), "w")
+    value.const_value = stored
+    turned = b.op("Transpose", value, perm=[1, 0], name="turned")
+    y = b.op("MatMul", b.op("Relu", b.op("MatMul", x, turned)), b.weight((256, 4), "head"))
+    ir.save(b.model(y), tmp_path / "net.onnx")
+
+    graph = normalize(load(tmp_path / "net.onnx").ir).graph
+    made = graph.initializers[turned.name].const_value
+    assert isinstance(made, ir.LazyTensor)
+    np.testing.assert_array_equal(made.numpy(), weight.T)
+
+    pruned = prune(tmp_path / "net.onnx", tmp_path / "out.onnx", ratio=0.5)
+    assert pruned.report.soundness.checked and not pruned.report.soundness.rejected_groups
+    kept = np.asarray(load(tmp_path / "out.onnx").ir.graph.initializers[turned.name].const_value.numpy())
+    columns = {column.tobytes() for column in weight}
+    assert kept.shape == (128, 128) and all(column.tobytes() in columns for column in kept.T.copy())
+
+
+def test_masks_of_mapped_weights_are_made_when_they_are_used(decoder):
+    analysis = analyze(decoder)
+    (name, group), *_ = [pair for pair in analysis.groups.items() if "mlp" in pair[1].name]
+    keep = np.arange(group.units) % 2 == 0
+    kept = kept_positions(analysis.groups, {name: keep})
+    down = "model.layers.0.mlp.down_proj.weight"
+    whole = np.asarray(analysis.axis_graph.model.graph.initializers[down].const_value.numpy())
+    masked = mask(analysis.axis_graph, kept).graph.initializers[down].const_value
+    cut = remove(analysis.axis_graph, kept).graph.initializers[down].const_value
+    assert isinstance(masked, ir.LazyTensor) and isinstance(cut, ir.LazyTensor)
+    np.testing.assert_array_equal(masked.numpy(), np.where(keep[:, None], whole, 0))
+    np.testing.assert_array_equal(cut.numpy(), whole[keep])
