@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
+import json
 import resource
 import subprocess
 import sys
@@ -329,16 +330,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=HERE, help="where the table goes")
     parser.add_argument("--fresh", action="store_true", help="use no results of an earlier run")
     parser.add_argument("--nodes", type=int, default=NODES, help="size of the transformers that are analysed")
-    parser.add_argument("--analysis", action="store_true", help="only these; nothing is written")
+    parser.add_argument(
+        "--analysis", action="store_true", help="only these; the chains keep the figures of scaling.json"
+    )
     options = parser.parse_args(arguments)
     deepest = {name: deep(name, kind, options.nodes, options.fresh) for name, kind in DEEP.items()}
     if options.analysis:
-        print(_deepest(deepest))
-        return 0
-    found = {
-        kind: [best(kind, nodes, options.fresh) for nodes in sizes]
-        for kind, sizes in {"residual": SIZES, **OTHERS}.items()
-    }
+        found = json.loads((options.folder / "scaling.json").read_text(encoding="utf-8"))["chains"]
+    else:
+        found = {
+            kind: [best(kind, nodes, options.fresh) for nodes in sizes]
+            for kind, sizes in {"residual": SIZES, **OTHERS}.items()
+        }
     about = environment()
     data = {"schema": "onnxprune-bench-scaling/1", "ratio": RATIO, "environment": about, "chains": found}
     data["deep"] = deepest
