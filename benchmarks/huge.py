@@ -117,7 +117,7 @@ def render(found: dict[str, dict[str, Any]], base: int, about: dict[str, Any]) -
         "Decoders of Llama's architecture with random weights in external data (`benchmarks.huge_model`; `big` has "
         "TinyLlama's sizes: 22 layers of width 2,048, 32 query heads that share 4 key heads, float32), through the "
         "command line without data: loading, analysis, slimming, scoring, the proof, writing. *Anonymous* is the "
-        f"peak of RssAnon, sampled every 10 ms: memory that is no page of a mapped file. {base / 1e6:.0f} MB of it are "
+        f"peak of RssAnon, sampled every 10 ms: memory that is no page of a mapped file. {base / 1e6:.0f} MB are "
         "Python and the imports.",
         table(header, rows, left=2),
         "The proof compares all outputs and the result of every contraction that lost terms, on the real execution "
