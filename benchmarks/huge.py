@@ -123,7 +123,7 @@ def render(found: dict[str, dict[str, Any]], base: int, about: dict[str, Any]) -
         "The proof compares all outputs and the result of every contraction that lost terms, on the real execution "
         "of both models in onnxruntime, piece by piece: never more than 64 MB of weights (or one weight) are in a "
         "session, and weights that nothing changes are mapped from the file. How: [formats](../docs/formats.md).",
-        environment_line(about) + " Wall time is that of a machine that seven others used.",
+        environment_line(about) + " Wall time includes waiting for it.",
     ]
     return "\n\n".join(parts)
 
