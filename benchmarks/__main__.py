@@ -12,6 +12,7 @@ from benchmarks import (
     criteria,
     fuzz,
     gradients,
+    huge,
     latency,
     operators,
     quality,
@@ -36,10 +37,11 @@ BENCHMARKS: dict[str, Callable[[list[str]], int]] = {
     "sparsity": sparsity.main,
     "quality": quality.main,
     "criteria": criteria.main,
+    "huge": huge.main,
     "readme": readme.main,
 }
-LONG = ("coverage", "criteria", "gradients", "latency", "quality", "sparsity")
-"""These take long, or want transformers, and run only by name."""
+LONG = ("coverage", "criteria", "gradients", "huge", "latency", "quality", "sparsity")
+"""These take long, or want transformers or 8 GB of disk, and run only by name."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,15 +1,22 @@
 """How the time of analysis and removal grows with the graph: chains of residual blocks up to 16,000 nodes.
 
-    python -m benchmarks.scaling
+    python -m benchmarks.scaling --nodes 20000
 
-writes `scaling.md` and `scaling.json` beside this file. Every size runs in processes of its own; of several
-runs the fastest counts for each step, because other work on the machine only ever adds time.
+`--nodes` is the size of the transformers that are analysed only: one of our own chains, and decoders of the
+transformers library (which need `.[zoo]`). The run writes `scaling.md` and `scaling.json` beside this file.
+Every size runs in processes of its own; of several runs the fastest counts for each
+step, because other work on the machine only ever adds time.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +27,13 @@ from benchmarks.tables import environment, environment_line, seconds, table, wri
 
 SIZES = (1000, 2000, 4000, 8000, 16000)
 OTHERS = {"dense": (1000, 2000, 4000), "shuffle": (1000, 2000, 4000), "transformer": (1000, 2000, 4000)}
+NODES = 20000
+DEEP = {
+    "transformer, attention written out": None,
+    "Llama of transformers, TorchScript exporter": "llama",
+    "GPT-2 of transformers, TorchScript exporter": "gpt2",
+}
+"""What is analysed at `NODES` nodes: ours, or a model of `benchmarks.deep`."""
 RUNS = 3
 RATIO = 0.5
 HERE = Path(__file__).parent
@@ -113,6 +127,64 @@ def measure(path: str, run: int, collect: bool) -> dict[str, Any]:
     }
 
 
+def analysed(path: str, run: int) -> dict[str, Any]:
+    """CPU seconds of `load` and `analyze` as the library is called, and memory that they take."""
+    from onnxprune import api
+
+    del run
+    before = peak_mb()
+    started = time.process_time()
+    source = api.load(path)
+    loaded = time.process_time()
+    analysis = api.analyze(source)
+    ended = time.process_time()
+    return {
+        "load": loaded - started,
+        "analyze": ended - loaded,
+        "memory": peak_mb() - before,
+        "nodes": source.ir.graph.num_nodes(),
+        "groups": len(analysis.groups),
+    }
+
+
+def command(path: str, run: int) -> dict[str, Any]:
+    """CPU seconds of the whole process `onnxprune analyze`: imports, analysis, the text."""
+    del run
+    line = [sys.executable, "-m", "onnxprune", "analyze", path]
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {"seconds": used.ru_utime + used.ru_stime}
+
+
+def deep(name: str, kind: str | None, nodes: int, fresh: bool) -> dict[str, Any]:
+    """The fastest of `RUNS` analyses of a transformer; a reason where there is no such model here."""
+    path = WORK / f"deep_{kind or 'chain'}_{nodes}.onnx"
+    depends = {name: _text(name) for name in ("chains.py", "scaling.py", "deep.py")}
+    if kind is None:
+        what, arguments = "benchmarks.scaling:build", {"kind": "transformer", "nodes": nodes + 40}
+    elif importlib.util.find_spec("transformers") is None:
+        raise RuntimeError("the transformers library is missing: install .[zoo]")
+    else:
+        what, arguments = "benchmarks.deep:export_nodes", {"kind": kind, "exporter": "ts", "nodes": nodes}
+    made = call(
+        what, {**arguments, "path": str(path)}, limit=1800, depends=depends, fresh=fresh or not path.exists()
+    )
+    if not made.ok:
+        raise RuntimeError(f"{name} could not be built: {made.failure}")
+    depends["source"] = source_digest()
+    runs = [_value(path, run, depends, fresh, "analysed") for run in range(RUNS)]
+    commands = [_value(path, run, depends, fresh, "command")["seconds"] for run in range(RUNS)]
+    figures = {key: min(run[key] for run in runs) for key in ("load", "analyze", "memory")}
+    print(f"{name:44} {runs[0]['nodes']:6} nodes {figures['load'] + figures['analyze']:7.2f} s", flush=True)
+    return {
+        **runs[0],
+        **figures,
+        "command": min(commands),
+        "slowest": max(commands),
+        "bytes": path.stat().st_size,
+    }
+
+
 def best(kind: str, nodes: int, fresh: bool) -> dict[str, Any]:
     """The fastest of `RUNS` runs for each step."""
     path = WORK / f"{kind}_{nodes}.onnx"
@@ -127,7 +199,10 @@ def best(kind: str, nodes: int, fresh: bool) -> dict[str, Any]:
         raise RuntimeError(f"{kind} with {nodes} nodes could not be built: {made.failure}")
 
     def runs(collect: bool) -> list[dict[str, Any]]:
-        return [_value(path, run, collect, depends, fresh) for run in range(RUNS if collect else 1)]
+        return [
+            _value(path, run, depends, fresh, "measure", collect=collect)
+            for run in range(RUNS if collect else 1)
+        ]
 
     done = runs(True)
     steps = {name: min(run["steps"][name] for run in done) for name in STEPS}
@@ -147,9 +222,11 @@ def best(kind: str, nodes: int, fresh: bool) -> dict[str, Any]:
     }
 
 
-def _value(path: Path, run: int, collect: bool, depends: Mapping[str, str], fresh: bool) -> dict[str, Any]:
-    arguments = {"path": str(path), "run": run, "collect": collect}
-    done = call("benchmarks.scaling:measure", arguments, depends=depends, fresh=fresh)
+def _value(
+    path: Path, run: int, depends: Mapping[str, str], fresh: bool, step: str, **more: Any
+) -> dict[str, Any]:
+    arguments = {"path": str(path), "run": run, **more}
+    done = call(f"benchmarks.scaling:{step}", arguments, depends=depends, fresh=fresh)
     if not done.ok:
         raise RuntimeError(f"{path.stem}: {done.failure}")
     return done.value
@@ -162,7 +239,9 @@ def exponent(sizes: list[float], values: list[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def render(found: dict[str, list[dict[str, Any]]], about: Mapping[str, Any]) -> str:
+def render(
+    found: dict[str, list[dict[str, Any]]], deepest: dict[str, dict[str, Any]], about: Mapping[str, Any]
+) -> str:
     """The page."""
     main = found["residual"]
     sizes = [entry["nodes"] for entry in main]
@@ -185,12 +264,18 @@ def render(found: dict[str, list[dict[str, Any]]], about: Mapping[str, Any]) -> 
         "not part of it.",
         table(header, rows),
         "What grows a little faster than the graph is Python's cyclic garbage collector, which walks over all "
-        "objects now and then, in whichever step it is due; without it the growth is linear. (The command line "
-        "lets it run less often than Python does by default, which is what was measured here.)",
+        "objects now and then, in whichever step it is due; without it the growth is linear. (All "
+        "steps but the first were measured at Python's own thresholds here; `load`, `analyze`, `prune`, `apply` "
+        "and `slim` let it run less often.)",
         "Other chains, CPU seconds for all steps together: `dense` (each Conv reads the Concat of the last three "
         "results, which ties the chain together), `shuffle` (ShuffleNet units, where every Reshape offers two ways "
         "of cutting the whole chain), `transformer` (attention written out).",
         _others(found),
+        f"## Transformers of {min(entry['nodes'] for entry in deepest.values()):,} nodes and more, analysed",
+        "`load` and `analyze` called from Python with everything as it comes, and `onnxprune analyze FILE` as a "
+        f"process, imports and text included; CPU seconds, the fastest of {RUNS} runs each. Memory is what the two "
+        "functions add to the peak after the imports.",
+        _deepest(deepest),
         environment_line(about),
     ]
     return "\n\n".join(parts)
@@ -208,6 +293,33 @@ def _others(found: dict[str, list[dict[str, Any]]]) -> str:
     return table(["chain", "groups", *["seconds (nodes)"] * 3, "grows as n^"], rows)
 
 
+def _deepest(found: dict[str, dict[str, Any]]) -> str:
+    header = [
+        "model",
+        "nodes in the file",
+        "file, MB",
+        "groups",
+        "load",
+        "analyze",
+        "the whole command",
+        "MB",
+    ]
+    rows = [
+        [
+            name,
+            f"{entry['nodes']:,}",
+            f"{entry['bytes'] / 1e6:.1f}",
+            entry["groups"],
+            seconds(entry["load"]),
+            seconds(entry["analyze"]),
+            seconds(entry["command"]),
+            f"{entry['memory']:.0f}",
+        ]
+        for name, entry in found.items()
+    ]
+    return table(header, rows)
+
+
 def _text(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
 
@@ -217,14 +329,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.scaling", description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=HERE, help="where the table goes")
     parser.add_argument("--fresh", action="store_true", help="use no results of an earlier run")
+    parser.add_argument("--nodes", type=int, default=NODES, help="size of the transformers that are analysed")
+    parser.add_argument(
+        "--analysis", action="store_true", help="only these; the chains keep the figures of scaling.json"
+    )
     options = parser.parse_args(arguments)
-    found = {
-        kind: [best(kind, nodes, options.fresh) for nodes in sizes]
-        for kind, sizes in {"residual": SIZES, **OTHERS}.items()
-    }
+    deepest = {name: deep(name, kind, options.nodes, options.fresh) for name, kind in DEEP.items()}
+    if options.analysis:
+        found = json.loads((options.folder / "scaling.json").read_text(encoding="utf-8"))["chains"]
+    else:
+        found = {
+            kind: [best(kind, nodes, options.fresh) for nodes in sizes]
+            for kind, sizes in {"residual": SIZES, **OTHERS}.items()
+        }
     about = environment()
     data = {"schema": "onnxprune-bench-scaling/1", "ratio": RATIO, "environment": about, "chains": found}
-    write(options.folder, "scaling", render(found, about), data)
+    data["deep"] = deepest
+    write(options.folder, "scaling", render(found, deepest, about), data)
     return 0
 
 

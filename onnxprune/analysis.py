@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from onnxprune.allocate.cost import Cost, CostModel
+from onnxprune.collector import rarely_collected
 from onnxprune.errors import ModelError, OnnxPruneError, Reason, UsageError
 from onnxprune.graph.axes import Axis
 from onnxprune.graph.build import AxisGraph, build_axis_graph
@@ -187,6 +188,7 @@ class Analysis:
         )
 
 
+@rarely_collected
 def analyze(
     model: str | os.PathLike[str] | LoadedModel,
     *,

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from onnxprune import __version__
+from onnxprune.collector import THRESHOLDS
 from onnxprune.commands.slim import slim
 from onnxprune.commands.sparsify import sparsify
 from onnxprune.commands.stats import stats
@@ -34,9 +35,6 @@ from onnxprune.options import (
     verbosity,
 )
 from onnxprune.progress import Bar
-
-_GC_THRESHOLDS = (100_000, 20, 50)
-"""Graphs are many small objects that live long: collecting cycles at the default rate costs a third of a run."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -347,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: Sequence[str] | None) -> NoReturn:
-    gc.set_threshold(*_GC_THRESHOLDS)
+    gc.set_threshold(*THRESHOLDS)
     try:
         code = cli.main(arguments, prog_name="onnxprune", standalone_mode=False)
     except OnnxPruneError as error:

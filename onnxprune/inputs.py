@@ -14,6 +14,7 @@ from onnxprune.calibrate.dataset import Dataset, InputSpec, hold_out, input_spec
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_count, synthetic_dataset
 from onnxprune.errors import ModelError, UsageError
+from onnxprune.evaluate.pieces import is_huge, open_runner
 from onnxprune.expected import drawings, index_ranges, lengths
 from onnxprune.model.binding import candidates
 from onnxprune.model.detach import foreign_nodes
@@ -192,13 +193,16 @@ def _refusal(model: ir.Model, data: Dataset, provider: str) -> ModelError | None
     if foreign_nodes(model):
         return None
     try:
-        session = open_session(model, provider, optimize=False)
+        session = open_session(model, provider, optimize=False, lean=is_huge(model))
     except ModelError as error:
         if model.graph.num_nodes():
             log.debug("the model as it is does not load: %s", error)
         return None  # a missing kernel for its float type, say: the proof runs in float32
     try:
-        run(session, data.feeds[0])
+        if is_huge(model):
+            open_runner(model, provider).run(data.feeds[0])
+        else:
+            run(session, data.feeds[0])
     except ModelError as error:
         return error
     return None

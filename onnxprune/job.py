@@ -15,6 +15,7 @@ from onnxprune.choosing.evidence import Evidence
 from onnxprune.criteria import CriterionTable
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.evaluate.metrics import find_metric
+from onnxprune.evaluate.pieces import is_huge
 from onnxprune.evaluate.soundness import Prover
 from onnxprune.gradients.objective import LOSSES
 from onnxprune.graph.ranking import ATTENTION
@@ -195,7 +196,8 @@ class Opened:
         if job.data is None or foreign_nodes(model):
             return None
         try:
-            open_session(model, job.provider)
+            huge = is_huge(model)
+            open_session(model, job.provider, optimize=not huge, lean=huge)
         except ModelError:  # no kernels for its float type, say
             return None
         return Evidence(

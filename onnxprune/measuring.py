@@ -12,6 +12,7 @@ from onnxprune.calibrate.sessions import is_widened, open_session
 from onnxprune.errors import DataError
 from onnxprune.evaluate.fidelity import Fidelity
 from onnxprune.evaluate.metrics import find_metric
+from onnxprune.evaluate.pieces import is_huge
 from onnxprune.evaluate.smaller import Cuts, cut_feed, cuts_by_name
 from onnxprune.evaluate.validate import Running, compare, tally_metric
 from onnxprune.graph.axes import Kept
@@ -135,7 +136,8 @@ def as_runnable(models: Sequence[ir.Model], data: Dataset, provider: str) -> Run
     """
     if any(foreign_nodes(model) for model in models):
         return None
-    widened = is_widened(open_session(models[0], provider))
+    huge = is_huge(models[0])
+    widened = is_widened(open_session(models[0], provider, optimize=not huge, lean=huge))
     return Runnable(tuple(models), data, (in_float32(models[0]),) if widened else ())
 
 

@@ -29,6 +29,7 @@ from onnxprune.choosing.scoring import (
 )
 from onnxprune.choosing.timed import Timing, solved
 from onnxprune.clock import Clock
+from onnxprune.collector import rarely_collected
 from onnxprune.errors import Reason, SoundnessError, TargetError, UsageError
 from onnxprune.evaluate.soundness import Soundness
 from onnxprune.graph.axes import Bools
@@ -166,6 +167,7 @@ def build(
     return finalize(cut), repairs
 
 
+@rarely_collected
 def prune_model(
     path: Source,
     choices: Choices,
@@ -209,6 +211,7 @@ def prune_model(
         return done if first is None else replace(done, report=first.told(done.report))
 
 
+@rarely_collected
 def apply_plan(
     path: Source,
     make_plan: Callable[[Analysis], Plan],

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,7 @@ EXTERNAL_ABOVE = 1 << 20
 LEAN_ABOVE = 1 << 16
 """The same for lean sessions: in models of many layers, most weights are smaller than the other bound."""
 
+_FOLDER = "session.model_external_initializers_file_folder_path"
 _BF16 = "tensor(bfloat16)"
 _ONNX_BF16 = 16
 _FATAL = 4
@@ -65,8 +66,9 @@ def open_session(
         Ask for kernels whose results do not vary from run to run, on CUDA also for full fp32 instead of TF32.
     lean
         Save memory where there are many activations, as with gradients: onnxruntime plans no memory by what a
-        first run took, and on the CPU reads big weights where they lie instead of packing copies of them, or
-        copies with channels in blocks. What was freed when the graph was read goes back to the system.
+        first run took, and on the CPU reads big weights where they lie, those in data files by mapping the files,
+        instead of packing copies of them, or copies with channels in blocks. What was freed when the graph was
+        read goes back to the system.
     spinning
         Whether threads that wait spin, which is onnxruntime's default and wanted where time is measured.
     widen
@@ -128,7 +130,7 @@ def _open(
     import onnxruntime
 
     from onnxprune.model.opset import lowered
-    from onnxprune.model.serialize import to_bytes
+    from onnxprune.model.serialize import data_folder, to_bytes
 
     model = lowered(model, *newest())
     providers = resolve_providers(provider)
@@ -143,7 +145,10 @@ def _open(
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        message, left_out = to_bytes(model, external_above=LEAN_ABOVE if lean else EXTERNAL_ABOVE)
+        folder = data_folder(model) if lean and providers == [CPU] else ""
+        message, left_out = to_bytes(
+            model, external_above=LEAN_ABOVE if lean else EXTERNAL_ABOVE, folder=folder
+        )
         weights = {name: ort_value(tensor.numpy()) for name, tensor in left_out.items()}
     except OSError as error:
         raise ModelError(
@@ -151,6 +156,8 @@ def _open(
         ) from error
     if lean:
         options.enable_mem_pattern = False
+    if folder:
+        options.add_session_config_entry(_FOLDER, folder)
     if lean and providers == [CPU]:
         options.add_session_config_entry("session.disable_prepacking", "1")
         for name, weight in weights.items():
@@ -225,12 +232,7 @@ def run(
         if outputs is None
         else list(outputs)
     )
-    for name in names:
-        if name not in types:
-            raise UsageError(
-                f"the model has no output {name!r}{did_you_mean(name, types)}",
-                f"Its outputs: {', '.join(types)}.",
-            )
+    check_outputs(names, types)
     wanted = {
         node.name: node.type for node in (*session.get_inputs(), *session.get_overridable_initializers())
     }
@@ -247,6 +249,16 @@ def run(
             f"onnxruntime failed on inputs {_describe(feed)}: {trim(error)}",
             "The model may only fit other extents of its dynamic axes (see --bind), or a batch of 1.",
         ) from error
+
+
+def check_outputs(names: Iterable[str], known: Collection[str]) -> None:
+    """Raise UsageError where one of these outputs is not among those of the model."""
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"the model has no output {name!r}{did_you_mean(name, known)}",
+                f"Its outputs: {', '.join(known)}.",
+            )
 
 
 def stream(

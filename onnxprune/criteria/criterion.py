@@ -48,6 +48,15 @@ class UnitWeights:
         """Widen the values, so that no criterion overflows on half precision."""
         object.__setattr__(self, "values", np.asarray(self.values, np.float64))
 
+    @property
+    def units(self) -> int:
+        """Number of units."""
+        return len(self.values)
+
+    def parts(self) -> Iterator[Array]:
+        """The values of a few units after the other: all at once, unless they are too many to be in memory."""
+        yield self.values
+
 
 @dataclass(frozen=True, eq=False)
 class UnitActivations:
@@ -171,6 +180,8 @@ class Criterion:
         Where the definition comes from.
     once
         Look at the first such parameter of a group only, instead of summing over all.
+    each
+        Whether a unit's score depends on its own values only: the function may be given a few units at a time then.
     """
 
     name: str
@@ -178,6 +189,7 @@ class Criterion:
     kinds: frozenset[str] = frozenset({"weight"})
     source: str = ""
     once: bool = False
+    each: bool = False
 
     @property
     def needs_data(self) -> bool:
@@ -199,11 +211,15 @@ class Criterion:
         used = [m for m in members if m.kind in self.kinds]
         if not used:
             return None
-        total = np.zeros(len(used[0].values))
+        total = np.zeros(used[0].units)
         for member in used[:1] if self.once else used:
             scale = 1.0 / member.norm if normalize and member.norm > 0 else 1.0
-            scores = self.function(member.values * scale, rng)
-            total = total + one_per_unit(self.name, scores, len(total), "(units, features)")
+            parts = member.parts() if self.each else [member.values]
+            scores = [
+                one_per_unit(self.name, self.function(part * scale, rng), len(part), "(units, features)")
+                for part in parts
+            ]
+            total = total + np.concatenate(scores)
         return total
 
 

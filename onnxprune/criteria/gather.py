@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -11,6 +13,11 @@ from onnxprune.criteria.criterion import UnitWeights
 from onnxprune.graph.axes import Blocked
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import AxisUse, Group
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+LARGE = 4 << 20
+"""Elements of a parameter above which its float64 copy is made when a criterion asks, and part by part."""
 
 
 def unit_weights(axis_graph: AxisGraph, group: Group) -> list[UnitWeights]:
@@ -20,12 +27,63 @@ def unit_weights(axis_graph: AxisGraph, group: Group) -> list[UnitWeights]:
     consume them stand in. Where there are none either, matrices count as weights, whatever looks at them first
     (experts that are gathered before they multiply).
     """
-    members = []
+    members: list[UnitWeights] = []
     for use, kind in _members(axis_graph, group):
-        array = _array(use)
-        rows = unit_rows(array, use, axis_graph.blocked.get(use.axis), group.units)
+        blocked = axis_graph.blocked.get(use.axis)
+        if _stored(use).size > LARGE:
+            members.append(StoredWeights(kind, use, blocked, group.units))
+            continue
+        array = _stored(use).astype(np.float64)
+        rows = unit_rows(array, use, blocked, group.units)
         members.append(UnitWeights(kind, rows, float(np.linalg.norm(array))))
     return members
+
+
+class StoredWeights(UnitWeights):
+    """`UnitWeights` that stay where they are stored, mapped from a file perhaps, until a criterion asks.
+
+    Parameters
+    ----------
+    kind
+        As the rules name the parameter.
+    use
+        How the units lie on one of its axes.
+    blocked
+        How that axis is divided.
+    units
+        How many there are.
+    """
+
+    def __init__(self, kind: str, use: AxisUse, blocked: Blocked | None, units: int) -> None:
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "norm", _norm(_stored(use)))
+        self.__dict__.update(_use=use, _blocked=blocked, _units=units)
+
+    @property
+    def values(self) -> Array:
+        """As in `UnitWeights`; made each time."""
+        use: AxisUse = self.__dict__["_use"]
+        return unit_rows(_stored(use).astype(np.float64), use, self.__dict__["_blocked"], self.units)
+
+    @property
+    def units(self) -> int:
+        """Number of units."""
+        return int(self.__dict__["_units"])
+
+    def parts(self) -> Iterator[Array]:
+        """The values of so many units at a time that they have at most `LARGE` elements."""
+        use: AxisUse = self.__dict__["_use"]
+        if self.__dict__["_blocked"] is not None:
+            yield self.values
+            return
+        array, order = _stored(use), np.argsort(use.unit, kind="stable")
+        ascending = use.unit[order]
+        step = max(1, LARGE * self.units // array.size)
+        for start in range(0, self.units, step):
+            stop = min(start + step, self.units)
+            mine = order[np.searchsorted(ascending, start) : np.searchsorted(ascending, stop)]
+            part = np.take(array, mine, axis=use.axis.dim).astype(np.float64)
+            yield unit_rows(part, replace(use, unit=use.unit[mine] - start), None, stop - start)
 
 
 def scored_weights(axis_graph: AxisGraph, group: Group) -> list[AxisUse]:
@@ -41,15 +99,31 @@ def _members(axis_graph: AxisGraph, group: Group) -> list[tuple[AxisUse, str]]:
     if not any(kind == "weight" for _, kind in members):
         members += kinds(group.sinks)
     if not any(kind == "weight" for _, kind in members):
-        members = [(use, "weight" if _array(use).ndim > 1 else kind) for use, kind in members]
+        members = [(use, "weight" if _rank(use) > 1 else kind) for use, kind in members]
     return members
 
 
-def _array(use: AxisUse) -> np.ndarray[Any, Any]:
+def _rank(use: AxisUse) -> int:
+    data = use.axis.value.const_value
+    return 0 if data is None else len(data.shape)
+
+
+def _stored(use: AxisUse) -> Array:
     data = use.axis.value.const_value
     if data is None:
         raise ValueError(f"{use.axis.name} is no initializer")
-    return np.asarray(data.numpy()).astype(np.float64)
+    return np.asarray(data.numpy())
+
+
+def _norm(array: Array) -> float:
+    """L2 norm of an array of any type, without a copy of it in float64."""
+    flat = array.reshape(-1)
+    return math.sqrt(
+        math.fsum(
+            float(np.square(flat[start : start + LARGE].astype(np.float64)).sum())
+            for start in range(0, flat.size, LARGE)
+        )
+    )
 
 
 def unit_rows(

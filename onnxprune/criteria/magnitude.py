@@ -85,8 +85,8 @@ def random(values: Array, rng: np.random.Generator) -> Array:
 
 
 CRITERIA: dict[str, Criterion] = {
-    "l1": Criterion("l1", l1, source="arXiv:1608.08710"),
-    "l2": Criterion("l2", l2, source="arXiv:1608.08710"),
+    "l1": Criterion("l1", l1, source="arXiv:1608.08710", each=True),
+    "l2": Criterion("l2", l2, source="arXiv:1608.08710", each=True),
     "geometric-median": Criterion("geometric-median", geometric_median, source="arXiv:1811.00250"),
     "lamp": Criterion("lamp", lamp, source="arXiv:2010.07611"),
     "bn-scale": Criterion("bn-scale", l1, frozenset({"bn-scale"}), source="arXiv:1708.06519"),

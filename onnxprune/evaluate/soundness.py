@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.calibrate.dataset import Dataset, InputSpec, input_specs
-from onnxprune.calibrate.sessions import as_float32, open_session, run
+from onnxprune.calibrate.dataset import Dataset, input_specs
+from onnxprune.calibrate.sessions import as_float32
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
 from onnxprune.evaluate.agreement import Feed, Figures, compare_outputs
 from onnxprune.evaluate.forced import forced_runs
+from onnxprune.evaluate.pieces import Runner, open_runner, piece_ends
 from onnxprune.evaluate.smaller import cut_feed, cuts_by_name
 from onnxprune.graph.axes import Axis, Blocked, Bools, Kept, extent_left
 from onnxprune.graph.build import AxisGraph
@@ -197,9 +198,10 @@ class Prover:
     def _refused(self, masked: ir.Model) -> str | None:
         """Why a model whose Ifs were forced does not run, if it does not: a branch may not fit the inputs."""
         try:
-            running = self._session(masked, {}, {})
-            for feed in self._feeds(running.extra):
-                running.run(feed)
+            shown = self._shown(masked, {}, {})
+            runner = open_runner(shown, self.provider)
+            for feed in self._feeds(shown):
+                runner.run(feed)
         except ModelError as error:
             log.info("a branch that was forced does not run", exc_info=True)
             return error.what.splitlines()[0]
@@ -207,25 +209,32 @@ class Prover:
 
     def _run_pair(self, masked: ir.Model, removed: ir.Model, kept: Kept, repeat: bool) -> Figures:
         probes = self._probes(kept)
-        expected = self._session(masked, probes, {})
-        got = self._session(removed, probes, kept)
+        removed, masked = self._shown(removed, probes, kept), self._shown(masked, probes, {})
+        ends = piece_ends(self.axis_graph.model)
+        expected, got = (open_runner(model, self.provider, ends=ends) for model in (masked, removed))
         cuts = cuts_by_name(kept)  # a foreign operator that a rule knows has smaller inputs and outputs, too
         divided: dict[str, dict[int, Blocked]] = {}
         for axis, blocked in self.axis_graph.blocked.items():
             divided.setdefault(str(axis.value.name), {})[axis.dim] = blocked
-        worst = Figures(True, 0.0, 0.0)
-        for feed in self._feeds(expected.extra):
-            cut = cut_feed(expected.run(feed), cuts, divided)
-            smaller = cut_feed(feed, {name: cuts[whole] for name in feed if (whole := opened(name)) in cuts})
-            if repeat:
-                got.run(smaller)
-            inner, small = probes.keys() - self._outputs(), got.run(smaller)
+        feeds = list(self._feeds(masked))
+        smaller = [
+            cut_feed(feed, {name: cuts[whole] for name in feed if (whole := opened(name)) in cuts})
+            for feed in feeds
+        ]
+        inner, worst = probes.keys() - self._outputs(), Figures(True, 0.0, 0.0)
+        for _ in got.results(smaller) if repeat else ():
+            pass
+        bits = zip(expected.results(feeds), got.results(smaller), strict=True)
+        pairs = (pair for bit in bits for pair in zip(*bit, strict=True))
+        for (number, every), (_, small) in pairs:
+            cut = cut_feed(every, cuts, divided)
             result = compare_outputs([cut], [small], inner=inner)
             if not result.sound and not repeat:
-                result = compare_outputs([cut], [small], inner=inner, rounding=_rounding(expected, feed))
+                rounding = _rounding(expected, feeds[number], tuple(every))
+                result = compare_outputs([cut], [small], inner=inner, rounding=rounding)
             if not result.sound:
                 return result
-            worst = replace(worst.joined(result), inner=frozenset(inner & small.keys()))
+            worst = replace(worst.joined(result), inner=worst.inner | (inner & small.keys()))
         return worst
 
     def _outputs(self) -> set[str]:
@@ -246,7 +255,8 @@ class Prover:
                 }
         return probes
 
-    def _session(self, model: ir.Model, probes: Mapping[str, object], kept: Kept) -> _Running:
+    def _shown(self, model: ir.Model, probes: Mapping[str, object], kept: Kept) -> ir.Model:
+        """The model in float32, without foreign operators, and with the probes among its outputs."""
         dims = {
             value.name or "": tuple(
                 extent if left is None else left
@@ -256,7 +266,6 @@ class Prover:
             for value, extents in self.axis_graph.shapes.dims.items()
         }
         model = to_float32(model)
-        listed = {value.name for value in model.graph.inputs}
         if foreign_nodes(model):
             model = detach_foreign(model, dims)
         shown = {value.name for value in model.graph.outputs}
@@ -264,10 +273,12 @@ class Prover:
             for value in node.outputs:
                 if value.name in probes and value.name not in shown:
                     model.graph.outputs.append(value)
-        extra = tuple(spec for spec in input_specs(model) if spec.name not in listed)
-        return _Running(open_session(model, self.provider), extra)
+        return model
 
-    def _feeds(self, extra: Sequence[InputSpec]) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+    def _feeds(self, model: ir.Model) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        """The samples, with something for the inputs that detached operators have left open."""
+        listed = {value.name for value in self.axis_graph.model.graph.inputs}
+        extra = [spec for spec in input_specs(model) if spec.name not in listed]
         made = synthetic_dataset(extra, {}, samples=len(self.data), seed=0) if extra else None
         for number in range(len(self.data)):
             feed = dict(self.data.feeds[number])
@@ -276,18 +287,7 @@ class Prover:
             yield {name: as_float32(array) for name, array in feed.items()}
 
 
-@dataclass(frozen=True)
-class _Running:
-    """A session, and the inputs that detached operators have left open."""
-
-    session: Any
-    extra: tuple[InputSpec, ...]
-
-    def run(self, feed: Feed) -> dict[str, np.ndarray[Any, Any]]:
-        return run(self.session, feed)
-
-
-def _rounding(running: _Running, feed: Feed) -> dict[str, float]:
+def _rounding(runner: Runner, feed: Feed, names: Sequence[str] | None = None) -> dict[str, float]:
     """By name, how far results move when the float inputs move by one unit in the last place; none for noise."""
     rng = np.random.default_rng(0)
     moved = {
@@ -296,7 +296,7 @@ def _rounding(running: _Running, feed: Feed) -> dict[str, float]:
         else a
         for name, a in feed.items()
     }
-    before, again, after = running.run(feed), running.run(feed), running.run(moved)
+    before, again, after = (runner.run(each, names) for each in (feed, feed, moved))
     return {
         name: float(np.abs(after[name].astype(np.float64) - a).max(initial=0.0))
         for name, a in before.items()
@@ -321,7 +321,7 @@ def compare_models(before: ir.Model, after: ir.Model, data: Dataset, provider: s
     Soundness
         `why` is empty where they agree, and has one entry, "outputs", where they do not.
     """
-    first, second = (_Running(open_session(to_float32(model), provider), ()) for model in (before, after))
+    first, second = (open_runner(to_float32(model), provider) for model in (before, after))
     worst = Figures(True, 0.0, 0.0)
     for number in range(len(data)):
         feed = {name: as_float32(array) for name, array in data.feeds[number].items()}

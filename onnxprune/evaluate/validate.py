@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxprune.calibrate.checks import did_you_mean
 from onnxprune.calibrate.dataset import Array, Dataset, Feed, Progress
-from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.errors import DataError, UsageError
 from onnxprune.evaluate.fidelity import Fidelity, OutputTally, tally_output
 from onnxprune.evaluate.metrics import Metric, Score, Tally, find_metric
+from onnxprune.evaluate.pieces import Runner, open_runner
 from onnxprune.evaluate.smaller import Cuts, cut_feed
 
 if TYPE_CHECKING:
@@ -107,15 +107,15 @@ def tally_metric(
     The score of a few samples may not exist where that of all does: theirs may all be labels to be ignored.
     """
     _check_reference(metric, dataset, original)
-    session = open_session(model, provider, threads=threads)
+    student = open_runner(model, provider, threads=threads)
     teacher = None
     if metric.reference == "original" and original is not None:
-        teacher = open_session(original, provider, threads=threads)
-    name = output or session.get_outputs()[0].name
+        teacher = open_runner(original, provider, threads=threads)
+    name = output or student.outputs[0]
     total = Running(metric, name, dataset)
     for feed, labels in dataset.labelled_batches(batch_size):
-        found = run(session, cut_feed(feed, cuts), [name])[name]
-        reference = labels if teacher is None else cut_feed(run(teacher, feed, [name]), cuts)[name]
+        found = student.run(cut_feed(feed, cuts), [name])[name]
+        reference = labels if teacher is None else cut_feed(teacher.run(feed, [name]), cuts)[name]
         total.add(found, reference, dataset.size_of(feed))
         if progress is not None:
             progress(total.done, len(dataset))
@@ -221,12 +221,12 @@ def compare(
     ModelError
         If onnxruntime refuses one of the models.
     """
-    teacher, student = (open_session(model, provider, threads=threads) for model in (original, pruned))
+    teacher, student = (open_runner(model, provider, threads=threads) for model in (original, pruned))
     names = _common_outputs(teacher, student, output)
     tallies = dict.fromkeys(names, OutputTally())
     done = 0
     for feed, labels in dataset.labelled_batches(batch_size):
-        whole, other = run(teacher, feed, names), run(student, cut_feed(feed, cuts), names)
+        whole, other = teacher.run(feed, names), student.run(cut_feed(feed, cuts), names)
         if watch is not None:
             watch(feed, labels, whole, other)
         reference = cut_feed(whole, cuts)
@@ -240,11 +240,8 @@ def compare(
     return Fidelity(tuple(tally.fidelity(name) for name, tally in tallies.items()), done)
 
 
-def _common_outputs(teacher: Any, student: Any, main: str | None) -> Sequence[str]:
-    ours, theirs = (
-        [node.name for node in session.get_outputs() if node.type.startswith("tensor(")]
-        for session in (teacher, student)
-    )
+def _common_outputs(teacher: Runner, student: Runner, main: str | None) -> Sequence[str]:
+    ours, theirs = teacher.outputs, student.outputs
     if set(ours) != set(theirs):
         raise UsageError(
             f"the two models have different outputs: {', '.join(ours)} and {', '.join(theirs)}",

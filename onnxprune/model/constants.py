@@ -26,6 +26,9 @@ from onnxprune.model.bodies import mark_inner
 
 log = logging.getLogger(__name__)
 
+_SMALL = 1 << 16
+"""Bytes of a weight in a file up to which what is made of it is kept in memory."""
+
 LIMIT = 64 << 20
 """Bytes that one part of the graph may read, and that each of its values may have."""
 
@@ -192,13 +195,33 @@ def _evaluate(graph: ir.Graph, part: _Part) -> dict[ir.Value, ir.TensorProtocol]
             return {}
         elements = sum(sizes[_name(value)] for value in part.made)
         shrinks = elements * dtype.bitwidth <= _bytes(part.gone) * 8
-        arrays = _run(model, part) if shrinks and elements > len(part.made) else {}
+        given = {_name(value): value.const_value for value in part.given}
+        arrays = _run(model, part, given) if shrinks and elements > len(part.made) else {}
     except _REFUSALS as error:
         log.debug("%s is not folded: %s", part.nodes[-1].name, error)
         return {}
     if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in arrays.values()):
         return {}
+    if len(part.made) == 1 and any(_is_mapped(value) for value in part.given):
+        return {value: _lazy(model, part, value, dtype, array.shape) for value, array in arrays.items()}
     return {value: edit.tensor(array, dtype, value.name) for value, array in arrays.items()}
+
+
+def _is_mapped(value: ir.Value) -> bool:
+    return isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes > _SMALL
+
+
+def _lazy(
+    model: onnx.ModelProto, part: _Part, value: ir.Value, dtype: ir.DataType, shape: tuple[int, ...]
+) -> ir.TensorProtocol:
+    """The same, computed each time it is used: what lies in a file is to stay there."""
+    feed = {_name(given): given.const_value for given in part.given}
+
+    def make() -> ir.TensorProtocol:
+        (array,) = _run(model, part, feed).values()
+        return edit.tensor(array, dtype, value.name)
+
+    return ir.LazyTensor(make, dtype=dtype, shape=ir.Shape(shape), name=value.name)
 
 
 _REFUSALS = (
@@ -277,13 +300,15 @@ def _sizes(model: onnx.ModelProto) -> Mapping[str, int] | None:
     return known if len(known) == len(set(names)) else None
 
 
-def _run(model: onnx.ModelProto, part: _Part) -> dict[ir.Value, np.ndarray[Any, Any]]:
+def _run(
+    model: onnx.ModelProto, part: _Part, given: Mapping[str, ir.TensorProtocol | None]
+) -> dict[ir.Value, np.ndarray[Any, Any]]:
     from onnx.reference import ReferenceEvaluator  # half a second, which most models need not spend
 
     feed = {
-        _name(value): np.asarray(tensor.numpy(), np.float64)
-        for value in part.given
-        if (tensor := value.const_value) is not None and tensor.dtype.is_floating_point()
+        name: np.asarray(tensor.numpy(), np.float64)
+        for name, tensor in given.items()
+        if tensor is not None and tensor.dtype.is_floating_point()
     }
     with np.errstate(all="ignore"):
         results = ReferenceEvaluator(model).run([_name(value) for value in part.made], feed)

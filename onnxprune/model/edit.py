@@ -139,6 +139,35 @@ def set_lazy(value: ir.Value, shape: tuple[int, ...], make: Callable[[], Array])
     set_tensor(value, ir.LazyTensor(run, dtype=dtype, shape=ir.Shape(shape), name=name))
 
 
+def set_from(
+    value: ir.Value,
+    change: Callable[[Array], Array],
+    shape_of: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: shape,
+) -> None:
+    """Replace an initializer's data by what `change` makes of it: at once, or when it is used if it lies in a file.
+
+    Parameters
+    ----------
+    value
+        An initializer; keeps its name and element type.
+    change
+        Gets the data, which it must not write to, and must not depend on anything that changes.
+    shape_of
+        From the shape of the data to that of the result; by default the same.
+    """
+    data = value.const_value
+    if data is None:
+        raise ValueError(f"{value.name!r} is no initializer")
+    moved = getattr(data, "moved", None)  # a view of a stored tensor, which changes with it
+    if moved is not None:
+        set_tensor(value, moved(shape_of(tuple(int(d) for d in data.shape.numpy())), change))
+    elif isinstance(data, (ir.ExternalTensor, ir.LazyTensor)):
+        shape = shape_of(tuple(int(d) for d in data.shape.numpy()))
+        set_lazy(value, shape, lambda: change(np.asarray(data.numpy())))
+    else:
+        set_array(value, change(np.asarray(data.numpy())))
+
+
 def _dtype(value: ir.Value) -> ir.DataType:
     dtype = value.const_value.dtype if value.const_value is not None else value.dtype
     if dtype is None:

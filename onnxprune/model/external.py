@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.model.serialize import tensor_attributes
+from onnxprune.model.serialize import tensor_attributes, tensors_of
 from onnxprune.model.tensors import all_tensors, byte_size
 
 _BESIDE = "Put the data file beside the model and save the model with a relative location."
@@ -159,7 +159,6 @@ def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
             if isinstance(value.const_value, ir.ExternalTensor):
                 yield value.const_value
     for _, attribute in tensor_attributes(model):
-        many = attribute.type == ir.AttributeType.TENSORS
-        for tensor in attribute.as_tensors() if many else (attribute.as_tensor(),):
+        for tensor in tensors_of(attribute):
             if isinstance(tensor, ir.ExternalTensor):
                 yield tensor

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from onnxprune.collector import rarely_collected
 from onnxprune.errors import ModelError, OnnxPruneError, UnsupportedError, UsageError
 from onnxprune.model.external import bind_external, locate_external
 from onnxprune.model.maps import note_maps, put_aside
@@ -59,6 +60,7 @@ class LoadedModel:
         return f"LoadedModel({str(self.path)!r}, {self.ir.graph.num_nodes()} nodes, {self.bytes:,} bytes)"
 
 
+@rarely_collected
 def load(path: str | os.PathLike[str]) -> LoadedModel:
     """Read an ONNX model; weights in external files are memory-mapped, not read.
 

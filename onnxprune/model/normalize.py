@@ -20,6 +20,7 @@ from onnxprune.model.edit import drop_unused, replace_by_initializer, used_names
 from onnxprune.model.inline import inline_functions
 from onnxprune.model.nested import every_graph, every_node
 from onnxprune.model.origin import note_twins, remember, twins
+from onnxprune.model.serialize import tensors_of
 from onnxprune.model.states import plain_states
 
 
@@ -100,7 +101,7 @@ def _constant(node: ir.Node) -> ir.TensorProtocol | None:
         "value_floats": (ir.AttributeType.FLOATS, np.float32),
     }
     if attribute.name == "value" and attribute.type == ir.AttributeType.TENSOR:
-        return attribute.as_tensor()
+        return tensors_of(attribute)[0]
     kind, dtype = kinds.get(attribute.name, (None, None))
     if kind is None or attribute.type != kind:
         return None

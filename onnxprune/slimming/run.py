@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxprune.analysis import Analysis, analyze
 from onnxprune.clock import Clock
+from onnxprune.collector import rarely_collected
 from onnxprune.errors import RangeError, SoundnessError
 from onnxprune.evaluate.soundness import Prover, Soundness, compare_models
 from onnxprune.graph.groups import Group
@@ -52,6 +53,7 @@ class Slimmed:
         return f"Slimmed({self.report!r}, {self.path or 'not written'})"
 
 
+@rarely_collected
 def slim(
     model: Source,
     output: str | os.PathLike[str] | None = None,

@@ -43,6 +43,8 @@ class Piecewise:
         Bytes that may be held between two pieces.
     last
         Values that will be wanted in the end, so that they are held even if no node needs them any more.
+    lean, threads
+        As in `onnxprune.calibrate.sessions.open_session`.
     """
 
     def __init__(
@@ -52,15 +54,27 @@ class Piecewise:
         provider: str = "cpu",
         budget: float = 2**31,
         last: Sequence[ir.Value] = (),
+        *,
+        lean: bool = False,
+        threads: int | None = None,
     ) -> None:
         self.model, self.batches, self.provider, self.budget = model, batches, provider, budget
+        self._lean, self._threads = lean, threads
         self._last = tuple(last)
         self._done: set[ir.Node] = set()
         self._held: list[dict[str, Array]] | None = None
 
     def fork(self) -> Piecewise:
         """Another one at the same place; what is held is shared."""
-        other = Piecewise(self.model, self.batches, self.provider, self.budget, self._last)
+        other = Piecewise(
+            self.model,
+            self.batches,
+            self.provider,
+            self.budget,
+            self._last,
+            lean=self._lean,
+            threads=self._threads,
+        )
         other._done, other._held = set(self._done), self._held
         return other
 
@@ -78,7 +92,7 @@ class Piecewise:
             if node is None or node in self._done or node in found or node.graph is not self.model.graph:
                 continue
             found.add(node)
-            queue += [value.producer() for value in _reads(node)]
+            queue += [value.producer() for value in reads(node)]
         return found
 
     def has_run(self, node: ir.Node) -> bool:
@@ -89,7 +103,7 @@ class Piecewise:
         """Those of the nodes that are among the first or depend on them."""
         found: set[ir.Node] = set()
         for node in self.model.graph if first else ():
-            if node in nodes and (node in first or any(v.producer() in found for v in _reads(node))):
+            if node in nodes and (node in first or any(v.producer() in found for v in reads(node))):
                 found.add(node)
         return found
 
@@ -129,7 +143,12 @@ class Piecewise:
         shown = [str(v.name) for v in piece.outputs if str(v.name) not in outputs]
         names = shown or [str(v.name) for v in wanted]
         given = {v.name: v.dtype for v in piece.inputs}
-        session = open_session(ir.Model(piece, ir_version=max(self.model.ir_version, 8)), self.provider)
+        session = open_session(
+            ir.Model(piece, ir_version=max(self.model.ir_version, 8)),
+            self.provider,
+            threads=self._threads,
+            lean=self._lean,
+        )
         kept: list[dict[str, Array]] = []
         size, holding = 0, True
         for number, feed in enumerate(self.batches):
@@ -137,6 +156,8 @@ class Piecewise:
             every = {**held, **more(number)}
             fed = {n: _typed(a, given[n]) for n, a in every.items() if n in given}
             found = run(session, fed, [*outputs, *shown])
+            if self._lean:
+                found = {name: _own(array) for name, array in found.items()}
             found |= {name: held[name] for name in names if name in held}
             if holding:
                 kept.append({n: found[n] if n in found else held[n] for n in live})
@@ -154,9 +175,9 @@ class Piecewise:
         graph = self.model.graph
         nodes = [node for node in graph if node in needed]
         made = {value for node in nodes for value in node.outputs}
-        reads = dict.fromkeys(value for node in nodes for value in _reads(node))
-        inputs = [v for v in dict.fromkeys((*reads, *wanted)) if v not in made and v.const_value is None]
-        ahead = {value for node in graph if node not in done for value in _reads(node)} | set(self._last)
+        read = dict.fromkeys(value for node in nodes for value in reads(node))
+        inputs = [v for v in dict.fromkeys((*read, *wanted)) if v not in made and v.const_value is None]
+        ahead = {value for node in graph if node not in done for value in reads(node)} | set(self._last)
         outputs = [v for v in made if (v in ahead and v.producer() in done) or v in wanted]
         outputs.sort(key=lambda value: str(value.name))
         live = [
@@ -164,7 +185,7 @@ class Piecewise:
             for value in (*graph.inputs, *(out for node in graph if node in done for out in node.outputs))
             if value in ahead and value.const_value is None
         ]
-        initializers = [v for v in dict.fromkeys((*reads, *wanted)) if v.const_value is not None]
+        initializers = [v for v in dict.fromkeys((*read, *wanted)) if v.const_value is not None]
         view = ir.GraphView(
             inputs, outputs, nodes=nodes, initializers=initializers, opset_imports=graph.opset_imports
         )
@@ -189,7 +210,12 @@ def _typed(array: Array, dtype: ir.DataType | None) -> Array:
     return array
 
 
-def _reads(node: ir.Node) -> list[ir.Value]:
+def _own(array: Any) -> Any:
+    """A copy: what onnxruntime gives lies in the session's arena, and keeps all of that alive."""
+    return np.array(array) if isinstance(array, np.ndarray) else array
+
+
+def reads(node: ir.Node) -> list[ir.Value]:
     """Inputs of a node, and what its bodies see from outside."""
     found = [value for value in node.inputs if value is not None]
     bodies: list[ir.Graph] = []

@@ -6,14 +6,15 @@ channel. Zeroing the sink is exact whatever lies between.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph.axes import Axis, Blocked, Bools, Kept
+from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.relations import Average, Sink
 from onnxprune.model import edit
-from onnxprune.model.casts import CastTensor
 from onnxprune.surgery.clone import clone_model
 from onnxprune.surgery.keep import zero_slices
 
@@ -47,21 +48,12 @@ def mask(axis_graph: AxisGraph, kept: Kept) -> ir.Model:
         elif sink.parameter not in done:
             done.add(sink.parameter)
             value = clone.values[sink.parameter.value]
-            data = value.const_value
-            if data is None:
-                raise ValueError(f"sink {sink.parameter.name} is no initializer")
-            _zero(
-                value, data, sink.parameter.dim, kept[sink.parameter], axis_graph.blocked.get(sink.parameter)
+            blocked = axis_graph.blocked.get(sink.parameter)
+            edit.set_from(
+                value,
+                partial(zero_slices, dim=sink.parameter.dim, flags=kept[sink.parameter], blocked=blocked),
             )
     return clone.model
-
-
-def _zero(value: ir.Value, data: ir.TensorProtocol, dim: int, flags: Bools, blocked: Blocked | None) -> None:
-    if isinstance(data, CastTensor):
-        shape = tuple(int(d) for d in data.shape.numpy())
-        edit.set_tensor(value, data.moved(shape, lambda array: zero_slices(array, dim, flags, blocked)))
-    else:
-        edit.set_array(value, zero_slices(data.numpy(), dim, flags, blocked))
 
 
 def _average_kept(graph: ir.Graph, node: ir.Node, average: Average, kept: Kept) -> None:

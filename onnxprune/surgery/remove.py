@@ -17,7 +17,6 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Axis, Blocked, Bools, Kept, extent_left
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model import edit, fold
-from onnxprune.model.casts import CastTensor
 from onnxprune.model.shapes import Dims, walk_shapes
 from onnxprune.rules.op import Op
 from onnxprune.rules.refit import Refit
@@ -82,16 +81,11 @@ def _slice_initializers(axis_graph: AxisGraph, clone: Clone, kept: Kept) -> None
 
 
 def _slice_one(value: ir.Value, dims: dict[int, Bools], blocked: dict[int, Blocked]) -> None:
-    data = value.const_value
-    if data is None:
-        raise ValueError(f"{value.name!r} is no initializer")
-    shape = sliced_shape(tuple(data.shape.numpy()), dims, blocked)
-    if isinstance(data, CastTensor):
-        edit.set_tensor(value, data.moved(shape, lambda array: slice_array(array, dims, blocked)))
-    elif isinstance(data, ir.ExternalTensor):
-        edit.set_lazy(value, shape, lambda: slice_array(data.numpy(), dims, blocked))
-    else:
-        edit.set_array(value, slice_array(data.numpy(), dims, blocked))
+    edit.set_from(
+        value,
+        lambda array: slice_array(array, dims, blocked),
+        lambda shape: sliced_shape(shape, dims, blocked),
+    )
 
 
 def _refit(axis_graph: AxisGraph, clone: Clone, op: Op, kept: Kept, touched: set[ir.Value]) -> Refit | None:
