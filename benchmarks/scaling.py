@@ -38,6 +38,7 @@ RUNS = 3
 RATIO = 0.5
 HERE = Path(__file__).parent
 WORK = Path("build/bench/scaling")
+_EARLIER = " The chains were measured with the code of an earlier commit."
 STEPS = {
     "load": "read the file and check it",
     "normalise": "the form that the rules expect",
@@ -240,9 +241,12 @@ def exponent(sizes: list[float], values: list[float]) -> float:
 
 
 def render(
-    found: dict[str, list[dict[str, Any]]], deepest: dict[str, dict[str, Any]], about: Mapping[str, Any]
+    found: dict[str, list[dict[str, Any]]],
+    deepest: dict[str, dict[str, Any]],
+    about: Mapping[str, Any],
+    kept: bool = False,
 ) -> str:
-    """The page."""
+    """The page; `kept`: the figures of the chains are those of an earlier run."""
     main = found["residual"]
     sizes = [entry["nodes"] for entry in main]
     header = ["step", *(f"{size:,} nodes" for size in sizes), "us per node", "grows as n^"]
@@ -276,7 +280,7 @@ def render(
         f"process, imports and text included; CPU seconds, the fastest of {RUNS} runs each. Memory is what the two "
         "functions add to the peak after the imports.",
         _deepest(deepest),
-        environment_line(about),
+        environment_line(about) + (_EARLIER if kept else ""),
     ]
     return "\n\n".join(parts)
 
@@ -345,7 +349,7 @@ def main(arguments: list[str] | None = None) -> int:
     about = environment()
     data = {"schema": "onnxprune-bench-scaling/1", "ratio": RATIO, "environment": about, "chains": found}
     data["deep"] = deepest
-    write(options.folder, "scaling", render(found, deepest, about), data)
+    write(options.folder, "scaling", render(found, deepest, about, options.analysis), data)
     return 0
 
 
