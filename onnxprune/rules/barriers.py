@@ -37,7 +37,6 @@ _HASHES = "integers that are hashed: nothing of them is a channel"
 _QUANTISED = "it calculates on quantised values"
 _GPU = "onnxruntime makes it for GPUs when it optimises, and has no kernel for CPUs to prove a cut with"
 _VENDOR = "the compiled model of another runtime, which cannot be looked into"
-_BODY = "it has a body of its own, which is not looked into"
 _RARE = "no exporter writes it"
 
 _WHY: Mapping[str, Mapping[str, tuple[str, Reason]]] = {
@@ -65,7 +64,6 @@ _WHY: Mapping[str, Mapping[str, tuple[str, Reason]]] = {
             ),
             (_QUANTISED, Reason.QUANTIZED),
         ),
-        **dict.fromkeys(("If", "Loop", "Scan"), (_BODY, Reason.SUBGRAPH)),
     },
     "com.microsoft": {
         **dict.fromkeys(
