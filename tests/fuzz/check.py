@@ -200,7 +200,7 @@ class Files:
             return attempt("run", results_of(ir.load(path)), self.feed)
         options = onnxruntime.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 4, 1
-        if any("uantize" in op_type for _, op_type in self.graph.drawn):
+        if self.graph.quantised:
             # integer kernels calculate in fewer bits than the graph says
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = attempt(
