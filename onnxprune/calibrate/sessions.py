@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import re
@@ -155,12 +156,10 @@ def _options(
 def _first(
     open_it: Callable[[bool], onnxruntime.InferenceSession], choices: tuple[bool, ...]
 ) -> onnxruntime.InferenceSession:
-    """The session of the first choice that works: onnxruntime cannot make sums exact where layers share a weight."""
+    """The session of the first choice that works: exact sums fail in onnxruntime where layers share a weight."""
     for precise in choices[:-1]:
-        try:
+        with contextlib.suppress(Exception):  # the last choice says what is wrong with the model
             return open_it(precise)
-        except Exception as error:
-            log.debug("opened without x64quantprecision: %s", error)
     return open_it(choices[-1])
 
 
