@@ -57,7 +57,13 @@ def test_quantize_rounds_half_to_even_and_saturates():
 
 @pytest.mark.parametrize(
     ("dtype", "ends"),
-    [("INT8", (-128, 127)), ("UINT8", (0, 255)), ("INT4", (-8, 7)), ("UINT4", (0, 15)), ("INT16", (-32768, 32767))]
+    [
+        ("INT8", (-128, 127)),
+        ("UINT8", (0, 255)),
+        ("INT4", (-8, 7)),
+        ("UINT4", (0, 15)),
+        ("INT16", (-32768, 32767)),
+    ]
     + [("INT32", (-(2**31), 2**31 - 1)), ("FLOAT8E4M3FN", (-448, 448)), ("FLOAT8E5M2", (-57344, 57344))],
 )
 def test_limits(dtype, ends):
