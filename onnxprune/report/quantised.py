@@ -65,7 +65,8 @@ def quantised_result(
     if not weights and not activations:
         return None
     known = set(requantised) - set(torn)
-    return QuantisedResult(weights, biases, activations, tuple(sorted(known)), tuple(sorted(torn)))
+    counts = [dict(sorted(each.items())) for each in (weights, biases, activations)]
+    return QuantisedResult(counts[0], counts[1], counts[2], tuple(sorted(known)), tuple(sorted(torn)))
 
 
 def _kind(tensor: QuantizedTensor) -> str:
