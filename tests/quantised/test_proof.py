@@ -20,7 +20,7 @@ from onnxprune.rules.helpers import tie_axes
 
 
 def fine(width: int = 256) -> ir.Model:
-    """Steps so small (16 bits) that the last digit of a float sum decides about many: there is no kernel for them."""
+    """Steps so small (16 bits) that the last digit of a float sum decides about many: there are no such kernels."""
     b = Quantised(21)
     h = b.rounded(b.input("x", ("n", 64)), "a0", dtype=np.uint16, zero=32768, scale=0.0002)
     for number, (rows, columns) in enumerate(((64, width), (width, width), (width, 8))):
