@@ -94,8 +94,8 @@ def requantised_line(found: QuantisedResult | None) -> str:
         text += " after a repair"
     else:
         text += (
-            f", {len(found.torn)} of them because blocks with a common scale lost some of their positions (the proof "
-            "compares these before they are rounded; the fidelity is that of what was written)"
+            f", {len(found.torn)} of them because blocks with a common scale lost some of their positions (the "
+            "proof compares these before they are rounded; the fidelity is that of what was written)"
         )
     return f"{text}; the others keep their numbers and scales"
 
