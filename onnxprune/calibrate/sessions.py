@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +47,7 @@ def open_session(
     lean: bool = False,
     spinning: bool = False,
     widen: bool = True,
+    saturating: bool = True,
 ) -> onnxruntime.InferenceSession:
     """Open a session on a model in memory; no file is written, and big weights are not copied.
 
@@ -73,6 +75,9 @@ def open_session(
         Whether threads that wait spin, which is onnxruntime's default and wanted where time is measured.
     widen
         Whether the copy in float32 will do, where the model itself cannot be run.
+    saturating
+        Whether sums of products of 8-bit integers may saturate, as they do on x86 processors without VNNI.
+        Then they depend on the order of their terms, zeros among them. Without, float weights stay floats, too.
 
     Returns
     -------
@@ -96,6 +101,7 @@ def open_session(
         deterministic=deterministic,
         lean=lean,
         spinning=spinning,
+        saturating=saturating,
     )
     try:
         return open_(model)
@@ -126,6 +132,7 @@ def _open(
     deterministic: bool,
     lean: bool,
     spinning: bool,
+    saturating: bool,
 ) -> onnxruntime.InferenceSession:
     import onnxruntime
 
@@ -134,16 +141,7 @@ def _open(
 
     model = lowered(model, *newest())
     providers = resolve_providers(provider)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL
-    options.use_deterministic_compute = deterministic
-    if not spinning:  # between two runs numpy computes, on as many threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    levels = onnxruntime.GraphOptimizationLevel
-    most = levels.ORT_ENABLE_EXTENDED if lean and providers == [CPU] else levels.ORT_ENABLE_ALL
-    options.graph_optimization_level = most if optimize else levels.ORT_DISABLE_ALL
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    small = lean and providers == [CPU]
     try:
         folder = data_folder(model) if lean and providers == [CPU] else ""
         message, left_out = to_bytes(
@@ -154,23 +152,29 @@ def _open(
         raise ModelError(
             f"the model's weights cannot be read: {error}", "Keep its data file in place."
         ) from error
-    if lean:
-        options.enable_mem_pattern = False
-    if folder:
-        options.add_session_config_entry(_FOLDER, folder)
-    if lean and providers == [CPU]:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        for name, weight in weights.items():
+    skipped = [] if saturating and not _rounded(model) else [_ROUNDS_WEIGHTS]
+
+    def open_it(precise: bool) -> onnxruntime.InferenceSession:
+        options = _options(deterministic, spinning, optimize, threads, small)
+        options.enable_mem_pattern = not lean
+        if folder:
+            options.add_session_config_entry(_FOLDER, folder)
+        if precise:
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        for name, weight in weights.items() if small else ():
             options.add_initializer(name, weight)
-    if weights:
-        options.add_external_initializers(list(weights), list(weights.values()))
-    try:
-        session = onnxruntime.InferenceSession(
+        if weights:
+            options.add_external_initializers(list(weights), list(weights.values()))
+        return onnxruntime.InferenceSession(
             message,
             options,
             providers=with_options(providers, deterministic=deterministic),
             enable_fallback=0,
+            disabled_optimizers=skipped,
         )
+
+    try:
+        session = _first(open_it, (False,) if saturating else (True, False))
     except Exception as error:
         raise ModelError(
             f"onnxruntime {onnxruntime.__version__} cannot load the model: {trim(error)}",
@@ -187,6 +191,47 @@ def _open(
     # onnxruntime reads the weights where they lie: they have to live as long as the session.
     session._onnxprune_weights = weights
     return session
+
+
+def _options(
+    deterministic: bool, spinning: bool, optimize: bool, threads: int | None, small: bool
+) -> onnxruntime.SessionOptions:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.use_deterministic_compute = deterministic
+    if not spinning:  # between two runs numpy computes, on as many threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    levels = onnxruntime.GraphOptimizationLevel
+    most = levels.ORT_ENABLE_EXTENDED if small else levels.ORT_ENABLE_ALL
+    options.graph_optimization_level = most if optimize else levels.ORT_DISABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if small:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
+
+
+def _first(
+    open_it: Callable[[bool], onnxruntime.InferenceSession], choices: tuple[bool, ...]
+) -> onnxruntime.InferenceSession:
+    """The session of the first choice that works: exact sums fail in onnxruntime where layers share a weight."""
+    for precise in choices[:-1]:
+        with contextlib.suppress(Exception):  # the last choice says what is wrong with the model
+            return open_it(precise)
+    return open_it(choices[-1])
+
+
+def _rounded(model: ir.Model) -> bool:
+    """Whether weights are floats here only because they are analysed, and integers in the file."""
+    from onnxprune.model.quantized import QuantizedTensor
+
+    return any(isinstance(v.const_value, QuantizedTensor) for v in model.graph.initializers.values())
+
+
+_ROUNDS_WEIGHTS = "WeightBiasQuantization"
+"""A rewriting of onnxruntime's that rounds float weights whose layer has rounded inputs, with one scale for all."""
 
 
 def _hand_back() -> None:

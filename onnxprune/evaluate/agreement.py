@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,12 @@ class Figures:
         Names of tensors inside the model that were compared.
     branches, loops, unforced
         As in `onnxprune.evaluate.soundness.Soundness`; by the names of first outputs.
+    form
+        In which form the models were compared (see `Soundness`).
+    equal
+        Whether everything agrees bit for bit.
+    torn
+        Weights that were compared before they are rounded (see `Soundness`).
     """
 
     sound: bool
@@ -45,6 +51,9 @@ class Figures:
     branches: frozenset[tuple[str, bool]] = frozenset()
     loops: frozenset[str] = frozenset()
     unforced: tuple[str, ...] = ()
+    form: str = ""
+    equal: bool = False
+    torn: tuple[str, ...] = ()
 
     def joined(self, other: Figures) -> Figures:
         """Of both comparisons together."""
@@ -57,6 +66,9 @@ class Figures:
             self.branches | other.branches,
             self.loops | other.loops,
             self.unforced + other.unforced,
+            self.form or other.form,
+            self.equal and other.equal,
+            self.torn or other.torn,
         )
 
 
@@ -76,7 +88,7 @@ def compare_outputs(
     rounding
         By name, how far rounding alone moves a tensor.
     """
-    figures = Figures(True, 0.0, 0.0)
+    figures = Figures(True, 0.0, 0.0, equal=True)
     for left, right in zip(expected, got, strict=True):
         for name, a in left.items():
             allowance = ROUNDING * (rounding or {}).get(name, 0.0)
@@ -85,6 +97,7 @@ def compare_outputs(
                 return result
             if name not in inner:
                 figures = figures.joined(result)
+            figures = replace(figures, equal=figures.equal and result.equal)
     return figures
 
 
@@ -97,7 +110,7 @@ def _compare_tensor(
         differing = int(np.sum(a != b))
         sound = differing <= DISCRETE_TOLERANCE * a.size
         why = "" if sound else f"{name!r} differs in {differing} of {a.size} places"
-        return Figures(sound, 0.0, 0.0, why)
+        return Figures(sound, 0.0, 0.0, why, equal=not differing)
     x, y = a.astype(np.float64), b.astype(np.float64)
     finite = np.isfinite(x)
     if not np.array_equal(x[~finite], y[~finite], equal_nan=True) or not np.isfinite(y[finite]).all():
@@ -106,4 +119,4 @@ def _compare_tensor(
     diff = float(np.abs(x[finite] - y[finite]).max(initial=0.0))
     if diff > tolerance * top + allowance:
         return Figures(False, diff, top, f"{name!r} differs by {diff:.3g} (largest {top:.3g})")
-    return Figures(True, diff, top)
+    return Figures(True, diff, top, equal=diff == 0)

@@ -51,6 +51,7 @@ def open_runner(
     *,
     threads: int | None = None,
     ends: Sequence[str] | None = None,
+    saturating: bool = True,
 ) -> Runner:
     """Open a model for running; a huge one opens no session yet.
 
@@ -63,6 +64,8 @@ def open_runner(
     ends
         Where pieces end (see `piece_ends`), so that two models have the same ones; by default those of the model.
         Empty: run it as a whole.
+    saturating
+        As in `open_session`, for models that are run as a whole.
 
     Raises
     ------
@@ -72,7 +75,7 @@ def open_runner(
     if model.functions and is_huge(model):
         model = normalize(model)
     ends = piece_ends(model) if ends is None else ends
-    return InPieces(model, provider, ends, threads) if ends else Whole(model, provider, threads)
+    return InPieces(model, provider, ends, threads) if ends else Whole(model, provider, threads, saturating)
 
 
 def is_huge(model: ir.Model) -> bool:
@@ -122,8 +125,10 @@ def _bytes(value: ir.Value) -> int:
 class Whole:
     """A model in one session."""
 
-    def __init__(self, model: ir.Model, provider: str, threads: int | None = None) -> None:
-        self._session = open_session(model, provider, threads=threads)
+    def __init__(
+        self, model: ir.Model, provider: str, threads: int | None = None, saturating: bool = True
+    ) -> None:
+        self._session = open_session(model, provider, threads=threads, saturating=saturating)
 
     @property
     def outputs(self) -> tuple[str, ...]:

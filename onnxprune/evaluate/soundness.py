@@ -5,6 +5,10 @@ contraction that lost terms (cut to its kept positions), because an output that 
 saturated would prove nothing. Weights of any float type are widened (or narrowed) to float32, so that one
 tolerance serves all: max |a - b| <= 1e-4 max |a|. Where that does not hold, the rounding of float32 is measured:
 how far the masked model's results move when its inputs move by one unit in the last place (ADR 9).
+
+A model with quantised activations runs in the arithmetic of what will be written: sums of integers are exact, so
+the results agree bit for bit. Where onnxruntime has no integer kernel, a last digit may decide which way an
+activation is rounded; then both models are compared without that rounding (ADR 25).
 """
 
 from __future__ import annotations
@@ -24,18 +28,25 @@ from onnxprune.errors import ModelError
 from onnxprune.evaluate.agreement import Feed, Figures, compare_outputs
 from onnxprune.evaluate.forced import forced_runs
 from onnxprune.evaluate.pieces import Runner, open_runner, piece_ends
+from onnxprune.evaluate.quantized import stored_probes, torn_weights
 from onnxprune.evaluate.smaller import cut_feed, cuts_by_name
 from onnxprune.graph.axes import Axis, Blocked, Bools, Kept, extent_left
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
 from onnxprune.model.convert import to_float32
 from onnxprune.model.detach import described, detach_foreign, foreign_nodes, opened
+from onnxprune.model.finalize import as_stored
 from onnxprune.model.forcing import force
+from onnxprune.model.stored import with_floats
+from onnxprune.model.unrounded import is_quantized, without_rounding
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import RefitError, remove
 
 log = logging.getLogger(__name__)
+
+Probes = dict[str, dict[int, Bools]]
+"""Values that are compared inside a model, by name: which positions of which axes stay."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,16 @@ class Soundness:
     inner
         Results of contractions inside the model that were compared besides its outputs.
     why
-        For each of them, where the models differed.
+        For each rejected group, where the models differed.
+    form
+        How a model of quantised activations was compared: "integer", in the arithmetic of what is written, or
+        "unrounded", without the rounding of activations, where that agrees and the integers do not. Empty
+        for others.
+    equal
+        Whether outputs and inner results agree bit for bit.
+    torn
+        Quantised weights that have to be rounded again because blocks with a common scale lost some of their
+        positions: they were compared before that.
     detached
         Nodes that onnxruntime cannot run: the proof covers everything around them.
     branches
@@ -81,6 +101,9 @@ class Soundness:
     branches: int = 0
     loops: int = 0
     unforced: tuple[str, ...] = ()
+    form: str = ""
+    equal: bool = False
+    torn: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,6 +158,9 @@ class Prover:
             len(figures.branches),
             len(figures.loops),
             tuple(dict.fromkeys(figures.unforced)),
+            figures.form,
+            figures.equal,
+            figures.torn,
         )
 
     def _bisect(
@@ -209,9 +235,27 @@ class Prover:
 
     def _run_pair(self, masked: ir.Model, removed: ir.Model, kept: Kept, repeat: bool) -> Figures:
         probes = self._probes(kept)
+        torn = torn_weights(masked, removed)
+        if is_quantized(self.axis_graph.model):
+            forms = as_stored(masked, torn), as_stored(removed, torn)
+            result = self._run_forms(*forms, stored_probes(self.axis_graph, kept), kept, repeat)
+            if result.sound or repeat:
+                return replace(result, form="integer", torn=torn)
+            log.info("the integers of masked and removed differ: %s", result.why)
+            masked, removed = without_rounding(masked), without_rounding(removed)
+        forms = with_floats(masked, torn), with_floats(removed, torn)
+        result = self._run_forms(*forms, probes, kept, repeat)
+        return replace(result, form="unrounded" if is_quantized(self.axis_graph.model) else "", torn=torn)
+
+    def _run_forms(
+        self, masked: ir.Model, removed: ir.Model, probes: Probes, kept: Kept, repeat: bool
+    ) -> Figures:
+        """Compare two models in the form in which they are."""
         removed, masked = self._shown(removed, probes, kept), self._shown(masked, probes, {})
         ends = piece_ends(self.axis_graph.model)
-        expected, got = (open_runner(model, self.provider, ends=ends) for model in (masked, removed))
+        expected, got = (
+            open_runner(model, self.provider, ends=ends, saturating=False) for model in (masked, removed)
+        )
         cuts = cuts_by_name(kept)  # a foreign operator that a rule knows has smaller inputs and outputs, too
         divided: dict[str, dict[int, Blocked]] = {}
         for axis, blocked in self.axis_graph.blocked.items():
@@ -221,7 +265,7 @@ class Prover:
             cut_feed(feed, {name: cuts[whole] for name in feed if (whole := opened(name)) in cuts})
             for feed in feeds
         ]
-        inner, worst = probes.keys() - self._outputs(), Figures(True, 0.0, 0.0)
+        inner, worst = probes.keys() - self._outputs(), Figures(True, 0.0, 0.0, equal=True)
         for _ in got.results(smaller) if repeat else ():
             pass
         bits = zip(expected.results(feeds), got.results(smaller), strict=True)
@@ -230,7 +274,7 @@ class Prover:
             cut = cut_feed(every, cuts, divided)
             result = compare_outputs([cut], [small], inner=inner)
             if not result.sound and not repeat:
-                rounding = _rounding(expected, feeds[number], tuple(every))
+                rounding = rounding_of(expected, feeds[number], tuple(every))
                 result = compare_outputs([cut], [small], inner=inner, rounding=rounding)
             if not result.sound:
                 return result
@@ -240,12 +284,12 @@ class Prover:
     def _outputs(self) -> set[str]:
         return {str(value.name) for value in self.axis_graph.model.graph.outputs}
 
-    def _probes(self, kept: Kept) -> dict[str, dict[int, Bools]]:
+    def _probes(self, kept: Kept) -> Probes:
         """What is compared besides the graph's outputs: the result of every contraction that lost terms.
 
         An output that happens to be zero or saturated on the inputs at hand would prove nothing.
         """
-        probes: dict[str, dict[int, Bools]] = {}
+        probes: Probes = {}
         for sink in self.axis_graph.sinks:
             value = sink.where.outputs[0]
             if sink.axis in kept and value.type is not None:
@@ -287,7 +331,7 @@ class Prover:
             yield {name: as_float32(array) for name, array in feed.items()}
 
 
-def _rounding(runner: Runner, feed: Feed, names: Sequence[str] | None = None) -> dict[str, float]:
+def rounding_of(runner: Runner, feed: Feed, names: Sequence[str] | None = None) -> dict[str, float]:
     """By name, how far results move when the float inputs move by one unit in the last place; none for noise."""
     rng = np.random.default_rng(0)
     moved = {
@@ -319,16 +363,29 @@ def compare_models(before: ir.Model, after: ir.Model, data: Dataset, provider: s
     Returns
     -------
     Soundness
-        `why` is empty where they agree, and has one entry, "outputs", where they do not.
+        `why` is empty where they agree, and has one entry, "outputs", where they do not. Models with quantised
+        activations are compared as in the proof.
     """
-    first, second = (open_runner(to_float32(model), provider) for model in (before, after))
+    if not is_quantized(before):
+        return _compared(before, after, data, provider)
+    found = _compared(as_stored(before), as_stored(after), data, provider)
+    if found.why:
+        log.info("the integers differ: %s", found.why)
+        found = _compared(without_rounding(before), without_rounding(after), data, provider)
+        return replace(found, form="unrounded")
+    return replace(found, form="integer")
+
+
+def _compared(before: ir.Model, after: ir.Model, data: Dataset, provider: str) -> Soundness:
+    """Compare two models in the form in which they are."""
+    first, second = (open_runner(to_float32(model), provider, saturating=False) for model in (before, after))
     worst = Figures(True, 0.0, 0.0)
     for number in range(len(data)):
         feed = {name: as_float32(array) for name, array in data.feeds[number].items()}
         expected, got = first.run(feed), second.run(feed)
         result = compare_outputs([expected], [got])
         if not result.sound:
-            result = compare_outputs([expected], [got], rounding=_rounding(first, feed))
+            result = compare_outputs([expected], [got], rounding=rounding_of(first, feed))
         if not result.sound and not compare_outputs([expected], [first.run(feed)]).sound:
             raise ModelError(
                 f"the model's own output differs from run to run, so nothing can be proven: {result.why}",

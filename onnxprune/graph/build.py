@@ -18,7 +18,7 @@ from onnxprune.model.nested import every_node
 from onnxprune.model.shapes import Shapes
 from onnxprune.rules.barriers import barrier_of
 from onnxprune.rules.op import Op
-from onnxprune.rules.rule import RuleTable, domain_of
+from onnxprune.rules.rule import QUANTIZER, RuleTable, domain_of
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,10 @@ class AxisGraph:
     ops
         Every node with its rule's view of it, in topological order; those of a body before its owner.
     averages
-        Operators that are cut although their result changes with the number of positions; empty unless inexact
-        cuts are allowed.
+        Operators that are cut although their result changes with the number of positions; empty unless
+        inexact cuts are allowed.
+    isolated
+        Inputs whose dropped positions are masked although nothing is summed there (see `Relations.isolate`).
     """
 
     model: ir.Model
@@ -73,6 +75,7 @@ class AxisGraph:
     parameters: Mapping[ir.Value, Parameter]
     ops: tuple[Op, ...]
     averages: tuple[Average, ...] = ()
+    isolated: tuple[Sink, ...] = ()
 
     @cached_property
     def main_ops(self) -> tuple[Op, ...]:
@@ -160,10 +163,17 @@ def build_axis_graph(
         tuple(relations.sinks),
         tuple(relations.balances),
         relations.blocked,
-        {v: p for v, p in parameters.items() if v.dtype is not None and v.dtype.is_floating_point()},
+        {v: p for v, p in parameters.items() if _is_weight(v, p)},
         tuple(ops),
         tuple(relations.averages),
+        tuple(relations.isolated),
     )
+
+
+def _is_weight(value: ir.Value, parameter: Parameter) -> bool:
+    """Scales of quantisers are none."""
+    is_float = value.dtype is not None and value.dtype.is_floating_point()
+    return is_float and parameter.kind != QUANTIZER
 
 
 def _extents(shapes: Shapes, relations: Relations) -> dict[Axis, int]:

@@ -60,11 +60,17 @@ def tensor(array: Array, dtype: ir.DataType, name: str | None = None) -> ir.Tens
 def set_array(value: ir.Value, array: Array) -> None:
     """Replace an initializer's data; shape, type and data never disagree afterwards.
 
+    Of a quantised weight, the array is what will be rounded when the model is written.
+
     Raises
     ------
     RangeError
         A finite element is beyond what the initializer's type, or that in which its file holds it, can hold.
     """
+    holding = getattr(value.const_value, "holding", None)
+    if holding is not None:
+        set_tensor(value, holding(array))
+        return
     _check_range(value.name, _narrowest(value), array)
     set_tensor(value, tensor(rounded(value, array), _dtype(value), value.name))
 
@@ -291,6 +297,15 @@ def replace_by_initializer(graph: ir.Graph, old: ir.Value, tensor: ir.TensorProt
     value.meta.update(old.meta)
     graph.register_initializer(value)
     old.replace_all_uses_with(value)
+
+
+def take_over(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Let a node's output have the name, type, shape and users of another's, also as an output of the graph."""
+    name = old.name
+    old.name = None if name is None else fresh(graph, f"{name}/old")
+    new.name, new.type, new.shape = name, old.type, old.shape
+    graph.outputs[:] = [new if out is old else out for out in graph.outputs]
+    old.replace_all_uses_with(new)
 
 
 def drop_unused(graph: ir.Graph, keep: frozenset[str] = frozenset()) -> None:

@@ -20,6 +20,7 @@ from onnxprune.model.edit import drop_unused, replace_by_initializer, used_names
 from onnxprune.model.inline import inline_functions
 from onnxprune.model.nested import every_graph, every_node
 from onnxprune.model.origin import note_twins, remember, twins
+from onnxprune.model.quantize import take_quantized
 from onnxprune.model.serialize import tensors_of
 from onnxprune.model.states import plain_states
 
@@ -30,9 +31,9 @@ def normalize(model: ir.Model) -> ir.Model:
     Inlines model-local functions, turns Constant nodes into initializers, takes initializers out of the
     graph's inputs (`finalize` lists them again), reads through `Identity(initializer)` and through
     `Cast(initializer)` (`finalize` casts again), drops what nothing uses, folds arithmetic on weights alone (that
-    stays folded), leaves out the zeros that recurrent layers begin with anyway, and gives every use of a shared
-    bias, scale or shape constant its own initializer, so that sharing alone ties nothing. Shared weights stay
-    shared: their uses are tied.
+    stays folded), takes quantised weights for the floats that they mean, leaves out the zeros that recurrent layers
+    begin with anyway, and gives every use of a shared bias, scale or shape constant its own initializer, so that
+    sharing alone ties nothing. Shared weights stay shared: their uses are tied.
 
     Parameters
     ----------
@@ -58,6 +59,7 @@ def normalize(model: ir.Model) -> ir.Model:
     take_casts(graph)
     fold(graph)
     take_casts(graph)  # of what was transposed before it was cast
+    take_quantized(graph)
     for part in every_graph(graph):
         plain_states(part, frozenset(remember(graph).inputs))
     drop_unused(graph, keep=remember(graph).idle)

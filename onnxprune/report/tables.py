@@ -159,9 +159,17 @@ def soundness_line(report: Report) -> str:
     if s.loops:
         inner += f", with {plural(s.loops, 'Loop')} made to run twice"
     return (
-        f"masked == removed on {plural(s.samples, f'{s.tier} input')}, in all outputs{inner}: "
-        f"max |difference| {s.max_abs_diff:.2g}, max |output| {s.max_abs_output:.3g}"
+        f"masked == removed on {plural(s.samples, f'{s.tier} input')}, in all outputs{inner}{_FORMS[s.form]}: "
+        + ("equal bit for bit, " if s.form and s.equal else f"max |difference| {s.max_abs_diff:.2g}, ")
+        + f"max |output| {s.max_abs_output:.3g}"
     )
+
+
+_FORMS = {
+    "": "",
+    "integer": ", in integers as written",
+    "unrounded": ", without the rounding of activations (with it, last digits decide some of them)",
+}
 
 
 def coverage_line(macs: float, params: float) -> str:

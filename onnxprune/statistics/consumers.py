@@ -271,8 +271,9 @@ def _rows(node: ir.Node, weight: ir.Value) -> int:
 
 
 def _bias_behind(node: ir.Node, rows: int) -> tuple[ir.Value, ir.Value | None]:
-    """The Add of a vector that alone uses a product, if there is one; the product may be cast between the two."""
-    product = value = node.outputs[0]
+    """The Add of a vector that alone uses a product, rounded, cast or neither, if there is one."""
+    product = node.outputs[0]
+    value = read_back(product)
     user = _only_user(value)
     if user is not None and user[0].op_type == "Cast" and not user[0].domain:
         value = user[0].outputs[0]
@@ -293,6 +294,19 @@ def _bias_behind(node: ir.Node, rows: int) -> tuple[ir.Value, ir.Value | None]:
 def _only_user(value: ir.Value) -> tuple[ir.Node, int] | None:
     users = list(itertools.islice(value.uses(), 2))
     return None if len(users) != 1 or value.is_graph_output() else (users[0].node, users[0].idx)
+
+
+def read_back(value: ir.Value) -> ir.Value:
+    """The value as floats again, where all that sees it is a QuantizeLinear that only a DequantizeLinear sees."""
+    found = value
+    for op_type in ("QuantizeLinear", "DequantizeLinear"):
+        users = list(itertools.islice(found.uses(), 2))
+        if len(users) != 1 or found.is_graph_output():
+            return value
+        if users[0].node.op_type != op_type or users[0].idx != 0:
+            return value
+        found = users[0].node.outputs[0]
+    return found
 
 
 def _int(node: ir.Node, name: str, default: int) -> int:

@@ -17,11 +17,13 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Axis, Blocked, Bools, Kept, extent_left
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model import edit, fold
+from onnxprune.model.quantized import QuantizedTensor
 from onnxprune.model.shapes import Dims, walk_shapes
 from onnxprune.rules.op import Op
 from onnxprune.rules.refit import Refit
 from onnxprune.surgery.clone import Clone, clone_model
 from onnxprune.surgery.keep import slice_array, sliced_shape
+from onnxprune.surgery.stored import cut_quantized
 
 Data = dict[ir.Value, np.ndarray[Any, Any]]
 
@@ -81,11 +83,15 @@ def _slice_initializers(axis_graph: AxisGraph, clone: Clone, kept: Kept) -> None
 
 
 def _slice_one(value: ir.Value, dims: dict[int, Bools], blocked: dict[int, Blocked]) -> None:
-    edit.set_from(
-        value,
-        lambda array: slice_array(array, dims, blocked),
-        lambda shape: sliced_shape(shape, dims, blocked),
-    )
+    data = value.const_value
+    if isinstance(data, QuantizedTensor):
+        edit.set_tensor(value, cut_quantized(data, dims, blocked))
+    else:
+        edit.set_from(
+            value,
+            lambda array: slice_array(array, dims, blocked),
+            lambda shape: sliced_shape(shape, dims, blocked),
+        )
 
 
 def _refit(axis_graph: AxisGraph, clone: Clone, op: Op, kept: Kept, touched: set[ir.Value]) -> Refit | None:

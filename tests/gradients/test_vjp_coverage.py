@@ -17,6 +17,7 @@ CHECKED_IN = [
     "vision",
     "fused",
     "gated",
+    "quantization",
 ]
 
 
