@@ -20,6 +20,7 @@ from onnxprune.rules import (
     elementwise,
     generating,
     indexing,
+    integer,
     layout,
     linear,
     movement,
@@ -62,6 +63,7 @@ _FAMILIES = (
     contrib,  # after normalization, whose rule it completes
     contrib_attention,
     contrib_conv,
+    integer,
 )
 
 

@@ -45,7 +45,7 @@ def lower(bench: Workbench, node: ir.Node) -> None:
         raise NotThisForm("an operand is missing")
     if scale.dtype not in (ir.DataType.FLOAT, None):
         raise NotThisForm(f"it makes {scale.dtype}")
-    axis = _axis(b, scale, zero)
+    axis = columns(b, scale, zero)
     if bias is not None:
         array_of(bias, "the bias")
     if dynamic:
@@ -64,7 +64,7 @@ def lower(bench: Workbench, node: ir.Node) -> None:
     bench.graph.remove(node, safe=True)
 
 
-def _axis(b: ir.Value, scale: ir.Value, zero: ir.Value | None) -> int | None:
+def columns(b: ir.Value, scale: ir.Value, zero: ir.Value | None) -> int | None:
     """The dim of the weight along which its scales lie."""
     if one_value(scale) and one_value(zero):
         return None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
-from onnxprune.model.integer import fused, nbits, products, qlinear
+from onnxprune.model.integer import attention, fused, nbits, products, qlinear
 from onnxprune.model.integer.notes import Lowered, forget_note, forget_notes, note_of, order_of
 from onnxprune.model.integer.parts import NotThisForm
 
@@ -19,6 +19,7 @@ _LIFT: dict[str, Callable[[ir.Graph, ir.Node, Lowered], None]] = {
     products.NAME: products.lift,
     fused.NAME: fused.lift,
     nbits.NAME: nbits.lift,
+    attention.NAME: attention.lift,
 }
 
 

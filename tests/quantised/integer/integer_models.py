@@ -247,6 +247,23 @@ def integer_conv(bias=True):
     return make
 
 
+def attention(channels=None, masked=False):
+    def make(kind, **options):
+        m = Integers("u", **options)
+        x, x_scale, x_zero = m.activation(2, 5, 8)
+        w, w_scale, w_zero = m.weight(8, 24, kind=kind, channels=channels)
+        bias = m.add("bias", m.rng.normal(size=24).astype(np.float32))
+        mask = m.add("mask", np.array([5, 3], np.int32)) if masked else ""
+        m.node(
+            *("QAttention", [x, w, bias, x_scale, w_scale, mask, x_zero, w_zero], ["y"], CONTRIB),
+            num_heads=2,
+            unidirectional=0 if masked else 1,
+        )
+        return m, m.model("y", types=[TensorProto.FLOAT])
+
+    return make
+
+
 CASES = {
     "conv": (conv(), 1),
     "conv without bias": (conv(bias=False), 1),
@@ -292,6 +309,8 @@ CASES = {
     "dynamic, no bias": (dynamic_matmul(bias=False), 1e-4),
     "integer matmuls": (integer_matmuls(), 1e-4),
     "integer matmuls per column": (integer_matmuls(channels=True, swapped=True), 1e-4),
+    "attention": (attention(), 1e-4),
+    "attention per column, masked": (attention(24, masked=True), 1e-4),
     "integer conv": (integer_conv(), 1e-4),
     "integer conv, no bias": (integer_conv(bias=False), 1e-4),
 }
