@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxprune.model import edit
 from onnxprune.model.binding import bind_dims
+from onnxprune.model.integer import raise_integer
 from onnxprune.model.origin import Origin, forget, remember, twins
 from onnxprune.model.shapes import walk_shapes
 
@@ -37,6 +38,7 @@ def finalize(model: ir.Model) -> ir.Model:
         for output in node.outputs:
             if output.name in origin.untyped and output.shape is None and not output.is_graph_output():
                 output.type = None
+    raise_integer(model)
     _restore_inputs(model, origin)
     _restore_imports(graph, origin)
     forget(graph)

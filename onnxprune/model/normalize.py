@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnxprune.model.constants import fold_constants
 from onnxprune.model.edit import drop_unused, replace_by_initializer, used_names
 from onnxprune.model.inline import inline_functions
+from onnxprune.model.integer import lower_integer
 from onnxprune.model.origin import note_twins, remember, twins
 
 
@@ -44,6 +45,7 @@ def normalize(model: ir.Model) -> ir.Model:
         graph.inputs.remove(value)
     _alias_identities(graph)
     drop_unused(graph, keep=origin.idle)
+    lower_integer(model)
     fold_constants(graph, frozenset(origin.inputs))
     drop_unused(graph, keep=origin.idle)
     _split_shared(graph)

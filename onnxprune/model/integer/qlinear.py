@@ -61,7 +61,8 @@ def _end(
     old, new = node.outputs[0], core.outputs[0]
     if scale is not None:
         ends = [new, scale] + ([] if zero is None else [zero])
-        new = bench.add(node, "QuantizeLinear", ends, f"{old.name}/quantized", old.dtype)
+        dtype = ir.DataType.UINT8 if zero is None else zero.dtype
+        new = bench.add(node, "QuantizeLinear", ends, f"{old.name}/quantized", dtype)
     take_place(bench.graph, old, new)
     bench.graph.remove(node, safe=True)
 
