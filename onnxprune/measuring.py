@@ -10,10 +10,10 @@ import onnx_ir as ir
 from onnxprune.calibrate.dataset import Array, Dataset, Feed, Feeds
 from onnxprune.calibrate.sessions import open_session
 from onnxprune.errors import DataError, ModelError
+from onnxprune.evaluate.agreement import as_float32
 from onnxprune.evaluate.fidelity import Fidelity
 from onnxprune.evaluate.metrics import find_metric
 from onnxprune.evaluate.smaller import Cuts, cut_feed, cuts_by_name
-from onnxprune.evaluate.soundness import as_float32
 from onnxprune.evaluate.validate import Running, compare, tally_metric
 from onnxprune.graph.axes import Kept
 from onnxprune.job import Job, Opened

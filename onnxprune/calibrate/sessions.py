@@ -42,6 +42,7 @@ def open_session(
     deterministic: bool = True,
     lean: bool = False,
     spinning: bool = False,
+    saturating: bool = True,
 ) -> onnxruntime.InferenceSession:
     """Open a session on a model in memory; no file is written, and big weights are not copied.
 
@@ -63,6 +64,9 @@ def open_session(
         copies with channels in blocks. What was freed when the graph was read goes back to the system.
     spinning
         Whether threads that wait spin, which is onnxruntime's default and wanted where time is measured.
+    saturating
+        Whether sums of products of 8-bit integers may saturate, as they do on x86 processors without VNNI.
+        Then they depend on the order of their terms, zeros among them.
 
     Returns
     -------
@@ -86,6 +90,8 @@ def open_session(
     options.use_deterministic_compute = deterministic
     if not spinning:  # between two runs numpy computes, on as many threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not saturating:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     levels = onnxruntime.GraphOptimizationLevel
     most = levels.ORT_ENABLE_EXTENDED if lean and providers == [CPU] else levels.ORT_ENABLE_ALL
     options.graph_optimization_level = most if optimize else levels.ORT_DISABLE_ALL

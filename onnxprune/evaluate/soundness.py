@@ -5,13 +5,17 @@ contraction that lost terms (cut to its kept positions), because an output that 
 saturated would prove nothing. Weights of any float type are widened (or narrowed) to float32, so that one
 tolerance serves all: max |a - b| <= 1e-4 max |a|. Where that does not hold, the rounding of float32 is measured:
 how far the masked model's results move when its inputs move by one unit in the last place (ADR 9).
+
+A model with quantised activations runs in the arithmetic of what will be written: sums of integers are exact, so
+the results agree bit for bit. Where onnxruntime has no integer kernel, a last digit may decide which way an
+activation is rounded; then both models are compared without that rounding (ADR 25).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,27 +25,23 @@ from onnxprune.calibrate.dataset import Dataset, InputSpec, input_specs
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
+from onnxprune.evaluate.agreement import Feed, Figures, as_float32, compare_outputs
+from onnxprune.evaluate.quantized import stored_forms, stored_probes
 from onnxprune.evaluate.smaller import cut_array, cut_feed, cuts_by_name
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
 from onnxprune.model.convert import to_float32
 from onnxprune.model.detach import detach_foreign, foreign_nodes, opened
+from onnxprune.model.unrounded import is_quantized, without_rounding
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 from onnxprune.surgery.remove import RefitError, remove
 
 log = logging.getLogger(__name__)
 
-Feed = Mapping[str, np.ndarray[Any, Any]]
-TOLERANCE = 1e-4
-"""Largest difference, as a share of the largest output."""
-
-ROUNDING = 4.0
-"""How many times the measured rounding a difference may exceed the tolerance by."""
-
-DISCRETE_TOLERANCE = 1e-3
-"""Share of integers or booleans that may differ: the last digit of a float decides some argmax."""
+Probes = dict[str, dict[int, Bools]]
+"""Values that are compared inside a model, by name: which positions of which axes stay."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,13 @@ class Soundness:
     inner
         Results of contractions inside the model that were compared besides its outputs.
     why
-        For each of them, where the models differed.
+        For each rejected group, where the models differed.
+    form
+        How a model of quantised activations was compared: "integer", in the arithmetic of what is written, or
+        "unrounded", without the rounding of activations, where that agrees and the integers do not. Empty
+        for others.
+    equal
+        Whether outputs and inner results agree bit for bit.
     detached
         Nodes that onnxruntime cannot run: the proof covers everything around them.
     samples
@@ -77,6 +83,8 @@ class Soundness:
     tier: str = "synthetic"
     inner: int = 0
     why: Mapping[str, str] = field(default_factory=dict)
+    form: str = ""
+    equal: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,11 +136,13 @@ class Prover:
             self.data.tier,
             len(self._probes(kept_positions(self.groups, accepted)).keys() - self._outputs()),
             why,
+            figures.form,
+            figures.equal,
         )
 
     def _bisect(
-        self, keep: Mapping[str, Bools], names: Sequence[str], failure: _Figures
-    ) -> tuple[dict[str, Bools], _Figures, dict[str, str]]:
+        self, keep: Mapping[str, Bools], names: Sequence[str], failure: Figures
+    ) -> tuple[dict[str, Bools], Figures, dict[str, str]]:
         """Groups that are sound together, their figures, and why the others are not."""
         figures = self._compare({}, repeat=True)
         if not figures.sound:
@@ -143,7 +153,7 @@ class Prover:
         accepted: dict[str, Bools] = {}
         rejected: dict[str, str] = {}
 
-        def add(part: Sequence[str], result: _Figures) -> None:
+        def add(part: Sequence[str], result: Figures) -> None:
             nonlocal figures
             if result.sound:
                 accepted.update({name: keep[name] for name in part})
@@ -159,27 +169,41 @@ class Prover:
         add(names, failure)
         return accepted, figures, rejected
 
-    def _compare(self, keep: Mapping[str, Bools], *, repeat: bool = False) -> _Figures:
+    def _compare(self, keep: Mapping[str, Bools], *, repeat: bool = False) -> Figures:
         self.progress(f"comparing masked and removed ({len(keep)} groups)")
         try:
             return self._run_both(keep, repeat)
         except RefitError as error:
-            return _Figures(False, 0.0, 0.0, str(error))
+            return Figures(False, 0.0, 0.0, str(error))
         except Exception as error:
             if not keep:  # the model as it is
                 raise
             log.info("masking or removing failed", exc_info=True)
-            return _Figures(False, 0.0, 0.0, f"{type(error).__name__}: {error}")
+            return Figures(False, 0.0, 0.0, f"{type(error).__name__}: {error}")
 
-    def _run_both(self, keep: Mapping[str, Bools], repeat: bool) -> _Figures:
+    def _run_both(self, keep: Mapping[str, Bools], repeat: bool) -> Figures:
         """Compare the two models; with `repeat`, a model with itself in another session and another run."""
         kept = kept_positions(self.groups, keep)
         probes = self._probes(kept)
-        removed = remove(self.axis_graph, kept)
-        expected = self._session(mask(self.axis_graph, kept), probes, {})
+        removed, masked = remove(self.axis_graph, kept), mask(self.axis_graph, kept)
+        if not is_quantized(self.axis_graph.model):
+            return self._run_forms(masked, removed, probes, kept, repeat)
+        forms = stored_forms(masked, removed)
+        result = self._run_forms(*forms, stored_probes(self.axis_graph, kept), kept, repeat)
+        if result.sound or repeat:
+            return replace(result, form="integer")
+        log.info("the integers of masked and removed differ: %s", result.why)
+        forms = without_rounding(masked), without_rounding(removed)
+        return replace(self._run_forms(*forms, probes, kept, repeat), form="unrounded")
+
+    def _run_forms(
+        self, masked: ir.Model, removed: ir.Model, probes: Probes, kept: Kept, repeat: bool
+    ) -> Figures:
+        """Compare two models in the form in which they are."""
+        expected = self._session(masked, probes, {})
         got = self._session(removed, probes, kept)
         cuts = cuts_by_name(kept)  # a foreign operator that a rule knows has smaller inputs and outputs, too
-        worst = _Figures(True, 0.0, 0.0)
+        worst = Figures(True, 0.0, 0.0, equal=True)
         for feed in self._feeds(expected.extra):
             cut = cut_feed(expected.run(feed), cuts)
             smaller = {name: cut_array(a, cuts.get(opened(name), {})) for name, a in feed.items()}
@@ -188,7 +212,7 @@ class Prover:
             inner, small = probes.keys() - self._outputs(), got.run(smaller)
             result = compare_outputs([cut], [small], inner=inner)
             if not result.sound and not repeat:
-                result = compare_outputs([cut], [small], inner=inner, rounding=_rounding(expected, feed))
+                result = compare_outputs([cut], [small], inner=inner, rounding=rounding_of(expected, feed))
             if not result.sound:
                 return result
             worst = worst.joined(result)
@@ -197,12 +221,12 @@ class Prover:
     def _outputs(self) -> set[str]:
         return {str(value.name) for value in self.axis_graph.model.graph.outputs}
 
-    def _probes(self, kept: Kept) -> dict[str, dict[int, Bools]]:
+    def _probes(self, kept: Kept) -> Probes:
         """What is compared besides the graph's outputs: the result of every contraction that lost terms.
 
         An output that happens to be zero or saturated on the inputs at hand would prove nothing.
         """
-        probes: dict[str, dict[int, Bools]] = {}
+        probes: Probes = {}
         for sink in self.axis_graph.sinks:
             value = sink.where.output()
             if sink.axis in kept and value.type is not None:
@@ -230,7 +254,7 @@ class Prover:
                 if value.name in probes and value.name not in shown:
                     model.graph.outputs.append(value)
         extra = tuple(spec for spec in input_specs(model) if spec.name not in listed)
-        return _Running(open_session(model, self.provider), extra)
+        return _Running(open_session(model, self.provider, saturating=False), extra)
 
     def _feeds(self, extra: Sequence[InputSpec]) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
         made = synthetic_dataset(extra, {}, samples=len(self.data), seed=0) if extra else None
@@ -252,23 +276,7 @@ class _Running:
         return run(self.session, feed)
 
 
-@dataclass(frozen=True)
-class _Figures:
-    sound: bool
-    max_abs_diff: float
-    max_abs_output: float
-    why: str = ""
-
-    def joined(self, other: _Figures) -> _Figures:
-        return _Figures(
-            self.sound and other.sound,
-            max(self.max_abs_diff, other.max_abs_diff),
-            max(self.max_abs_output, other.max_abs_output),
-            self.why or other.why,
-        )
-
-
-def _rounding(running: _Running, feed: Feed) -> dict[str, float]:
+def rounding_of(running: _Running, feed: Feed) -> dict[str, float]:
     """By name, how far results move when the float inputs move by one unit in the last place; none for noise."""
     rng = np.random.default_rng(0)
     moved = {
@@ -283,62 +291,6 @@ def _rounding(running: _Running, feed: Feed) -> dict[str, float]:
         for name, a in before.items()
         if a.dtype.kind == "f" and np.array_equal(a, again[name]) and np.isfinite([a, after[name]]).all()
     }
-
-
-def compare_outputs(
-    expected: Sequence[Feed],
-    got: Sequence[Feed],
-    tolerance: float = TOLERANCE,
-    inner: Collection[str] = (),
-    rounding: Mapping[str, float] | None = None,
-) -> _Figures:
-    """Compare tensors of the masked and the removed model, sample by sample.
-
-    Parameters
-    ----------
-    inner
-        Names that are no graph outputs: they must agree too, but do not enter the figures.
-    rounding
-        By name, how far rounding alone moves a tensor.
-    """
-    figures = _Figures(True, 0.0, 0.0)
-    for left, right in zip(expected, got, strict=True):
-        for name, a in left.items():
-            allowance = ROUNDING * (rounding or {}).get(name, 0.0)
-            result = _compare_tensor(name, a, right[name], tolerance, allowance)
-            if not result.sound:
-                return result
-            if name not in inner:
-                figures = figures.joined(result)
-    return figures
-
-
-def _compare_tensor(
-    name: str, a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], tolerance: float, allowance: float
-) -> _Figures:
-    if a.shape != b.shape:
-        return _Figures(False, 0.0, 0.0, f"{name!r} has shape {b.shape} instead of {a.shape}")
-    if a.dtype.kind != "f":
-        differing = int(np.sum(a != b))
-        sound = differing <= DISCRETE_TOLERANCE * a.size
-        return _Figures(
-            sound, 0.0, 0.0, "" if sound else f"{name!r} differs in {differing} of {a.size} places"
-        )
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    finite = np.isfinite(x)
-    if not np.array_equal(x[~finite], y[~finite], equal_nan=True) or not np.isfinite(y[finite]).all():
-        return _Figures(False, 0.0, 0.0, f"{name!r} is not finite in the same places")
-    top = float(np.abs(x[finite]).max(initial=0.0))
-    diff = float(np.abs(x[finite] - y[finite]).max(initial=0.0))
-    if diff > tolerance * top + allowance:
-        return _Figures(False, diff, top, f"{name!r} differs by {diff:.3g} (largest {top:.3g})")
-    return _Figures(True, diff, top)
-
-
-def as_float32(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A float array as float32, any other as it is."""
-    is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    return array.astype(np.float32) if is_float else array
 
 
 def compare_models(before: ir.Model, after: ir.Model, data: Dataset, provider: str = "cpu") -> Soundness:
@@ -359,13 +311,13 @@ def compare_models(before: ir.Model, after: ir.Model, data: Dataset, provider: s
         `why` is empty where they agree, and has one entry, "outputs", where they do not.
     """
     first, second = (_Running(open_session(to_float32(model), provider), ()) for model in (before, after))
-    worst = _Figures(True, 0.0, 0.0)
+    worst = Figures(True, 0.0, 0.0)
     for number in range(len(data)):
         feed = {name: as_float32(array) for name, array in data.feeds[number].items()}
         expected, got = first.run(feed), second.run(feed)
         result = compare_outputs([expected], [got])
         if not result.sound:
-            result = compare_outputs([expected], [got], rounding=_rounding(first, feed))
+            result = compare_outputs([expected], [got], rounding=rounding_of(first, feed))
         if not result.sound and not compare_outputs([expected], [first.run(feed)]).sound:
             raise ModelError(
                 f"the model's own output differs from run to run, so nothing can be proven: {result.why}",

@@ -242,16 +242,22 @@ class _Walk:
         return parts[0]
 
 
+_ROUNDS = ("QuantizeLinear", "DynamicQuantizeLinear")
+"""What these make is integers that stand for floats: gradients pass."""
+
+
 def _between(nodes: Sequence[ir.Node], targets: set[ir.Value], ends: set[ir.Value]) -> set[ir.Value]:
-    """Float values that depend on a target and on which an end depends."""
+    """Floats, and integers that stand for them, that depend on a target and on which an end depends."""
     leading = set(ends)
     for node in reversed(nodes):
         if any(output in leading for output in node.outputs):
             leading.update(read_by(node))
     moving = {value for value in targets if value in leading}
     for node in nodes:
-        if any(value in moving for value in read_by(node)):
-            moving.update(out for out in node.outputs if out in leading and is_float(out))
+        read = [value for value in read_by(node) if value in moving]
+        if read:
+            stored = node.op_type in _ROUNDS or not all(is_float(value) for value in read)
+            moving.update(out for out in node.outputs if out in leading and (stored or is_float(out)))
     return moving
 
 

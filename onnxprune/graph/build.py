@@ -15,7 +15,7 @@ from onnxprune.graph.dynamic import pin_dynamic
 from onnxprune.graph.relations import Average, Balance, Relations, Sink
 from onnxprune.model.shapes import Shapes
 from onnxprune.rules.op import Op
-from onnxprune.rules.rule import RuleTable, domain_of
+from onnxprune.rules.rule import QUANTIZER, RuleTable, domain_of
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,10 @@ class AxisGraph:
     ops
         Every node with its rule's view of it, in topological order.
     averages
-        Operators that are cut although their result changes with the number of positions; empty unless inexact
-        cuts are allowed.
+        Operators that are cut although their result changes with the number of positions; empty unless
+        inexact cuts are allowed.
+    isolated
+        Inputs whose dropped positions are masked although nothing is summed there (see `Relations.isolate`).
     """
 
     model: ir.Model
@@ -70,6 +72,7 @@ class AxisGraph:
     parameters: Mapping[ir.Value, Parameter]
     ops: tuple[Op, ...]
     averages: tuple[Average, ...] = ()
+    isolated: tuple[Sink, ...] = ()
 
 
 def build_axis_graph(
@@ -129,10 +132,17 @@ def build_axis_graph(
         tuple(relations.sinks),
         tuple(relations.balances),
         relations.blocked,
-        {v: p for v, p in parameters.items() if v.dtype is not None and v.dtype.is_floating_point()},
+        {v: p for v, p in parameters.items() if _is_weight(v, p)},
         tuple(ops),
         tuple(relations.averages),
+        tuple(relations.isolated),
     )
+
+
+def _is_weight(value: ir.Value, parameter: Parameter) -> bool:
+    """Scales of quantisers are none."""
+    is_float = value.dtype is not None and value.dtype.is_floating_point()
+    return is_float and parameter.kind != QUANTIZER
 
 
 def _has_body(node: ir.Node) -> bool:

@@ -121,8 +121,9 @@ class Relations:
         The operators that `average` has opened.
     graph
         `networkx.MultiGraph` of `Axis` and `Barrier` nodes; edges between axes carry `edge=Edge`.
-    sinks, balances, blocked
-        Contractions, rectangular constraints and divided weight axes found on the way.
+    sinks, isolated, balances, blocked
+        Contractions, operators before which masks act, too (see `isolate`), rectangular constraints and
+        divided weight axes found on the way.
     composed
         Dynamic axes with a static factor.
     """
@@ -132,6 +133,7 @@ class Relations:
         self.averages: list[Average] = []
         self.graph: nx.MultiGraph[Any] = nx.MultiGraph()
         self.sinks: list[Sink] = []
+        self.isolated: list[Sink] = []
         self.balances: list[Balance] = []
         self.blocked: dict[Axis, Blocked] = {}
         self.composed: set[Axis] = set()
@@ -163,6 +165,14 @@ class Relations:
         self._mention(a)
         parameter = b if b is not None and b.value.const_value is not None else None
         self.sinks.append(Sink(a, slot, parameter, self._where))
+
+    def isolate(self, axis: Axis, slot: int = 0) -> None:
+        """What the operator makes of a position depends on the others unless they are 0: masks act before it.
+
+        Ties are the caller's to state. Nothing is summed here, so this is no sink.
+        """
+        self._mention(axis)
+        self.isolated.append(Sink(axis, slot, None, self._where))
 
     def choice(self, a: Axis, b: Axis, a_index: Index, b_index: Index, factor: int) -> None:
         """One way of cutting two axes: along `factor`, a factor of a Reshape or another number for this node.

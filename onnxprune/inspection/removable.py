@@ -79,7 +79,9 @@ def removable(analysis: Analysis, live: Mapping[Axis, Bools]) -> Removable:
     live
         For the axes that `needed_axes` names: which positions have a weight that is not zero.
     """
-    masked = {sink.axis for sink in analysis.axis_graph.sinks if sink.parameter is None}
+    graph = analysis.axis_graph
+    masked = {sink.axis for sink in graph.sinks if sink.parameter is None}
+    masked |= {place.axis for place in graph.isolated}
     keep: dict[str, Bools] = {}
     layers = []
     for group in analysis.partition.groups:

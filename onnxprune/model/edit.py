@@ -34,8 +34,12 @@ def tensor(array: Array, dtype: ir.DataType, name: str | None = None) -> ir.Tens
 
 
 def set_array(value: ir.Value, array: Array) -> None:
-    """Replace an initializer's data; shape, type and data never disagree afterwards."""
-    set_tensor(value, tensor(array, _dtype(value), value.name))
+    """Replace an initializer's data; shape, type and data never disagree afterwards.
+
+    Of a quantised weight, the array is what will be rounded when the model is written.
+    """
+    holding = getattr(value.const_value, "holding", None)
+    set_tensor(value, tensor(array, _dtype(value), value.name) if holding is None else holding(array))
 
 
 def set_tensor(value: ir.Value, data: ir.TensorProtocol) -> None:
@@ -165,6 +169,15 @@ def replace_by_initializer(graph: ir.Graph, old: ir.Value, tensor: ir.TensorProt
     value.meta.update(old.meta)
     graph.register_initializer(value)
     old.replace_all_uses_with(value)
+
+
+def take_over(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Let a node's output have the name, type, shape and users of another's, also as an output of the graph."""
+    name = old.name
+    old.name = None if name is None else fresh(graph, f"{name}/old")
+    new.name, new.type, new.shape = name, old.type, old.shape
+    old.replace_all_uses_with(new)
+    graph.outputs[:] = [new if out is old else out for out in graph.outputs]
 
 
 def drop_unused(graph: ir.Graph, keep: frozenset[str] = frozenset()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 
 import onnx_ir as ir
 
@@ -11,6 +12,7 @@ from onnxprune.model.binding import bind_dims
 from onnxprune.model.integer import raise_integer
 from onnxprune.model.origin import Origin, forget, remember, twins
 from onnxprune.model.shapes import walk_shapes
+from onnxprune.model.stored import give_quantized
 
 _INPUTS_ARE_LISTED_BELOW = 4
 """IR version from which on initializers need not be graph inputs."""
@@ -19,9 +21,10 @@ _INPUTS_ARE_LISTED_BELOW = 4
 def finalize(model: ir.Model) -> ir.Model:
     """A copy of `model` with the interface of the file that it came from.
 
-    Merges the initializers that `normalize` split where they are still identical, drops nodes and
-    initializers that nothing uses, drops declared shapes of intermediate values that no longer hold, and
-    restores the order of the graph's inputs, the initializers listed among them, and the opset imports.
+    Writes quantised weights as the file has them, merges the initializers that `normalize` split where they
+    are still identical, drops nodes and initializers that nothing uses, drops declared shapes of
+    intermediate values that no longer hold, and restores the order of the graph's inputs, the initializers
+    listed among them, and the opset imports.
 
     Parameters
     ----------
@@ -33,6 +36,7 @@ def finalize(model: ir.Model) -> ir.Model:
     origin = remember(graph)
     _merge_twins(graph)
     edit.drop_unused(graph, keep=origin.idle)
+    give_quantized(graph)
     _drop_stale_shapes(model)
     for node in graph:
         for output in node.outputs:
@@ -42,6 +46,21 @@ def finalize(model: ir.Model) -> ir.Model:
     _restore_inputs(model, origin)
     _restore_imports(graph, origin)
     forget(graph)
+    return model
+
+
+def as_stored(model: ir.Model, leave: Collection[str] = ()) -> ir.Model:
+    """A copy of a normalised model that computes with what will be written: integers where the file has them.
+
+    Parameters
+    ----------
+    model
+        Not mutated.
+    leave
+        Names of weights that are to stay floats.
+    """
+    model = model.clone()
+    give_quantized(model.graph, leave)
     return model
 
 

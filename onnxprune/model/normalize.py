@@ -18,6 +18,7 @@ from onnxprune.model.edit import drop_unused, replace_by_initializer, used_names
 from onnxprune.model.inline import inline_functions
 from onnxprune.model.integer import lower_integer
 from onnxprune.model.origin import note_twins, remember, twins
+from onnxprune.model.quantize import take_quantized
 
 
 def normalize(model: ir.Model) -> ir.Model:
@@ -25,9 +26,9 @@ def normalize(model: ir.Model) -> ir.Model:
 
     Inlines model-local functions, turns Constant nodes into initializers, takes initializers out of the
     graph's inputs (`finalize` lists them again), reads through `Identity(initializer)`, drops what nothing
-    uses, folds arithmetic on weights alone (that stays folded), and gives every use of a shared bias, scale or
-    shape constant its own initializer, so that sharing alone ties nothing. Shared weights stay shared: their
-    uses are tied.
+    uses, folds arithmetic on weights alone (that stays folded), takes quantised weights for the floats that
+    they mean, and gives every use of a shared bias, scale or shape constant its own initializer, so that
+    sharing alone ties nothing. Shared weights stay shared: their uses are tied.
 
     Parameters
     ----------
@@ -47,6 +48,7 @@ def normalize(model: ir.Model) -> ir.Model:
     drop_unused(graph, keep=origin.idle)
     lower_integer(model)
     fold_constants(graph, frozenset(origin.inputs))
+    take_quantized(graph)
     drop_unused(graph, keep=origin.idle)
     _split_shared(graph)
     return model

@@ -24,6 +24,10 @@ Key = tuple[str, str]
 """(domain, operator type); the default domain is the empty string."""
 
 
+QUANTIZER = "quantizer"
+"""Kind of the scales and zero points of activations: they are no weights, so nothing counts or scores them."""
+
+
 @dataclass(frozen=True)
 class Term:
     """A cost that is proportional to a product of extents: `factor x prod(extent(axis) for axis in axes)`."""

@@ -53,7 +53,7 @@ class UnitFinder:
     def sinks(self, group: Group) -> Iterator[tuple[Sink, Index, Index | None]]:
         """Where units of a group are summed over: their positions there, and those on the weight."""
         units = {use.axis: use.unit for use in group.axes}
-        for sink in self.graph.sinks:
+        for sink in (*self.graph.sinks, *self.graph.isolated):
             if sink.axis in units:
                 yield sink, units[sink.axis], None if sink.parameter is None else units.get(sink.parameter)
 

@@ -1,7 +1,7 @@
 """Masking: zero each dropped unit where it is summed over. Shapes stay as they are.
 
-Zeroing the source would not do: an activation with f(0) != 0, a bias or a BatchNormalization shift revives the
-channel. Zeroing the sink is exact whatever lies between.
+Zeroing the source would not do: an activation with f(0) != 0, a bias or a BatchNormalization shift revives
+the channel. Zeroing the sink is exact whatever lies between.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ def mask(axis_graph: AxisGraph, kept: Kept) -> ir.Model:
             edit.set_array(
                 value, zero_slices(data.numpy(), sink.parameter.dim, kept[sink.parameter], blocked)
             )
+    for place in axis_graph.isolated:
+        if place.axis in kept:
+            _insert_mask(clone.nodes[place.where.node], place, kept[place.axis])
     return clone.model
 
 

@@ -17,11 +17,13 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Axis, Blocked, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model import edit, fold
+from onnxprune.model.quantized import QuantizedTensor
 from onnxprune.model.shapes import Dims, walk_shapes
 from onnxprune.rules.op import Op
 from onnxprune.rules.refit import Refit
 from onnxprune.surgery.clone import Clone, clone_model
 from onnxprune.surgery.keep import slice_array, sliced_shape
+from onnxprune.surgery.stored import cut_quantized
 
 Data = dict[ir.Value, np.ndarray[Any, Any]]
 
@@ -84,7 +86,9 @@ def _slice_one(value: ir.Value, dims: dict[int, Bools], blocked: dict[int, Block
     data = value.const_value
     if data is None:
         raise ValueError(f"{value.name!r} is no initializer")
-    if isinstance(data, ir.ExternalTensor):
+    if isinstance(data, QuantizedTensor):
+        edit.set_tensor(value, cut_quantized(data, dims, blocked))
+    elif isinstance(data, ir.ExternalTensor):
         shape = sliced_shape(tuple(data.shape.numpy()), dims, blocked)
         edit.set_lazy(value, shape, lambda: slice_array(data.numpy(), dims, blocked))
     else:

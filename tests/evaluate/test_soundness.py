@@ -10,7 +10,8 @@ from small_nets import MODELS, Net, convnet, feeds, residual, save
 import onnxprune
 from onnxprune.calibrate import input_specs, read_dataset
 from onnxprune.errors import ModelError, SoundnessError, TargetError
-from onnxprune.evaluate.soundness import TOLERANCE, Prover, compare_outputs
+from onnxprune.evaluate.agreement import TOLERANCE, compare_outputs
+from onnxprune.evaluate.soundness import Prover
 from onnxprune.graph.axes import Axis
 from onnxprune.rules import Rule, default_rules
 from onnxprune.rules.helpers import tie_axes

@@ -258,10 +258,6 @@ STAYS = {
         [],
         [info("w", [4, 8])],
     ),
-    "quantised": (
-        [node("DequantizeLinear", "q s", "w"), node("Transpose", "w", "v"), node("MatMul", "x v", "y")],
-        {"q": np.ones((8, 4), np.int8), "s": np.float32(0.1)},
-    ),
     "used inside a body": (
         [
             node("Neg", "w", "v"),

@@ -1,0 +1,62 @@
+"""Masked and removed models in the arithmetic of what is written."""
+
+from __future__ import annotations
+
+import itertools
+
+import onnx_ir as ir
+
+from onnxprune.graph.axes import Axis, Bools, Kept
+from onnxprune.graph.build import AxisGraph
+from onnxprune.model.biases import DOMAINS
+from onnxprune.model.finalize import as_stored
+from onnxprune.model.stored import pending
+
+_STEPS = 8
+"""Nodes between a product and the rounding of it."""
+
+_ONE_BY_ONE = frozenset(
+    {"Add", "Clip", "Flatten", "Identity", "LeakyRelu", "Mul", "Relu", "Reshape", "Sigmoid", "Squeeze"}
+    | {"HardSigmoid", "HardSwish", "PRelu", "Sub", "Tanh", "Transpose", "Unsqueeze"}
+)
+
+
+def stored_forms(masked: ir.Model, removed: ir.Model) -> tuple[ir.Model, ir.Model]:
+    """Both models with the weights that will be written.
+
+    A weight that has to be rounded again because blocks with a common scale were torn stays a float one in
+    both: its rounding is no matter of removal.
+    """
+    leave = {name for model in (masked, removed) for name, exact in pending(model.graph).items() if not exact}
+    return as_stored(masked, leave), as_stored(removed, leave)
+
+
+def stored_probes(axis_graph: AxisGraph, kept: Kept) -> dict[str, dict[int, Bools]]:
+    """What is compared inside: where the result of a contraction that lost terms is rounded to integers.
+
+    The sums themselves are no value of a model whose integer kernels make the rounded ones at once.
+    """
+    probes: dict[str, dict[int, Bools]] = {}
+    for sink in axis_graph.sinks:
+        value = _rounded(sink.where.output()) if sink.axis in kept else None
+        if value is not None and value.type is not None:
+            rank = len(axis_graph.shapes.dims.get(value, ()))
+            probes[str(value.name)] = {
+                dim: kept[Axis(value, dim)] for dim in range(rank) if Axis(value, dim) in kept
+            }
+    return probes
+
+
+def _rounded(value: ir.Value) -> ir.Value | None:
+    """The stored numbers that a value becomes, where nothing else uses it."""
+    for _ in range(_STEPS):
+        users = list(itertools.islice(value.uses(), 2))
+        if len(users) != 1 or value.is_graph_output():
+            return None
+        node = users[0].node
+        if node.op_type == "QuantizeLinear" and node.domain in DOMAINS and users[0].idx == 0:
+            return node.outputs[0]
+        if node.op_type not in _ONE_BY_ONE or node.domain:
+            return None
+        value = node.outputs[0]
+    return None
