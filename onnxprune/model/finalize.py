@@ -21,8 +21,8 @@ _INPUTS_ARE_LISTED_BELOW = 4
 def finalize(model: ir.Model) -> ir.Model:
     """A copy of `model` with the interface of the file that it came from.
 
-    Writes quantised weights as the file has them, merges the initializers that `normalize` split where they
-    are still identical, drops nodes and initializers that nothing uses, drops declared shapes of
+    Writes quantised weights and integer operators as the file has them, merges the initializers that
+    `normalize` split where they are still identical, drops nodes and initializers that nothing uses, drops declared shapes of
     intermediate values that no longer hold, and restores the order of the graph's inputs, the initializers
     listed among them, and the opset imports.
 
@@ -61,6 +61,7 @@ def as_stored(model: ir.Model, leave: Collection[str] = ()) -> ir.Model:
     """
     model = model.clone()
     give_quantized(model.graph, leave)
+    raise_integer(model)
     return model
 
 

@@ -60,7 +60,9 @@ class Workbench:
         if axis is not None:
             attributes["axis"] = axis
         inputs = [what.integers, what.scale] + ([] if what.zero is None else [what.zero])
-        out = self.add(before, "DequantizeLinear", inputs, name, what.scale.dtype or ir.DataType.FLOAT, **attributes)
+        out = self.add(
+            before, "DequantizeLinear", inputs, name, what.scale.dtype or ir.DataType.FLOAT, **attributes
+        )
         out.shape = shape_of(what.integers)
         if constant:
             self.known[key] = out
@@ -76,7 +78,9 @@ class Workbench:
         **attributes: int,
     ) -> ir.Value:
         """Add a node with one output."""
-        out = ir.Value(name=edit.fresh(self.graph, name), type=None if dtype is None else ir.TensorType(dtype))
+        out = ir.Value(
+            name=edit.fresh(self.graph, name), type=None if dtype is None else ir.TensorType(dtype)
+        )
         given = [ir.AttrInt64(key, number) for key, number in attributes.items()]
         label = edit.fresh(self.graph, f"{out.name}/{op_type}")
         self.graph.insert_before(before, ir.Node("", op_type, inputs, given, outputs=[out], name=label))
