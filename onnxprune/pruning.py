@@ -37,12 +37,14 @@ from onnxprune.measuring import check_metric, measure_both
 from onnxprune.model import io
 from onnxprune.model.finalize import finalize
 from onnxprune.model.serialize import weight_bytes
+from onnxprune.model.stored import requantised
 from onnxprune.notes import learned_from, unmoved, warnings_of
 from onnxprune.plans import Plan
 from onnxprune.repair.sequence import Repairs, repair
 from onnxprune.repair.turn import turned_model
 from onnxprune.repair.write import write_masked
 from onnxprune.report.assemble import barrier_results, group_results, refitted_io
+from onnxprune.report.quantised import quantised_result
 from onnxprune.report.report import Report, Size, TargetResult
 from onnxprune.slimming.first import slim_first, slims, whole_weights
 from onnxprune.surgery.keep import kept_positions
@@ -323,5 +325,6 @@ def _finish(
         repairs=repairs.layers,
         seconds=seconds,
         latency=latency,
+        quantised=quantised_result(analysis.axis_graph.model, requantised(model.graph), soundness.torn),
     )
     return Pruned(model, plan, report, None if output is None else Path(output))

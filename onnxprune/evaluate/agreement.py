@@ -35,6 +35,8 @@ class Figures:
         In which form the models were compared (see `Soundness`).
     equal
         Whether everything agrees bit for bit.
+    torn
+        Weights that were compared before they are rounded (see `Soundness`).
     """
 
     sound: bool
@@ -43,6 +45,7 @@ class Figures:
     why: str = ""
     form: str = ""
     equal: bool = False
+    torn: tuple[str, ...] = ()
 
     def joined(self, other: Figures) -> Figures:
         """Of both comparisons together."""
@@ -53,6 +56,7 @@ class Figures:
             self.why or other.why,
             self.form or other.form,
             self.equal and other.equal,
+            self.torn or other.torn,
         )
 
 

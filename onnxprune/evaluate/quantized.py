@@ -9,7 +9,6 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model.biases import DOMAINS
-from onnxprune.model.finalize import as_stored
 from onnxprune.model.stored import pending
 
 _STEPS = 8
@@ -21,14 +20,14 @@ _ONE_BY_ONE = frozenset(
 )
 
 
-def stored_forms(masked: ir.Model, removed: ir.Model) -> tuple[ir.Model, ir.Model]:
-    """Both models with the weights that will be written.
+def torn_weights(*models: ir.Model) -> tuple[str, ...]:
+    """Weights of any of the models that will have to be rounded again.
 
-    A weight that has to be rounded again because blocks with a common scale were torn stays a float one in
-    both: its rounding is no matter of removal.
+    After a removal, those whose blocks with a common scale were torn. Their rounding is no matter of removal, so
+    masked and removed are compared without it.
     """
-    leave = {name for model in (masked, removed) for name, exact in pending(model.graph).items() if not exact}
-    return as_stored(masked, leave), as_stored(removed, leave)
+    found = {name for model in models for name, exact in pending(model.graph).items() if not exact}
+    return tuple(sorted(found))
 
 
 def stored_probes(axis_graph: AxisGraph, kept: Kept) -> dict[str, dict[int, Bools]]:

@@ -26,13 +26,15 @@ from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
 from onnxprune.evaluate.agreement import Feed, Figures, as_float32, compare_outputs
-from onnxprune.evaluate.quantized import stored_forms, stored_probes
+from onnxprune.evaluate.quantized import stored_probes, torn_weights
 from onnxprune.evaluate.smaller import cut_array, cut_feed, cuts_by_name
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
 from onnxprune.model.convert import to_float32
 from onnxprune.model.detach import detach_foreign, foreign_nodes, opened
+from onnxprune.model.finalize import as_stored
+from onnxprune.model.stored import with_floats
 from onnxprune.model.unrounded import is_quantized, without_rounding
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
@@ -66,6 +68,9 @@ class Soundness:
         for others.
     equal
         Whether outputs and inner results agree bit for bit.
+    torn
+        Quantised weights that have to be rounded again because blocks with a common scale lost some of their
+        positions: they were compared before that.
     detached
         Nodes that onnxruntime cannot run: the proof covers everything around them.
     samples
@@ -85,6 +90,7 @@ class Soundness:
     why: Mapping[str, str] = field(default_factory=dict)
     form: str = ""
     equal: bool = False
+    torn: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,7 @@ class Prover:
             why,
             figures.form,
             figures.equal,
+            figures.torn,
         )
 
     def _bisect(
@@ -186,15 +193,17 @@ class Prover:
         kept = kept_positions(self.groups, keep)
         probes = self._probes(kept)
         removed, masked = remove(self.axis_graph, kept), mask(self.axis_graph, kept)
-        if not is_quantized(self.axis_graph.model):
-            return self._run_forms(masked, removed, probes, kept, repeat)
-        forms = stored_forms(masked, removed)
-        result = self._run_forms(*forms, stored_probes(self.axis_graph, kept), kept, repeat)
-        if result.sound or repeat:
-            return replace(result, form="integer")
-        log.info("the integers of masked and removed differ: %s", result.why)
-        forms = without_rounding(masked), without_rounding(removed)
-        return replace(self._run_forms(*forms, probes, kept, repeat), form="unrounded")
+        torn = torn_weights(masked, removed)
+        if is_quantized(self.axis_graph.model):
+            forms = as_stored(masked, torn), as_stored(removed, torn)
+            result = self._run_forms(*forms, stored_probes(self.axis_graph, kept), kept, repeat)
+            if result.sound or repeat:
+                return replace(result, form="integer", torn=torn)
+            log.info("the integers of masked and removed differ: %s", result.why)
+            masked, removed = without_rounding(masked), without_rounding(removed)
+        forms = with_floats(masked, torn), with_floats(removed, torn)
+        result = self._run_forms(*forms, probes, kept, repeat)
+        return replace(result, form="unrounded" if is_quantized(self.axis_graph.model) else "", torn=torn)
 
     def _run_forms(
         self, masked: ir.Model, removed: ir.Model, probes: Probes, kept: Kept, repeat: bool

@@ -6,7 +6,7 @@ integer kernels take it for granted. So it changes with the weight's.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,9 +30,11 @@ _EXACT = 1e-6
 
 def mark_biases(graph: ir.Graph) -> None:
     """Note which biases have the product of two scales, and which are plain floats in the file."""
-    plain = set()
+    plain: set[str] = set()
     for node in graph:
         bias = _bias_of(node)
+        if node.op_type == "Add" and not node.domain:
+            plain.update(str(v.name) for v in node.inputs if v is not None and v.is_initializer())
         if bias is None:
             continue
         tensor, product = bias.const_value, product_of_scales(node)
@@ -74,6 +76,41 @@ def settle_biases(graph: ir.Graph, leave: Collection[str]) -> None:
             bias.const_value = _bias_again(bias.const_value, product)
         elif roots.get(name, name) not in plain and _is_own(bias):
             bias.const_value = _new_bias(bias, product)
+    for node in graph:
+        if node.op_type == "Add" and not node.domain:
+            _settle_addend(node, plain, roots)
+
+
+def _settle_addend(node: ir.Node, plain: Collection[str], roots: Mapping[str, str]) -> None:
+    """Store a vector that was put behind a product as the sum is stored, where the Add is to be one of integers."""
+    for place, vector in enumerate(node.inputs):
+        other = node.inputs[1 - place]
+        if vector is None or other is None or not vector.is_initializer() or not _is_own(vector):
+            continue
+        data, name = vector.const_value, str(vector.name)
+        users = list(node.outputs[0].uses())
+        rounds = len(users) == 1 and users[0].node.op_type == "QuantizeLinear"
+        maker, dtype = other.producer(), users[0].node.outputs[0].dtype if rounds else None
+        if data is None or isinstance(data, QuantizedTensor) or roots.get(name, name) in plain:
+            continue
+        if maker is None or maker.op_type != "DequantizeLinear" or dtype is None or data.dtype != _FLOAT:
+            continue
+        if dtype in (ir.DataType.INT8, ir.DataType.UINT8):
+            vector.const_value = _whole_range(name, np.asarray(data.numpy()), dtype)
+
+
+_FLOAT = ir.DataType.FLOAT
+
+
+def _whole_range(name: str, floats: Array, dtype: ir.DataType) -> QuantizedTensor:
+    """A vector with one scale and one zero point."""
+    scale, zero = np.zeros((), np.float32), np.ones((), dtype.numpy())  # a zero point that is not the middle
+    stored = edit.tensor(np.zeros(floats.shape, dtype.numpy()), dtype)
+    inputs = tuple(f"{name}_{what}" for what in ("quantized", "scale", "zero_point"))
+    node = Written("DequantizeLinear", "", f"{name}_DequantizeLinear", inputs, name)
+    whole = edit.tensor(np.array([], dtype.numpy()), dtype)
+    tensor = QuantizedTensor(stored, scale, zero, Scheme(node, Layout(), whole, zero), _FLOAT, name=name)
+    return tensor.holding(floats)
 
 
 def product_of_scales(node: ir.Node) -> Array | None:
@@ -110,7 +147,7 @@ def _bias_again(tensor: QuantizedTensor, product: Array) -> ir.TensorProtocol:
 
 
 def _at_scale(tensor: QuantizedTensor, scale: Array) -> ir.TensorProtocol:
-    floats = np.asarray(tensor.numpy())
+    floats = np.asarray(tensor.plain().numpy())
     _, most = rounding.limits(tensor.stored.dtype)
     if (np.abs(floats.astype(np.float64)) > most * tensor.layout.spread(scale, floats.shape)).any():
         return edit.tensor(floats, tensor.dtype, tensor.name)

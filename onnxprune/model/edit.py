@@ -176,8 +176,8 @@ def take_over(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     name = old.name
     old.name = None if name is None else fresh(graph, f"{name}/old")
     new.name, new.type, new.shape = name, old.type, old.shape
-    old.replace_all_uses_with(new)
     graph.outputs[:] = [new if out is old else out for out in graph.outputs]
+    old.replace_all_uses_with(new)
 
 
 def drop_unused(graph: ir.Graph, keep: frozenset[str] = frozenset()) -> None:

@@ -161,13 +161,13 @@ class QuantizedTensor(ir.LazyTensor):
     dtype
         Of the floats.
     floats
-        Other floats of the same shape that are to be stored instead: `settled` rounds them. None where
-        `stored` says all.
+        Other floats of the same shape that are to be stored instead: `settled` rounds them. The tensor's own numbers
+        are the rounded ones, so that whoever looks on sees what will be written. None where `stored` says all.
     raw
         The floats that the file holds, where it holds floats.
     """
 
-    __slots__ = ("floats", "raw_floats", "scale", "scheme", "stored", "zero")
+    __slots__ = ("_settled", "floats", "raw_floats", "scale", "scheme", "stored", "zero")
 
     def __init__(
         self,
@@ -184,6 +184,7 @@ class QuantizedTensor(ir.LazyTensor):
         super().__init__(self._make, dtype, ir.Shape(stored.shape.numpy()), name=name)
         self.stored, self.scale, self.zero, self.scheme = stored, scale, zero, scheme
         self.floats, self.raw_floats = floats, raw
+        self._settled: tuple[QuantizedTensor, int] | None = None
 
     @property
     def layout(self) -> Layout:
@@ -196,12 +197,18 @@ class QuantizedTensor(ir.LazyTensor):
         return tuple(int(extent) for extent in self.shape.numpy())
 
     def _make(self) -> ir.TensorProtocol:
-        if self.floats is not None:
-            return edit.tensor(self.floats, self.dtype, self.name)
-        return edit.tensor(self.meaning(), self.dtype, self.name)
+        if self.floats is not None and self.stored.dtype == ir.DataType.INT32:
+            return edit.tensor(
+                self.floats, self.dtype, self.name
+            )  # a bias: its scale is settled with its layer's
+        return edit.tensor(self.settled()[0].meaning(), self.dtype, self.name)
+
+    def plain(self) -> ir.TensorProtocol:
+        """The floats that are to be stored, before they are rounded, as a tensor that is nothing else."""
+        return edit.tensor(self.meaning() if self.floats is None else self.floats, self.dtype, self.name)
 
     def meaning(self) -> Array:
-        """What the stored numbers mean, as float32."""
+        """What the stored numbers mean."""
         spread = self.layout.spread
         return rounding.dequantize(
             self.stored.numpy(), spread(self.scale, self.extents), spread(self.zero, self.extents)
@@ -266,8 +273,13 @@ class QuantizedTensor(ir.LazyTensor):
         """
         if self.floats is None:
             return self, 0
+        if self._settled is None:
+            self._settled = self._rounded(self.floats)
+        return self._settled
+
+    def _rounded(self, array: Array) -> tuple[QuantizedTensor, int]:
         layout, grid = self.layout, self.scheme.grid
-        floats = layout.rows(np.asarray(self.floats, np.float32))
+        floats = layout.rows(np.asarray(array, np.float32))
         stored = layout.rows(self.stored.numpy())
         scale, zero = layout.vector(self.scale).copy(), layout.vector(self.zero).copy()
         old = layout.rows(np.asarray(self.meaning(), np.float32))
@@ -292,7 +304,7 @@ class QuantizedTensor(ir.LazyTensor):
     def at_scale(self, scale: Array) -> QuantizedTensor:
         """The weight's floats rounded with given scales, which are of the shape of its own."""
         spread = self.layout.spread
-        floats = np.asarray(self.numpy(), np.float64)
+        floats = np.asarray(self.plain().numpy(), np.float64)
         made = rounding.quantize(
             floats, spread(scale, self.extents), spread(self.zero, self.extents), self.stored.dtype
         )

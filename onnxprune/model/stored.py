@@ -47,11 +47,26 @@ def give_quantized(graph: ir.Graph, leave: Collection[str] = ()) -> None:
         tensor = value.const_value
         if isinstance(tensor, QuantizedTensor) and value.name not in leave:
             value.const_value, _ = tensor.settled()
+    _make_plain(graph, leave)
     order = {node: number for number, node in enumerate(graph)}
     for name, value in tuple(graph.initializers.items()):
         if isinstance(value.const_value, QuantizedTensor) and name not in leave:
             _write(graph, value, value.const_value, order)
     graph.meta[_CHANGED] = tuple(changed)
+
+
+def with_floats(model: ir.Model, names: Collection[str]) -> ir.Model:
+    """A copy of a normalised model in which some quantised weights are the floats that they were given."""
+    model = model.clone()
+    _make_plain(model.graph, names)
+    return model
+
+
+def _make_plain(graph: ir.Graph, names: Collection[str]) -> None:
+    for name in names:
+        value = graph.initializers.get(name)
+        if value is not None and isinstance(value.const_value, QuantizedTensor):
+            value.const_value = value.const_value.plain()
 
 
 def requantised(graph: ir.Graph) -> tuple[str, ...]:

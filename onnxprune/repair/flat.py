@@ -1,4 +1,4 @@
-"""Activations that are flat: where a Relu or a Clip makes the same of different numbers.
+"""Activations that are flat: where a Relu, a Clip or a QuantizeLinear makes the same of different numbers.
 
 What such an activation hides need not be right. Where the target lies in a flat part, any output in that part
 will do, and one outside is at best moved to its edge. So with `y` what a layer gives now and `t` its target,
@@ -17,6 +17,9 @@ import math
 from dataclasses import dataclass
 
 import onnx_ir as ir
+
+from onnxprune.model.biases import DOMAINS
+from onnxprune.model.rounding import limits
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,11 @@ def flat_behind(value: ir.Value) -> Flat | None:
 
 
 def _flat(node: ir.Node, value: ir.Value) -> Flat | None:
-    if node.domain not in ("", "ai.onnx") or node.inputs[0] is not value:
+    if node.inputs[0] is not value:
+        return None
+    if node.op_type == "QuantizeLinear" and node.domain in DOMAINS:
+        return _range(node)
+    if node.domain not in ("", "ai.onnx"):
         return None
     if node.op_type == "Relu":
         return Flat(0.0, math.inf)
@@ -53,6 +60,19 @@ def _flat(node: ir.Node, value: ir.Value) -> Flat | None:
     if low is None or high is None or not low < high:
         return None
     return None if (low, high) == (-math.inf, math.inf) else Flat(low, high)
+
+
+def _range(node: ir.Node) -> Flat | None:
+    """What a QuantizeLinear can tell apart: often it stands for the Relu that the quantiser took out."""
+    scale, zero = (v.const_value if v is not None else None for v in (*node.inputs[1:], None)[:2])
+    dtype = node.outputs[0].dtype
+    missing = len(node.inputs) < 3 or node.inputs[2] is None
+    if scale is None or scale.size != 1 or dtype is None or (zero is None and not missing):
+        return None
+    step = float(scale.numpy().ravel()[0])
+    center = 0.0 if zero is None else float(zero.numpy().ravel()[0])
+    low, high = limits(dtype)
+    return Flat((low - center) * step, (high - center) * step) if step > 0 else None
 
 
 def _bound(node: ir.Node, slot: int, name: str, missing: float) -> float | None:

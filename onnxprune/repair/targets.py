@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.repair.flat import Flat, flat_behind
+from onnxprune.statistics.consumers import read_back
 from onnxprune.statistics.norms import LinearMap, Norm, linear_map_of
 from onnxprune.statistics.piecewise import Piecewise
 
@@ -131,11 +132,12 @@ def target_of(
 
 def _addend(consumer: LinearMap) -> tuple[ir.Value, ir.Value] | None:
     """The sum that alone uses a layer's output, and its other addend."""
-    users = list(itertools.islice(consumer.y.uses(), 2))
-    if len(users) != 1 or consumer.y.is_graph_output() or users[0][0].op_type != "Add":
+    y = read_back(consumer.y)
+    users = list(itertools.islice(y.uses(), 2))
+    if len(users) != 1 or y.is_graph_output() or users[0][0].op_type != "Add":
         return None
     add, slot = users[0]
     other = add.inputs[1 - slot]
-    if other is None or other.const_value is not None or other is consumer.y:
+    if other is None or other.const_value is not None or other is y:
         return None
     return add.outputs[0], other

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model import edit
+from onnxprune.statistics.consumers import read_back
 from onnxprune.statistics.norms import SCALE, LinearMap, Norm, linear_map_of
 from onnxprune.surgery.keep import slice_array
 
@@ -38,6 +39,7 @@ def write(layer: LinearMap, weight: Array, bias: Array) -> None:
     new = edit.add_initializer(graph, f"{layer.weight.name}/bias", bias, layer.weight.dtype)
     if node.op_type == "MatMul":
         _add(layer.y, new)
+        _round_before(graph, layer.y)
         return
     beta = node.attributes.get("beta")
     if node.op_type == "Gemm" and beta is not None:
@@ -93,6 +95,32 @@ def _add(value: ir.Value, bias: ir.Value) -> None:
     for user, slot in users:
         user.replace_input_with(slot, total)
     graph.outputs[:] = [total if out is value else out for out in graph.outputs]
+
+
+def _round_before(graph: ir.Graph, value: ir.Value) -> None:
+    """Round a product that is rounded only with the bias that it has got, so that it can be one of integers.
+
+    The sum is rounded with the scale that the product had.
+    """
+    users = list(itertools.islice(value.uses(), 2))
+    add = users[0].node if len(users) == 1 else None
+    total = None if add is None else add.outputs[0]
+    if add is None or total is None or read_back(total) is total:
+        return
+    quantize = next(iter(total.uses())).node
+    dequantize = next(iter(quantize.outputs[0].uses())).node
+    if not all(v is None or v.const_value is not None for n in (quantize, dequantize) for v in n.inputs[1:]):
+        return
+    source = value
+    for like in (quantize, dequantize):
+        name = edit.fresh(graph, f"{value.name}/{like.op_type}")
+        out = ir.Value(name=name, type=like.outputs[0].type)
+        inputs = [source, *like.inputs[1:]]
+        attributes = list(like.attributes.values())
+        node_name = edit.fresh(graph, f"{name}_node")
+        add.prepend(ir.Node(like.domain, like.op_type, inputs, attributes, outputs=[out], name=node_name))
+        source = out
+    add.replace_input_with(0 if add.inputs[0] is value else 1, source)
 
 
 def write_masked(

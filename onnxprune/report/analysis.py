@@ -10,6 +10,7 @@ from typing import Any
 from onnxprune.analysis import Analysis
 from onnxprune.graph.groups import AxisUse, Group
 from onnxprune.report.assemble import barrier_results
+from onnxprune.report.quantised import quantised_line, quantised_result
 from onnxprune.report.tables import barrier_lines, columns, coverage_line, number, plural, some, wrap
 
 SCHEMA = "onnxprune-analysis/1"
@@ -18,6 +19,7 @@ _ROWS = 20
 
 def to_dict(analysis: Analysis) -> dict[str, Any]:
     """The analysis in the layout of schema `onnxprune-analysis/1`."""
+    quantised = quantised_result(analysis.axis_graph.model)
     return {
         "schema": SCHEMA,
         "model": {"path": str(analysis.source.path), "sha256": analysis.source.sha256},
@@ -29,6 +31,7 @@ def to_dict(analysis: Analysis) -> dict[str, Any]:
         "groups": [_group(analysis, group) for group in analysis.partition.groups],
         "alternatives": [_plain(group) for group in analysis.partition.alternatives],
         "barriers": [asdict(barrier) for barrier in barrier_results(analysis)],
+        "quantised": None if quantised is None else asdict(quantised),
     }
 
 
@@ -74,6 +77,8 @@ def render(analysis: Analysis, *, verbose: bool = False, width: int | None = Non
         f"{plural(len(groups), 'group')} with {plural(units, 'unit')}: "
         f"{coverage_line(coverage.macs, coverage.params)}",
     ]
+    if how := quantised_line(quantised_result(analysis.axis_graph.model)):
+        lines += wrap(f"quantised: {how}", width)
     if analysis.bindings:
         sizes = ", ".join(
             f"{name}={size}" + (" (assumed)" if name in analysis.guessed else "")

@@ -36,6 +36,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "refitted_io": [asdict(io) for io in report.refitted],
         "repairs": [asdict(layer) for layer in report.repairs],
         "soundness": asdict(report.soundness),
+        "quantised": None if report.quantised is None else asdict(report.quantised),
         "calibration": dict(report.calibration),
         "metric": None if report.metric is None else asdict(report.metric),
         "fidelity": None if report.fidelity is None else asdict(report.fidelity),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxprune.report.quantised import quantised_line, requantised_line
 from onnxprune.report.report import Report
 from onnxprune.report.tables import (
     coverage_line,
@@ -35,6 +36,9 @@ def render(report: Report) -> str:
         parts.append(f"**Run time.** {timed}.")
     if repaired := repair_line(report):
         parts.append(f"**Repair.** {repaired[0].upper()}{repaired[1:]}.")
+    if how := quantised_line(report.quantised):
+        again = requantised_line(report.quantised)
+        parts.append(f"**Quantised.** {how}." + (f" {again[0].upper()}{again[1:]}." if again else ""))
     if report.metric is not None:
         parts.append(f"**Metric.** Before: {report.metric.before}. After: {report.metric.after}.")
     if report.fidelity is not None:

@@ -11,6 +11,7 @@ from onnxprune.evaluate.fidelity import Fidelity
 from onnxprune.evaluate.score import Score
 from onnxprune.evaluate.soundness import Soundness
 from onnxprune.repair.sequence import LayerRepair
+from onnxprune.report.quantised import QuantisedResult
 
 SCHEMA = "onnxprune-report/1"
 
@@ -206,6 +207,8 @@ class Report:
         and `dropped` do not count it.
     latency
         Run times, where they were the target.
+    quantised
+        How the model is quantised; None where it is not.
     """
 
     path: str
@@ -233,6 +236,7 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     slim: SlimFirst | None = None
     latency: LatencyResult | None = None
+    quantised: QuantisedResult | None = None
 
     @property
     def dropped(self) -> int:

@@ -155,9 +155,17 @@ def soundness_line(report: Report) -> str:
     s = report.soundness
     inner = f" and {plural(s.inner, 'inner result')}" if s.inner else ""
     return (
-        f"masked == removed on {plural(s.samples, f'{s.tier} input')}, in all outputs{inner}: "
-        f"max |difference| {s.max_abs_diff:.2g}, max |output| {s.max_abs_output:.3g}"
+        f"masked == removed on {plural(s.samples, f'{s.tier} input')}, in all outputs{inner}{_FORMS[s.form]}: "
+        + ("equal bit for bit, " if s.form and s.equal else f"max |difference| {s.max_abs_diff:.2g}, ")
+        + f"max |output| {s.max_abs_output:.3g}"
     )
+
+
+_FORMS = {
+    "": "",
+    "integer": ", in integers as written",
+    "unrounded": ", without the rounding of activations (with it, last digits decide some of them)",
+}
 
 
 def coverage_line(macs: float, params: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxprune.report.quantised import quantised_line, requantised_line
 from onnxprune.report.report import Report
 from onnxprune.report.tables import (
     barrier_lines,
@@ -37,8 +38,13 @@ def render(report: Report, *, verbose: bool = False, width: int | None = None) -
         lines += wrap(first, width)
     if timed := latency_line(report):
         lines += wrap(f"run time: {timed}", width)
-    if repaired := repair_line(report):
-        lines += wrap(repaired, width)
+    how = quantised_line(report.quantised)
+    for line in (
+        repair_line(report),
+        f"quantised: {how}" if how else "",
+        requantised_line(report.quantised),
+    ):
+        lines += wrap(line, width) if line else []
     if report.metric is not None:
         lines += [f"before: {report.metric.before}", f"after:  {report.metric.after}"]
     if report.fidelity is not None:

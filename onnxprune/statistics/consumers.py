@@ -263,10 +263,11 @@ def _rows(node: ir.Node, weight: ir.Value) -> int:
 
 
 def _bias_behind(node: ir.Node, rows: int) -> tuple[ir.Value, ir.Value | None]:
-    """The Add of a vector that alone uses a product, if there is one."""
+    """The Add of a vector that alone uses a product, rounded or not, if there is one."""
     product = node.outputs[0]
-    users = list(itertools.islice(product.uses(), 2))
-    if len(users) != 1 or product.is_graph_output() or users[0][0].op_type != "Add":
+    rounded = read_back(product)
+    users = list(itertools.islice(rounded.uses(), 2))
+    if len(users) != 1 or rounded.is_graph_output() or users[0][0].op_type != "Add":
         return product, None
     add, slot = users[0]
     other = add.inputs[1 - slot]
@@ -276,6 +277,19 @@ def _bias_behind(node: ir.Node, rows: int) -> tuple[ir.Value, ir.Value | None]:
     if shape and shape[-1] == rows and math.prod(shape) == rows:
         return add.outputs[0], other
     return product, None
+
+
+def read_back(value: ir.Value) -> ir.Value:
+    """The value as floats again, where all that sees it is a QuantizeLinear that only a DequantizeLinear sees."""
+    found = value
+    for op_type in ("QuantizeLinear", "DequantizeLinear"):
+        users = list(itertools.islice(found.uses(), 2))
+        if len(users) != 1 or found.is_graph_output():
+            return value
+        if users[0].node.op_type != op_type or users[0].idx != 0:
+            return value
+        found = users[0].node.outputs[0]
+    return found
 
 
 def _int(node: ir.Node, name: str, default: int) -> int:

@@ -37,7 +37,7 @@ def cut_quantized(
     shape = sliced_shape(tensor.extents, kept, blocked)
     scale, zero = (_cut_scale(tensor, array, kept, blocked) for array in (tensor.scale, tensor.zero))
     if scale is None or zero is None:
-        return tensor.holding(part(tensor.numpy()))
+        return tensor.holding(part(tensor.plain().numpy()))
     stored, dtype = tensor.stored, tensor.stored.dtype
     cut: ir.TensorProtocol
     if isinstance(stored, ir.ExternalTensor | ir.LazyTensor):
