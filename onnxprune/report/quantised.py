@@ -65,7 +65,9 @@ def quantised_result(
     if not weights and not activations:
         return None
     known = set(requantised) - set(torn)
-    return QuantisedResult(weights, biases, activations, tuple(sorted(known)), tuple(sorted(torn)))
+    return QuantisedResult(
+        dict(weights), dict(biases), dict(activations), tuple(sorted(known)), tuple(sorted(torn))
+    )
 
 
 def _kind(tensor: QuantizedTensor) -> str:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import onnx_ir as ir
 
 from onnxprune.model.integer import attention, fused, nbits, products, qlinear
-from onnxprune.model.integer.notes import Lowered, forget_note, forget_notes, note_of, order_of
+from onnxprune.model.integer.forms import CONTRIB
+from onnxprune.model.integer.grid import behind
+from onnxprune.model.integer.notes import (
+    Lowered,
+    Made,
+    Template,
+    forget_note,
+    forget_notes,
+    note_of,
+    order_of,
+)
 from onnxprune.model.integer.parts import NotThisForm
 
 log = logging.getLogger(__name__)
@@ -35,17 +45,35 @@ def raise_integer(model: ir.Model) -> None:
         Mutated. Weights and biases are DequantizeLinear of initializers.
     """
     graph = model.graph
+    known, forms = order_of(graph), set()
     for node in tuple(graph):
         lowered = note_of(node)
+        if lowered is None and qlinear.NAME in forms:
+            lowered = _new_sum(node, known)
         if lowered is None:
             continue
         forget_note(node)
+        forms.add(lowered.form)
         try:
             _LIFT[lowered.form](graph, node, lowered)
         except NotThisForm as why:
             log.debug("%s %r stays in floats: %s", node.op_type, node.name, why)
     _reorder(graph)
     forget_notes(graph)
+
+
+def _new_sum(node: ir.Node, known: Mapping[str, int]) -> Lowered | None:
+    """An Add that the file does not have, as if it had been a QLinearAdd: a repair gave a product a bias."""
+    if node.op_type != "Add" or node.domain or str(node.outputs[0].name) in known:
+        return None
+    users = [user for user, _ in node.outputs[0].uses()]
+    between = all(behind(value) is not None for value in node.inputs) and len(users) == 1
+    if not between or users[0].op_type != "QuantizeLinear" or str(users[0].outputs[0].name) not in known:
+        return None
+    dtype = users[0].outputs[0].type
+    made = (Made(None, dtype, None),)
+    sum_of_integers = Template(CONTRIB, "QLinearAdd", node.name, None, {}, {}, (True,) * 8, made)
+    return Lowered(qlinear.NAME, (sum_of_integers,))
 
 
 def _reorder(graph: ir.Graph) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,6 +119,12 @@ def note_whole(graph: ir.Graph, reasons: Mapping[str, str]) -> None:
 def left_whole(graph: ir.Graph) -> dict[str, str]:
     """Nodes of integer arithmetic that were not taken apart, by the name of their first output, with the reason."""
     return dict(graph.meta.get(_WHOLE, {}))
+
+
+def lowered_operators(graph: ir.Graph) -> dict[str, int]:
+    """How many operators of each type were taken apart; of several nodes, the first one counts."""
+    found = Counter(lowered.nodes[0].op_type for node in graph if (lowered := note_of(node)) is not None)
+    return dict(sorted(found.items()))
 
 
 def forget_notes(graph: ir.Graph) -> None:

@@ -115,6 +115,37 @@ def test_a_product_that_got_a_bias_stays_a_product_of_integers():
     assert np.abs(found - expected).max() <= 1 and np.abs(found - run(proto, m.feed)[0]).max() > 1
 
 
+def test_a_sum_that_a_repair_added_is_one_of_integers():
+    """MatMul, rounded, plus a bias that is stored in 8 bits, rounded with the scale of the file."""
+    m, _, model = floats_of(matmul()("u"))
+    graph = model.graph
+    product = node_of(model, "MatMul").outputs[0]
+    quantize = node_of(model, "QuantizeLinear")
+    scale, zero = quantize.inputs[1:]
+
+    def step(op_type, name, *inputs):
+        out = ir.Value(
+            name=name, type=ir.TensorType(ir.DataType.UINT8 if "Qu" in op_type else ir.DataType.FLOAT)
+        )
+        graph.insert_before(quantize, ir.Node("", op_type, inputs, outputs=[out], name=f"{name}_node"))
+        return out
+
+    stored = edit.add_initializer(
+        graph, "bias", m.rng.integers(0, 255, 7).astype(np.uint8), ir.DataType.UINT8
+    )
+    bias_scale = edit.add_initializer(graph, "bias_scale", np.float32(0.07), ir.DataType.FLOAT)
+    bias_zero = edit.add_initializer(graph, "bias_zero", np.uint8(128), ir.DataType.UINT8)
+    rounded = step("QuantizeLinear", "rounded", product, scale, zero)
+    left = step("DequantizeLinear", "left", rounded, scale, zero)
+    right = step("DequantizeLinear", "right", stored, bias_scale, bias_zero)
+    quantize.replace_input_with(0, step("Add", "sum", left, right))
+    expected = run(model, m.feed)[0].astype(int)
+    raise_integer(model)
+    assert operators(model) == ["QLinearMatMul", "QLinearAdd"]
+    found = run(model, m.feed)[0].astype(int)
+    assert np.abs(found - expected).max() <= 1 and len(np.unique(found)) > 9
+
+
 def test_a_new_bias_behind_an_integer_convolution():
     make, _ = CASES["integer conv, no bias"]
     m, _, model = floats_of(make("u"))
