@@ -11,8 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxprune.model import edit
-from onnxprune.model.integer.forms import CONTRIB
-from onnxprune.model.integer.grid import Operand, integers_of, locate
+from onnxprune.model.integer.grid import integers_of, locate
 from onnxprune.model.integer.notes import Lowered, Template, note
 from onnxprune.model.integer.parts import (
     NotThisForm,
@@ -25,7 +24,6 @@ from onnxprune.model.integer.parts import (
     one_value,
     only_user,
     rank_of,
-    sweep,
     take_place,
 )
 
@@ -124,20 +122,3 @@ def biased(core: ir.Node) -> tuple[ir.Node, ir.Value | None]:
         return core, None
     other = add.inputs[1] if add.inputs[0] is core.outputs[0] else add.inputs[0]
     return (add, other) if other is not None and is_constant(other) and rank_of(other) == 1 else (core, None)
-
-
-def lift_with_bias(graph: ir.Graph, core: ir.Node, operands: list[Operand]) -> None:
-    """A QLinearMatMul that got a bias: the product of integers with a bias and a result of floats.
-
-    QLinearMatMul has no bias. What follows, the QuantizeLinear, stays.
-    """
-    last, bias = biased(core)
-    if bias is None:
-        raise NotThisForm("its result is used before it is quantised")
-    a, b = (integers_of(graph, core, one) for one in operands)
-    graph.opset_imports.setdefault(CONTRIB, 1)
-    out = ir.Value(name=None, type=last.outputs[0].type)
-    inputs = [a.integers, b.integers, a.scale, b.scale, a.zero, b.zero, bias]
-    graph.insert_before(core, ir.Node(CONTRIB, "MatMulIntegerToFloat", inputs, outputs=[out], name=core.name))
-    take_place(graph, last.outputs[0], out)
-    sweep(graph, [last.outputs[0]])

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model import edit
-from onnxprune.model.integer.parts import NotThisForm, Quantized, array_of, is_constant, one_value, only_user
-
-Array = np.ndarray[Any, Any]
-
-_SAME = 1e-6
-"""Scales that differ by less, relatively, are the same number, rounded on two ways."""
+from onnxprune.model.integer.parts import NotThisForm, Quantized, is_constant, one_value
 
 
 @dataclass(frozen=True)
@@ -92,35 +86,3 @@ def behind(value: ir.Value | None) -> Quantized | None:
     if integers is None or scale is None:
         return None
     return Quantized(integers, scale, node.inputs[2] if len(node.inputs) > 2 else None)
-
-
-def requantized_bias(graph: ir.Graph, value: ir.Value, product: Array) -> ir.Value:
-    """A bias as int32 at the scale of the sum that it is added to; the same integers where the scale is the same.
-
-    Parameters
-    ----------
-    graph
-        Gets an initializer where the integers change.
-    value
-        A bias of floats: of a DequantizeLinear, or an initializer.
-    product
-        The scale of the sum: a number, or one for each position of the last axis.
-    """
-    found = behind(value)
-    scale = product.reshape(()) if product.size == 1 else product
-    if found is None:
-        floats, name = array_of(value, "the bias"), f"{value.name}_quantized"
-    else:
-        integers, old = array_of(found.integers, "the bias"), array_of(found.scale, "the scale of the bias")
-        plain = found.zero is None or not array_of(found.zero, "a zero point").any()
-        kept = found.integers.dtype == ir.DataType.INT32 and plain
-        if kept and old.size in (1, scale.size) and np.allclose(old, scale, rtol=_SAME, atol=0):
-            return found.integers
-        zero = 0 if found.zero is None else array_of(found.zero, "a zero point").astype(np.int64)
-        floats, name = (integers.astype(np.int64) - zero) * old.astype(np.float64), str(found.integers.name)
-    limits = np.iinfo(np.int32)
-    whole = np.clip(np.rint(floats.astype(np.float64) / scale), limits.min, limits.max)
-    if found is not None and found.integers.dtype == ir.DataType.INT32 and only_user(found.integers):
-        edit.set_array(found.integers, whole)
-        return found.integers
-    return edit.add_initializer(graph, name, whole.astype(np.int32), ir.DataType.INT32)

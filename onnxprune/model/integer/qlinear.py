@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model import edit
+from onnxprune.model.integer.biases import requantized_bias, round_before_bias
 from onnxprune.model.integer.forms import FORMS, Form, Slots
-from onnxprune.model.integer.fused import biased, lift_with_bias
-from onnxprune.model.integer.grid import Operand, integers_of, locate, requantized_bias
+from onnxprune.model.integer.grid import Operand, integers_of, locate
 from onnxprune.model.integer.notes import Lowered, Template, note
 from onnxprune.model.integer.parts import (
     NotThisForm,
@@ -135,9 +135,8 @@ def lift(graph: ir.Graph, core: ir.Node, lowered: Lowered) -> None:
     form = FORMS[template.domain, template.op_type]
     count = len(form.plain)
     found = form.slots(len(template.given))
-    if form.op_type == "MatMul" and biased(core)[1] is not None:
-        lift_with_bias(graph, core, [locate(core, 0), locate(core, 1)])
-        return
+    if form.op_type == "MatMul":
+        round_before_bias(graph, core)
     last, result = _result(graph, form, template, core)
     operands = [locate(core, count + number) for number in range(len(found))]
     attributes = _attributes(form, template, core)

@@ -101,16 +101,20 @@ def test_a_bias_follows_the_scale_of_its_weight():
     assert run(model, m.feed)[0].shape == run(proto, m.feed)[0].shape
 
 
-def test_a_product_that_got_a_bias_stays_a_product_of_integers():
+@pytest.mark.parametrize("contrib", [True, False])
+def test_a_product_that_got_a_bias_stays_a_product_of_integers(contrib):
+    """QLinearMatMul has no bias: a sum of integers follows, or one of floats where the file has no QLinearAdd."""
     m, proto, model = floats_of(matmul(channels=7)("u"))
+    if not contrib:
+        del model.graph.opset_imports[CONTRIB]
     bias = edit.add_initializer(
         model.graph, "bias", m.rng.normal(size=7).astype(np.float32), ir.DataType.FLOAT
     )
     edit.insert_after(node_of(model, "MatMul").outputs[0], "Add", [bias])
     expected = run(model, m.feed)[0].astype(int)
     raise_integer(model)
-    assert operators(model) == ["MatMulIntegerToFloat", "QuantizeLinear"]
-    assert model.graph.opset_imports[CONTRIB] == 1
+    sums = ["QLinearAdd"] if contrib else ["DequantizeLinear", "Add", "QuantizeLinear"]
+    assert operators(model) == ["QLinearMatMul", *sums]
     found = run(model, m.feed)[0].astype(int)
     assert np.abs(found - expected).max() <= 1 and np.abs(found - run(proto, m.feed)[0]).max() > 1
 
