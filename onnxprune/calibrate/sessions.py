@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,7 +67,7 @@ def open_session(
         Whether threads that wait spin, which is onnxruntime's default and wanted where time is measured.
     saturating
         Whether sums of products of 8-bit integers may saturate, as they do on x86 processors without VNNI.
-        Then they depend on the order of their terms, zeros among them.
+        Then they depend on the order of their terms, zeros among them. Without, float weights stay floats, too.
 
     Returns
     -------
@@ -85,18 +86,7 @@ def open_session(
     from onnxprune.model.serialize import to_bytes
 
     providers = resolve_providers(provider)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL
-    options.use_deterministic_compute = deterministic
-    if not spinning:  # between two runs numpy computes, on as many threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if not saturating:
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    levels = onnxruntime.GraphOptimizationLevel
-    most = levels.ORT_ENABLE_EXTENDED if lean and providers == [CPU] else levels.ORT_ENABLE_ALL
-    options.graph_optimization_level = most if optimize else levels.ORT_DISABLE_ALL
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    small = lean and providers == [CPU]
     try:
         message, left_out = to_bytes(model, external_above=LEAN_ABOVE if lean else EXTERNAL_ABOVE)
         weights = {name: ort_value(tensor.numpy()) for name, tensor in left_out.items()}
@@ -104,21 +94,27 @@ def open_session(
         raise ModelError(
             f"the model's weights cannot be read: {error}", "Keep its data file in place."
         ) from error
-    if lean:
-        options.enable_mem_pattern = False
-    if lean and providers == [CPU]:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        for name, weight in weights.items():
+    skipped = [] if saturating and not _rounded(model) else [_ROUNDS_WEIGHTS]
+
+    def open_it(precise: bool) -> onnxruntime.InferenceSession:
+        options = _options(deterministic, spinning, optimize, threads, small)
+        options.enable_mem_pattern = not lean
+        if precise:
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        for name, weight in weights.items() if small else ():
             options.add_initializer(name, weight)
-    if weights:
-        options.add_external_initializers(list(weights), list(weights.values()))
-    try:
-        session = onnxruntime.InferenceSession(
+        if weights:
+            options.add_external_initializers(list(weights), list(weights.values()))
+        return onnxruntime.InferenceSession(
             message,
             options,
             providers=with_options(providers, deterministic=deterministic),
             enable_fallback=0,
+            disabled_optimizers=skipped,
         )
+
+    try:
+        session = _first(open_it, (False,) if saturating else (True, False))
     except Exception as error:
         raise ModelError(
             f"onnxruntime {onnxruntime.__version__} cannot load the model: {trim(error)}",
@@ -135,6 +131,47 @@ def open_session(
     # onnxruntime reads the weights where they lie: they have to live as long as the session.
     session._onnxprune_weights = weights
     return session
+
+
+def _options(
+    deterministic: bool, spinning: bool, optimize: bool, threads: int | None, small: bool
+) -> onnxruntime.SessionOptions:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.use_deterministic_compute = deterministic
+    if not spinning:  # between two runs numpy computes, on as many threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    levels = onnxruntime.GraphOptimizationLevel
+    most = levels.ORT_ENABLE_EXTENDED if small else levels.ORT_ENABLE_ALL
+    options.graph_optimization_level = most if optimize else levels.ORT_DISABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if small:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
+
+
+def _first(
+    open_it: Callable[[bool], onnxruntime.InferenceSession], choices: tuple[bool, ...]
+) -> onnxruntime.InferenceSession:
+    """The session of the first choice that works: exact sums fail in onnxruntime where layers share a weight."""
+    for precise in choices[:-1]:
+        with contextlib.suppress(Exception):  # the last choice says what is wrong with the model
+            return open_it(precise)
+    return open_it(choices[-1])
+
+
+def _rounded(model: ir.Model) -> bool:
+    """Whether weights are floats here only because they are analysed, and integers in the file."""
+    from onnxprune.model.quantized import QuantizedTensor
+
+    return any(isinstance(v.const_value, QuantizedTensor) for v in model.graph.initializers.values())
+
+
+_ROUNDS_WEIGHTS = "WeightBiasQuantization"
+"""A rewriting of onnxruntime's that rounds float weights whose layer has rounded inputs, with one scale for all."""
 
 
 def _hand_back() -> None:

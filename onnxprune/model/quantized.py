@@ -161,8 +161,9 @@ class QuantizedTensor(ir.LazyTensor):
     dtype
         Of the floats.
     floats
-        Other floats of the same shape that are to be stored instead: `settled` rounds them. The tensor's own numbers
-        are the rounded ones, so that whoever looks on sees what will be written. None where `stored` says all.
+        Other floats of the same shape that are to be stored instead: `settled` rounds them. The tensor's own
+        numbers are the rounded ones, so that whoever looks on sees what will be written. None where `stored` says
+        all.
     raw
         The floats that the file holds, where it holds floats.
     """

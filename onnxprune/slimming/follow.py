@@ -15,6 +15,7 @@ from onnxprune.errors import ModelError
 from onnxprune.graph.axes import Bools
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model.batchnorm import in_inference_form
+from onnxprune.model.rounding import limits
 from onnxprune.rules.elementwise import BINARY, UNARY
 from onnxprune.rules.op import Op, normalized
 from onnxprune.slimming.known import LIMIT, Array, Constants, Known
@@ -101,6 +102,24 @@ def _evaluate(op: Op, arrays: Sequence[Array], model: ir.Model) -> Array | None:
     except ModelError:
         return None
     return np.asarray(made).astype(np.float64)
+
+
+def _rounded(op: Op, constants: Constants) -> list[Known | None]:
+    """What QuantizeLinear stores for a number, or what DequantizeLinear makes of a stored one; one scale only."""
+    state, dtype = constants.states.get(op.input(0)), op.output().dtype
+    scale, zero = (op.input(slot).const_value if op.has(slot) else None for slot in (1, 2))
+    if state is None or dtype is None or scale is None or scale.size != 1 or (op.has(2) and zero is None):
+        return [None]
+    step = np.float32(scale.numpy().ravel()[0])
+    center = np.zeros((), np.float32) if zero is None else zero.numpy().ravel()[0].astype(np.float32)
+    value = state.value.astype(np.float32)
+    if op.node.op_type == "DequantizeLinear":
+        made = (value - center) * step
+    elif dtype.is_integer():
+        made = np.clip(np.rint(value / step) + center, *limits(dtype))
+    else:
+        return [None]
+    return [Known(np.where(state.known, made, 0.0), state.known)]
 
 
 def _dropout(op: Op, constants: Constants) -> list[Known | None]:
@@ -326,6 +345,7 @@ _STEPS: Mapping[str, Step] = {
     **dict.fromkeys(("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"), _pool),
     **dict.fromkeys(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"), _reduce),
     **dict.fromkeys(("Resize", "Upsample"), _resize),
+    **dict.fromkeys(("DequantizeLinear", "QuantizeLinear"), _rounded),
     "BatchNormalization": _batch_norm,
     "Concat": _concat,
     "Dropout": _dropout,

@@ -11,6 +11,7 @@ from onnxprune.graph.axes import Axis, Bools, Index
 from onnxprune.graph.groups import Group
 from onnxprune.graph.relations import Sink
 from onnxprune.model import edit
+from onnxprune.model.quantized import QuantizedTensor
 from onnxprune.slimming.classes import TOLERANCE, joined
 from onnxprune.slimming.known import Array
 from onnxprune.slimming.same import Alike, Likeness
@@ -95,6 +96,10 @@ def _refusal(finder: UnitFinder, sink: Sink) -> str:
         return "the weight that reads them has other uses"
     if kind not in _LAYERS or finder.constants.array(sink.parameter.value) is None:
         return f"{kind} reads them, whose weights cannot be added up, or may be fed"
+    if isinstance(sink.parameter.value.const_value, QuantizedTensor):
+        return (
+            f"{kind} reads them with a quantised weight, and sums of weights would have to be rounded again"
+        )
     return ""
 
 

@@ -7,7 +7,17 @@ import importlib
 from benchmarks.gradients_operators import CONSTANT, CONVERTED, NO_FLOATS
 from onnxprune.rules import builtin_rules
 
-CHECKED_IN = ["elementwise", "linear", "conv", "normalization", "movement", "more", "vision", "fused"]
+CHECKED_IN = [
+    "elementwise",
+    "linear",
+    "conv",
+    "normalization",
+    "movement",
+    "more",
+    "vision",
+    "fused",
+    "quantization",
+]
 
 
 def cases():

@@ -46,14 +46,6 @@ REASONS = {
     "reflected": (op("Pad", np.array([0, 0, 0, 0, 0, 0]), mode="reflect"), None),
     "triangle": (op("Trilu"), Reason.ORDERED),
     "random numbers": (op("RandomNormalLike", seed=1.0), Reason.RANDOM),
-    "quantised": (
-        lambda t: t.b.op(
-            "DequantizeLinear",
-            t.b.op("QuantizeLinear", t.h, t.b.constant(np.float32(0.02))),
-            t.b.constant(np.float32(0.02)),
-        ),
-        Reason.NO_RULE,
-    ),
 }
 
 
