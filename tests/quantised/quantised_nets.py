@@ -25,9 +25,7 @@ VARIANTS = {
         activation_type=S8, weight_type=S8, per_channel=True, extra_options={"WeightSymmetric": False}
     ),
     "7 bits": dict(activation_type=U8, weight_type=S8, reduce_range=True),
-    "pairs on weights": dict(
-        activation_type=U8, weight_type=S8, extra_options={"AddQDQPairToWeight": True}
-    ),
+    "pairs on weights": dict(activation_type=U8, weight_type=S8, extra_options={"AddQDQPairToWeight": True}),
 }
 
 
@@ -82,7 +80,9 @@ def kernels(model: ir.Model | str | Path, folder: Path) -> Counter[str]:
 class Quantised(ModelBuilder):
     """A builder that stores weights in few bits."""
 
-    def stored(self, shape, name, *, dtype=ir.DataType.INT8, axis=None, block=0, zero=True, low=None) -> ir.Value:
+    def stored(
+        self, shape, name, *, dtype=ir.DataType.INT8, axis=None, block=0, zero=True, low=None
+    ) -> ir.Value:
         """A weight behind a DequantizeLinear; `zero` False leaves the zero point out."""
         span = {ir.DataType.INT4: (-8, 8), ir.DataType.UINT4: (0, 16), ir.DataType.INT8: (-127, 128)}
         first, last = span.get(dtype, (0, 256))

@@ -1,4 +1,4 @@
-"""Biases of operators of integers: rounded to the scale that their operator takes for granted, or added behind it."""
+"""Biases of operators of integers: rounded to the scale that an operator takes for granted, or added behind it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _in_bytes(graph: ir.Graph, floats: Array, name: str, dtype: ir.DataType) -> 
     """A vector in 8 bits, with the scale and the zero point that reach from its least to its largest number."""
     limits = np.iinfo(dtype.numpy())
     low, high = min(float(floats.min()), 0.0), max(float(floats.max()), 0.0)
-    scale = np.float32((high - low) / (limits.max - limits.min) or 1.0)
+    scale = np.asarray((high - low) / (limits.max - limits.min) or 1.0, np.float32)
     zero = np.clip(np.rint(limits.min - low / scale), limits.min, limits.max)
     stored = np.clip(np.rint(floats / scale) + zero, limits.min, limits.max)
     return [
