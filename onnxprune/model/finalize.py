@@ -38,11 +38,11 @@ def finalize(model: ir.Model) -> ir.Model:
     edit.drop_unused(graph, keep=origin.idle)
     give_quantized(graph)
     _drop_stale_shapes(model)
+    raise_integer(model)
     for node in graph:
         for output in node.outputs:
             if output.name in origin.untyped and output.shape is None and not output.is_graph_output():
                 output.type = None
-    raise_integer(model)
     _restore_inputs(model, origin)
     _restore_imports(graph, origin)
     forget(graph)

@@ -7,6 +7,6 @@ same, up to the rounding of sums.
 
 from onnxprune.model.integer.lift import raise_integer
 from onnxprune.model.integer.lower import lower_integer
-from onnxprune.model.integer.notes import left_whole
+from onnxprune.model.integer.notes import left_whole, lowered_operators
 
-__all__ = ["left_whole", "lower_integer", "raise_integer"]
+__all__ = ["left_whole", "lower_integer", "lowered_operators", "raise_integer"]

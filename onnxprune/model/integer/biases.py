@@ -66,8 +66,9 @@ def round_before_bias(graph: ir.Graph, core: ir.Node) -> None:
     slot = 0 if add.inputs[1] is bias else 1
     name = f"{core.outputs[0].name}/rounded"
     integers = _put(graph, add, "QuantizeLinear", [core.outputs[0], *last.inputs[1:]], name)
-    integers.type = last.outputs[0].type
-    dtype = last.outputs[0].dtype
+    zero = last.inputs[2] if len(last.inputs) > 2 else None
+    dtype = ir.DataType.UINT8 if zero is None else zero.dtype
+    integers.type = None if dtype is None else ir.TensorType(dtype)
     floats = [integers, *last.inputs[1:]]
     add.replace_input_with(slot, _put(graph, add, "DequantizeLinear", floats, f"{name}/floats"))
     if CONTRIB in graph.opset_imports and dtype in (ir.DataType.UINT8, ir.DataType.INT8):

@@ -52,7 +52,7 @@ def lower_integer(model: ir.Model) -> None:
                 raise NotThisForm(f"operators of version {opset} have no QuantizeLinear")
             _LOWER[_key(node)](bench, node)
         except NotThisForm as why:
-            reasons[node.outputs[0].name or ""] = str(why)
+            reasons[f"{node.op_type} {node.name or node.outputs[0].name!r}"] = str(why)
             log.debug("%s %r stays as it is: %s", node.op_type, node.name, why)
     if reasons:
         note_whole(graph, reasons)

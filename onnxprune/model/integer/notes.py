@@ -112,12 +112,12 @@ def order_of(graph: ir.Graph) -> Mapping[str, int]:
 
 
 def note_whole(graph: ir.Graph, reasons: Mapping[str, str]) -> None:
-    """Remember which nodes, by the name of their first output, are no known form, and why."""
+    """Remember which nodes, as messages name them, are of no known form, and why."""
     graph.meta[_WHOLE] = {**left_whole(graph), **reasons}
 
 
 def left_whole(graph: ir.Graph) -> dict[str, str]:
-    """Nodes of integer arithmetic that were not taken apart, by the name of their first output, with the reason."""
+    """Nodes of integer arithmetic that were not taken apart, as messages name them, with the reason."""
     return dict(graph.meta.get(_WHOLE, {}))
 
 

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from test_nbits import packed
 
 import onnxprune
+from onnxprune.report.quantised import quantised_line
 
 
 def operators(proto):
@@ -57,7 +58,12 @@ def convolutions(channels):
     parts = ["h1", "h1_scale", "h1_zero_point", "h2", "h2_scale", "h2_zero_point", *m.range("s", 1.5, 0)]
     m.node("QLinearAdd", parts, ["s"], CONTRIB, name="sum")
     m.node(
-        *("QLinearGlobalAveragePool", ["s", "s_scale", "s_zero_point", *m.range("g", 0.5, 0)], ["g"], CONTRIB),
+        *(
+            "QLinearGlobalAveragePool",
+            ["s", "s_scale", "s_zero_point", *m.range("g", 0.5, 0)],
+            ["g"],
+            CONTRIB,
+        ),
         name="mean",
         channels_last=0,
     )
@@ -158,7 +164,9 @@ def test_the_same_operators_fewer_bytes_and_equal_integers(name, tmp_path):
     }
     assert report.soundness.checked and report.soundness.equal and report.soundness.form == "integer"
     assert report.after.params < 0.8 * report.before.params
-    feed = {"x0": np.random.default_rng(3).normal(size=[d.dim_value for d in _dims(before)]).astype(np.float32)}
+    feed = {
+        "x0": np.random.default_rng(3).normal(size=[d.dim_value for d in _dims(before)]).astype(np.float32)
+    }
     assert run(after, feed)[0].shape == run(before, feed)[0].shape
 
 
@@ -229,6 +237,28 @@ def _three_convolutions():
     return declared(m.model(last, types=[TensorProto.FLOAT]), m.feed)
 
 
+def test_the_report_names_the_operators_and_what_stays(tmp_path):
+    """A convolution with channels last is left alone; the products behind it are pruned."""
+    m = Integers("u", opset=18)
+    x = m.activation(1, 9, 9, 8)
+    parts = [*x, *m.weight(16, 8, 3, 3), *m.range("h", 0.3)]
+    m.node("QLinearConv", parts, ["h"], CONTRIB, name="strange", channels_last=1)
+    m.node("DequantizeLinear", ["h", "h_scale", "h_zero_point"], ["f"], name="floats")
+    m.node("QuantizeLinear", ["f", *m.range("g", 0.3)], ["g"], name="again")
+    w = m.weight(16, 12, name="v_quantized")
+    m.node("QLinearMatMul", ["g", "g_scale", "g_zero_point", *w, *m.range("k", 0.9)], ["k"], name="first")
+    w = m.weight(12, 5, name="u_quantized")
+    m.node("QLinearMatMul", ["k", "k_scale", "k_zero_point", *w, *m.range("yq", 0.9)], ["yq"], name="last")
+    m.node("DequantizeLinear", ["yq", "yq_scale", "yq_zero_point"], ["y"], name="out")
+    before = declared(m.model("y", types=[TensorProto.FLOAT]), m.feed)
+    before.graph.value_info.append(helper.make_tensor_value_info("h", TensorProto.UINT8, [1, 7, 7, 16]))
+    after, report = written(tmp_path, before, ratio=0.5, criterion="l2", compensate="none", round_to=1)
+    assert operators(after) == operators(before)
+    assert report.quantised.operators == {"QLinearMatMul": 2}
+    assert report.quantised.whole == {"QLinearConv 'strange'": "channels_last is 1"}
+    assert "left as they are: QLinearConv 'strange' (channels_last is 1)" in quantised_line(report.quantised)
+
+
 # --- n bits -----------------------------------------------------------------------------------------------
 
 
@@ -267,7 +297,12 @@ def two_packed(bits, zeros, zero_rows=()):
 @pytest.mark.parametrize(
     ("bits", "zeros"),
     # onnxruntime has no kernel for 8 bits with zero points as floats
-    [(bits, zeros) for bits in (2, 4, 8) for zeros in (None, "packed", "float") if (bits, zeros) != (8, "float")],
+    [
+        (bits, zeros)
+        for bits in (2, 4, 8)
+        for zeros in (None, "packed", "float")
+        if (bits, zeros) != (8, "float")
+    ],
 )
 def test_packed_weights(bits, zeros, tmp_path):
     """Half of the hidden units go: blocks of the second weight are torn and rounded again, which is said."""
