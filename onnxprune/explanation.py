@@ -16,6 +16,7 @@ from onnxprune.errors import UsageError
 from onnxprune.graph.axes import Axis, Barrier
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.explain import Step, path_between, path_to_barrier
+from onnxprune.model.quantized import stored_name
 from onnxprune.report.tables import plural
 
 _ENDS = 3
@@ -109,6 +110,8 @@ def _find(analysis: Analysis, name: str) -> list[Axis]:
     model = graph.model.graph
     for value in (*model.inputs, *model.initializers.values()):
         values.setdefault(str(value.name), []).append(value)
+        if (stored := stored_name(value)) is not None:
+            values.setdefault(stored, []).append(value)
     for node in model:
         for value in node.outputs:
             values.setdefault(str(value.name), []).append(value)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxprune.errors import Reason, UsageError
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
+from onnxprune.model.quantized import stored_name
 
 PRESETS = ("nncf",)
 """Names of presets: `nncf` leaves the first convolution and strided convolutions whole, as NNCF does."""
@@ -115,7 +116,8 @@ def _some(names: Sequence[str], most: int = 8) -> str:
 
 def _all_names(axis_graph: AxisGraph) -> set[str]:
     graph = axis_graph.model.graph
-    return {node.name for node in graph if node.name} | {str(name) for name in graph.initializers}
+    stored = {name for value in graph.initializers.values() if (name := stored_name(value)) is not None}
+    return {node.name for node in graph if node.name} | {str(name) for name in graph.initializers} | stored
 
 
 def _names(axis_graph: AxisGraph, group: Group) -> set[str]:
@@ -129,6 +131,8 @@ def _names(axis_graph: AxisGraph, group: Group) -> set[str]:
             found.add(node.name or "")
         elif value in axis_graph.parameters and use.axis not in sinks:
             found.add(str(value.name))
+            if (stored := stored_name(value)) is not None:
+                found.add(stored)
     return found
 
 

@@ -23,6 +23,7 @@ from onnxprune.model.serialize import weight_bytes
 from onnxprune.model.sparse import sparse_saves
 from onnxprune.patterns import Head
 from onnxprune.patterns.pattern import Bools
+from onnxprune.report.quantised import quantised_line, quantised_result
 from onnxprune.report.sparsity import LayerResult, SparsityReport
 from onnxprune.report.tables import plural, some
 from onnxprune.rules import RuleTable
@@ -372,7 +373,15 @@ def _warnings(
         )
     if storage == "sparse":
         lines.append(_stored(stored, results))
+    lines += _quantised(opened, storage)
     return tuple(lines)
+
+
+def _quantised(opened: Opened, storage: str) -> list[str]:
+    """What zeros are in a quantised model."""
+    how = quantised_line(quantised_result(opened.analysis.axis_graph.model))
+    sparse = "; they are not stored sparse, because what such a tensor leaves out is the number 0"
+    return [f"quantised: {how}; zeros are zero points{sparse if storage == 'sparse' else ''}"] if how else []
 
 
 def _stored(stored: list[str], results: tuple[LayerResult, ...]) -> str:

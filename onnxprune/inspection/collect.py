@@ -18,6 +18,7 @@ from onnxprune.inspection.removable import Removable, live_positions, needed_axe
 from onnxprune.inspection.zeros import Zeros, count
 from onnxprune.job import Progress
 from onnxprune.model.io import LoadedModel
+from onnxprune.report.quantised import QuantisedResult, quantised_result
 from onnxprune.report.statistics import SparsifiedLayerSummary, SparsifiedModelStatistics
 from onnxprune.rules import RuleTable
 
@@ -107,6 +108,8 @@ class ModelStatistics:
         Units that zeros have made superfluous.
     against
         The comparison with the original, where one was given.
+    quantised
+        How the model is quantised; None where it is not.
     """
 
     source: LoadedModel
@@ -118,6 +121,7 @@ class ModelStatistics:
     vectors: Tally
     removable: Removable
     against: Comparison | None = None
+    quantised: QuantisedResult | None = None
 
     @property
     def handled(self) -> Tally:
@@ -234,6 +238,7 @@ def _collect(
         vectors=vectors,
         removable=removable(analysis, live.finish()),
         against=comparison,
+        quantised=quantised_result(analysis.axis_graph.model),
     )
 
 

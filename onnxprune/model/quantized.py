@@ -147,6 +147,15 @@ class Written:
     shaped: bool = True
 
 
+def stored_name(value: ir.Value) -> str | None:
+    """The name under which the file stores a quantised weight; None of others."""
+    tensor = value.const_value
+    if not isinstance(tensor, QuantizedTensor):
+        return None
+    first = tensor.scheme.quantize or tensor.scheme.node
+    return first.inputs[0]
+
+
 class QuantizedTensor(ir.LazyTensor):
     """A weight as floats, and what is stored for it.
 

@@ -29,7 +29,8 @@ def is_quantized(model: ir.Model) -> bool:
 def without_rounding(model: ir.Model) -> ir.Model:
     """A copy of `model` in which activations that are rounded and read at once are only clipped.
 
-    What lies between a QuantizeLinear and other operators stays.
+    What lies between a QuantizeLinear and other operators stays, and so does DynamicQuantizeLinear: which range it
+    finds is no matter of the last digit.
 
     Parameters
     ----------
@@ -44,9 +45,7 @@ def without_rounding(model: ir.Model) -> ir.Model:
         before = node.inputs[0].producer()
         if before is None or before.inputs[0] is None:
             continue
-        if before.op_type == "DynamicQuantizeLinear" and tuple(node.inputs) == tuple(before.outputs):
-            _replace(graph, node, before.inputs[0], [])
-        elif before.op_type == "QuantizeLinear" and before.domain in DOMAINS:
+        if before.op_type == "QuantizeLinear" and before.domain in DOMAINS:
             bounds = _bounds(before, node)
             if bounds is not None:
                 _replace(graph, node, before.inputs[0], list(zip(("Max", "Min"), bounds, strict=True)))

@@ -76,14 +76,11 @@ def quantised_result(
     if not weights and not activations and not whole:
         return None
     known = set(requantised) - set(torn)
+    counts = [dict(sorted(each.items())) for each in (weights, biases, activations)]
     return QuantisedResult(
-        dict(weights),
-        dict(biases),
-        dict(activations),
-        tuple(sorted(known)),
-        tuple(sorted(torn)),
-        lowered_operators(model.graph),
-        whole,
+        *(counts[0], counts[1], counts[2], tuple(sorted(known)), tuple(sorted(torn))),
+        operators=lowered_operators(model.graph),
+        whole=whole,
     )
 
 

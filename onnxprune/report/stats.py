@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from onnxprune.inspection.collect import LayerZeros, ModelStatistics, Tally
@@ -13,6 +13,7 @@ from onnxprune.inspection.zeros import BLOCKS, CHANNELS, ELEMENT, N_M, ORDER
 from onnxprune.patterns import InputChannel, parse_pattern
 from onnxprune.report.against import against_dict, against_lines
 from onnxprune.report.json import finite
+from onnxprune.report.quantised import quantised_line
 from onnxprune.report.tables import columns, number, plural, share, some, wrap
 from onnxprune.sparsity.benefit import buys
 
@@ -80,6 +81,7 @@ def to_dict(statistics: ModelStatistics) -> dict[str, Any]:
                 for name, dead, unmade, units in gone.layers
             ],
         },
+        "quantised": None if statistics.quantised is None else asdict(statistics.quantised),
         "against": None if statistics.against is None else against_dict(statistics.against),
     }
     return finite(body)  # type: ignore[no-any-return]
@@ -135,6 +137,8 @@ def render(statistics: ModelStatistics, *, verbose: bool = False, width: int | N
             for name, size in statistics.bindings.items()
         )
         lines += wrap(f"symbolic dims: {sizes}", width)
+    if how := quantised_line(statistics.quantised):
+        lines += wrap(f"quantised: {how}; zeros are zero points", width)
     lines += ["", *_sparsity(statistics, verbose, width)]
     lines += _patterns(statistics, verbose, width)
     lines += _superfluous(statistics.removable, statistics, verbose, width)

@@ -166,7 +166,7 @@ def test_vectors_that_a_file_stores_once_count_once(tmp_path):
 
 
 def other_layers():
-    """A net with everything that is not looked at one by one."""
+    """A net with everything that is not looked at one by one, and a quantised layer, which is."""
     net = Net()
     ids = net.input("ids", ("n", 6), ir.DataType.INT64)
     table = net.constant(thin(0.5)(np.ones((20, 8), np.float32)), "table")
@@ -187,20 +187,21 @@ def other_layers():
 def test_layers_that_are_left_out_say_why_and_count(tmp_path):
     path = save(other_layers(), tmp_path / "net.onnx")
     found = onnxprune.stats(path)
-    assert not found.layers
+    (layer,) = found.layers  # numbers 0 to 63 are zero in one place
+    assert (layer.name, layer.found.elements, layer.found.zeros) == ("int8", 64, 1)
     assert {
         layer.name: (layer.reason, layer.tally.elements, layer.tally.zeros) for layer in found.left_out
     } == {
         "embed": ("its weight is a table that is looked up", 160, 80),
         "place": ("its weight goes in element by element", 48, 0),
         "left": ("its weight is on the left", 36, 0),
-        "int8": ("its weight is quantised", 0, 0),
         "stacked": ("its weight is a stack of matrices", 36 * 64, 0),
         "lstm": ("it is recurrent: its gates share rows and columns", 20 * 8 + 20 * 5, 0),
     }
-    assert (found.whole.elements, found.whole.zeros) == counted(path)
-    assert found.sparsity.sparsity_level == 80 / found.whole.elements
-    assert found.sparsity.sparsity_level_for_layers == 0
+    elements, zeros = counted(path)  # of floats: the scale is one, and no weight
+    assert (found.whole.elements, found.whole.zeros) == (elements - 1 + 64, zeros + 1)
+    assert found.sparsity.sparsity_level == 81 / found.whole.elements
+    assert found.sparsity.sparsity_level_for_layers == 1 / 64
     assert "1 layer (160 parameters, 80 zero): its weight is a table that is looked up: embed" in str(found)
 
 
