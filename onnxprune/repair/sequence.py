@@ -23,7 +23,7 @@ from onnxprune.repair.products import Factor, products_to_repair, refit_product
 from onnxprune.repair.rows import Collector
 from onnxprune.repair.targets import Pair, Target, layers_to_repair, target_of
 from onnxprune.repair.turn import Turn
-from onnxprune.repair.write import write
+from onnxprune.repair.write import stored_as, write
 from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.piecewise import Piecewise
 
@@ -194,11 +194,11 @@ class _Mending:
         for target, (seen, held) in zip(targets, moments, strict=True):
             layer = target.pair.student
             bias = layer.bias_vector().reshape(layer.groups, -1)
-            fits.append(fit(seen, held, layer.matrix(), bias, self.kinds))
+            fits.append(fit(seen, held, layer.matrix(), bias, self.kinds, stored_as(layer)))
         if "affine" in self.kinds:
             behind = collector.behind(fits, moments)
             fits = [
-                found if target.flat is None else again(*pair, found)
+                found if target.flat is None else again(*pair, found, stored_as(target.pair.student))
                 for target, pair, found in zip(targets, behind, fits, strict=True)
             ]
         return [found if usable else None for found, usable in zip(fits, finite, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model import edit
+from onnxprune.model.quantized import QuantizedTensor
 from onnxprune.statistics.consumers import read_back
 from onnxprune.statistics.norms import SCALE, LinearMap, Norm, linear_map_of
 from onnxprune.surgery.keep import slice_array
@@ -46,6 +47,20 @@ def write(layer: LinearMap, weight: Array, bias: Array) -> None:
         del node.attributes["beta"]
     node.resize_inputs(3)
     node.replace_input_with(2, new)
+
+
+def stored_as(layer: LinearMap) -> Callable[[Array], Array] | None:
+    """What a matrix of other weights becomes when the layer stores it; None for layers of floats."""
+    tensor = None if isinstance(layer, Norm) else layer.weight.const_value
+    if not isinstance(tensor, QuantizedTensor):
+        return None
+    quantized = tensor
+
+    def stored(matrix: Array) -> Array:
+        array = np.asarray(layer.from_matrix(matrix), quantized.dtype.numpy())
+        return layer.matrix(quantized.holding(array).numpy())
+
+    return stored
 
 
 def with_biases(model: ir.Model) -> ir.Model:
