@@ -105,11 +105,14 @@ def requantised_line(found: QuantisedResult | None) -> str:
     """Which weights were rounded again; empty where none was."""
     if found is None or not (found.requantised or found.torn):
         return ""
-    text = f"{len(found.requantised)} of {found.count} quantised weights were rounded again after a repair"
-    if found.torn:
+    every = len(found.requantised) + len(found.torn)
+    text = f"{every} of {found.count} quantised weights were rounded again"
+    if not found.torn:
+        text += " after a repair"
+    else:
         text += (
-            f", {len(found.torn)} because blocks with a common scale lost some of their positions (the proof "
-            "compares these before they are rounded; the fidelity is that of what was written)"
+            f", {len(found.torn)} of them because blocks with a common scale lost some of their positions (the "
+            "proof compares these before they are rounded; the fidelity is that of what was written)"
         )
     return f"{text}; the others keep their numbers and scales"
 

@@ -18,6 +18,7 @@ from onnxprune.model import io
 from onnxprune.model.finalize import finalize
 from onnxprune.model.normalize import normalize
 from onnxprune.model.quantized import QuantizedTensor
+from onnxprune.report.quantised import requantised_line
 from onnxprune.surgery.keep import kept_positions, slice_array
 from onnxprune.surgery.remove import remove
 from onnxprune.testing import draw_keep
@@ -71,6 +72,9 @@ def test_cut_and_proven(form, tmp_path):
     }
     if form in TORN:
         assert report.soundness.torn == ("w1",)
+        assert requantised_line(report.quantised).startswith(
+            "1 of 2 quantised weights were rounded again, 1 of"
+        )
     else:
         assert report.soundness.max_abs_diff == 0 and not report.soundness.torn
 
