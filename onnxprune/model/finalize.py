@@ -11,6 +11,7 @@ from onnxprune.model import edit
 from onnxprune.model.binding import bind_dims
 from onnxprune.model.bodies import put_back
 from onnxprune.model.casts import give_casts
+from onnxprune.model.integer import raise_integer
 from onnxprune.model.nested import inner_values
 from onnxprune.model.origin import Origin, forget, remember, twins
 from onnxprune.model.shapes import walk_shapes
@@ -23,8 +24,8 @@ _INPUTS_ARE_LISTED_BELOW = 4
 def finalize(model: ir.Model) -> ir.Model:
     """A copy of `model` with the interface of the file that it came from.
 
-    Writes quantised weights as the file has them, merges the initializers that `normalize` split where they are
-    still identical, casts what it read through a Cast, drops nodes and initializers that nothing uses, drops
+    Writes quantised weights and integer operators as the file has them, merges the initializers that `normalize`
+    split where they are still identical, casts what it read through a Cast, drops nodes and initializers that nothing uses, drops
     declared shapes of intermediate values that no longer hold, gives the bodies of If, Loop and Scan their
     initializers and names back, and restores the order of the graph's inputs, the initializers listed among them,
     and the opset imports.
@@ -42,6 +43,7 @@ def finalize(model: ir.Model) -> ir.Model:
     give_quantized(graph)
     give_casts(graph)
     _drop_stale_shapes(model)
+    raise_integer(model)
     for node in graph:
         for output in node.outputs:
             if output.name in origin.untyped and output.shape is None and not output.is_graph_output():
@@ -65,6 +67,7 @@ def as_stored(model: ir.Model, leave: Collection[str] = ()) -> ir.Model:
     """
     model = model.clone()
     give_quantized(model.graph, leave)
+    raise_integer(model)
     return model
 
 

@@ -18,6 +18,7 @@ from onnxprune.model.casts import take_casts
 from onnxprune.model.constants import fold_constants
 from onnxprune.model.edit import drop_unused, replace_by_initializer, used_names
 from onnxprune.model.inline import inline_functions
+from onnxprune.model.integer import lower_integer
 from onnxprune.model.nested import every_graph, every_node
 from onnxprune.model.origin import note_twins, remember, twins
 from onnxprune.model.quantize import take_quantized
@@ -56,6 +57,7 @@ def normalize(model: ir.Model) -> ir.Model:
     for part in parts:
         _alias_identities(part)
     drop_unused(graph, keep=remember(graph).idle)
+    lower_integer(model)
     take_casts(graph)
     fold(graph)
     take_casts(graph)  # of what was transposed before it was cast

@@ -10,7 +10,7 @@ seen. `W_0` are the old weights of what is left; they stay where the inputs of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +22,10 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 CONSTANT = 1e-5
 """Variances below this share of the mean square are no more than the rounding of float32 sums."""
+
+
+Stored = Callable[[Matrix], Matrix]
+"""What a matrix of weights becomes where the file stores it in few bits."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,12 @@ class Fit:
 
 
 def fit(
-    seen: Moments, held: Moments, weight: Matrix, bias: Matrix, kinds: Sequence[str] = ("affine", "bias")
+    seen: Moments,
+    held: Moments,
+    weight: Matrix,
+    bias: Matrix,
+    kinds: Sequence[str] = ("affine", "bias"),
+    stored: Stored | None = None,
 ) -> Fit:
     """Choose the best repair of one layer.
 
@@ -65,6 +74,8 @@ def fit(
         Shape (groups, outputs per group): the old bias.
     kinds
         What to try besides leaving everything as it is.
+    stored
+        Weights are compared as they will be stored, with the biases that go best with them.
     """
     features = weight.shape[2]
     before = error_of(held, weight, bias)
@@ -74,21 +85,24 @@ def fit(
         for w, b in _candidates(kind, seen, weight):
             if not (np.isfinite(w).all() and np.isfinite(b).all()):
                 continue
+            if stored is not None and kind != "bias":
+                w = stored(w)
+                b = _centring(seen, w)
             error = error_of(held, w, b)
             if error < best.error:
                 best = Fit(kind, w, b, error, before, energy)
     return best
 
 
-def again(seen: Moments, held: Moments, found: Fit) -> Fit:
+def again(seen: Moments, held: Moments, found: Fit, stored: Stored | None = None) -> Fit:
     """Weights that do better on other targets than those that were found, or the ones that were found.
 
     Parameters
     ----------
-    seen, held
+    seen, held, stored
         As of `fit`, of targets that follow from what `found` gives.
     """
-    better = fit(seen, held, found.weight, found.bias, ("affine",))
+    better = fit(seen, held, found.weight, found.bias, ("affine",), stored)
     if better.kind == "none":
         return found
     return replace(better, before=found.before, energy=found.energy)
@@ -98,10 +112,10 @@ def _candidates(kind: str, seen: Moments, weight: Matrix) -> list[tuple[Matrix, 
     features = weight.shape[2]
     covariance, mean = seen.covariance, seen.mean
     xx, xt = covariance[:, :features, :features], covariance[:, :features, features:]
-    x, t = mean[:, :features], mean[:, features:]
+    x = mean[:, :features]
 
     def centred(w: Matrix) -> tuple[Matrix, Matrix]:
-        return w, t - np.einsum("gof,gf->go", w, x)
+        return w, _centring(seen, w)
 
     if kind == "bias":
         return [centred(weight)]
@@ -124,6 +138,13 @@ def _candidates(kind: str, seen: Moments, weight: Matrix) -> list[tuple[Matrix, 
         solved = np.where(constant[:, None, None], weight, solved.transpose(0, 2, 1))
         found.append(centred(np.ascontiguousarray(solved)))
     return found
+
+
+def _centring(seen: Moments, weight: Matrix) -> Matrix:
+    """The bias with which weights reach the mean of the targets."""
+    features = weight.shape[2]
+    x, t = seen.mean[:, :features], seen.mean[:, features:]
+    return np.asarray(t - np.einsum("gof,gf->go", weight, x))
 
 
 def error_of(moments: Moments, weight: Matrix, bias: Matrix) -> float:

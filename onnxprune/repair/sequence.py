@@ -24,7 +24,7 @@ from onnxprune.repair.rows import Collector
 from onnxprune.repair.states import States, refit_states, states_to_repair
 from onnxprune.repair.targets import Pair, Target, layers_to_repair, target_of
 from onnxprune.repair.turn import Turn
-from onnxprune.repair.write import TOO_LARGE, fits, write
+from onnxprune.repair.write import TOO_LARGE, fits, stored_as, write
 from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.norms import LinearMap
 from onnxprune.statistics.piecewise import Piecewise
@@ -212,11 +212,11 @@ class _Mending:
         for target, (seen, held) in zip(targets, moments, strict=True):
             layer = target.pair.student
             bias = layer.bias_vector().reshape(layer.groups, -1)
-            fits.append(fit(seen, held, layer.matrix(), bias, self.kinds))
+            fits.append(fit(seen, held, layer.matrix(), bias, self.kinds, stored_as(layer)))
         if "affine" in self.kinds:
             behind = collector.behind(fits, moments)
             fits = [
-                found if target.flat is None else again(*pair, found)
+                found if target.flat is None else again(*pair, found, stored_as(target.pair.student))
                 for target, pair, found in zip(targets, behind, fits, strict=True)
             ]
         return [found if usable else None for found, usable in zip(fits, finite, strict=True)]

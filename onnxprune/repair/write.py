@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model import edit
+from onnxprune.model.quantized import QuantizedTensor
 from onnxprune.repair.gates import outputs_left
 from onnxprune.statistics.consumers import read_back
 from onnxprune.statistics.gates import Gates, gates_of
@@ -58,6 +59,20 @@ def fits(layer: LinearMap, weight: Array, bias: Array) -> bool:
     target = layer.node.inputs[SCALE] if isinstance(layer, Norm) else layer.weight
     pairs = ((target, weight), (layer.bias or layer.weight, bias))
     return all(value is None or edit.fits(value, np.asarray(array)) for value, array in pairs)
+
+
+def stored_as(layer: LinearMap) -> Callable[[Array], Array] | None:
+    """What a matrix of other weights becomes when the layer stores it; None for layers of floats."""
+    tensor = None if isinstance(layer, Norm) else layer.weight.const_value
+    if not isinstance(tensor, QuantizedTensor):
+        return None
+    quantized = tensor
+
+    def stored(matrix: Array) -> Array:
+        array = np.asarray(layer.from_matrix(matrix), quantized.dtype.numpy())
+        return layer.matrix(quantized.holding(array).numpy())
+
+    return stored
 
 
 def with_biases(model: ir.Model) -> ir.Model:

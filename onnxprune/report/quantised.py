@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from onnxprune.model.biases import DOMAINS
+from onnxprune.model.integer import left_whole, lowered_operators
 from onnxprune.model.quantized import QuantizedTensor
+
+_SHOWN = 4
+"""Operators that are named in a line."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,10 @@ class QuantisedResult:
     torn
         Weights that were rounded again because blocks with a common scale lost some of their positions: the proof
         compares them before that.
+    operators
+        How many nodes of each type that calculates with integers: `{"QLinearConv": 19}`.
+    whole
+        Those that stay as they are, with the reason.
     """
 
     weights: Mapping[str, int]
@@ -35,6 +43,8 @@ class QuantisedResult:
     activations: Mapping[str, int]
     requantised: tuple[str, ...] = ()
     torn: tuple[str, ...] = ()
+    operators: Mapping[str, int] = field(default_factory=dict)
+    whole: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -62,11 +72,16 @@ def quantised_result(
             dtype = node.outputs[0].dtype
             kind = "integer" if dtype is None else dtype.name.lower()
             activations[kind if node.op_type == "QuantizeLinear" else f"{kind} at run time"] += 1
-    if not weights and not activations:
+    whole = left_whole(model.graph)
+    if not weights and not activations and not whole:
         return None
     known = set(requantised) - set(torn)
     counts = [dict(sorted(each.items())) for each in (weights, biases, activations)]
-    return QuantisedResult(counts[0], counts[1], counts[2], tuple(sorted(known)), tuple(sorted(torn)))
+    return QuantisedResult(
+        *(counts[0], counts[1], counts[2], tuple(sorted(known)), tuple(sorted(torn))),
+        operators=lowered_operators(model.graph),
+        whole=whole,
+    )
 
 
 def _kind(tensor: QuantizedTensor) -> str:
@@ -81,7 +96,9 @@ def quantised_line(found: QuantisedResult | None) -> str:
         return ""
     parts = [f"{_listed(found.weights, 'weight')}", _listed(found.biases, "bias", "biases")]
     parts.append(_listed(found.activations, "activation"))
-    return ", ".join(part for part in parts if part)
+    parts += [f"{count} {op_type}" for op_type, count in found.operators.items()]
+    line = ", ".join(part for part in parts if part)
+    return "; ".join(part for part in (line, _whole_line(found)) if part)
 
 
 def requantised_line(found: QuantisedResult | None) -> str:
@@ -98,6 +115,15 @@ def requantised_line(found: QuantisedResult | None) -> str:
             "proof compares these before they are rounded; the fidelity is that of what was written)"
         )
     return f"{text}; the others keep their numbers and scales"
+
+
+def _whole_line(found: QuantisedResult) -> str:
+    """Which operators of integers stay as they are, and why; empty where none does."""
+    if not found.whole:
+        return ""
+    shown = [f"{name} ({why})" for name, why in tuple(found.whole.items())[:_SHOWN]]
+    more = len(found.whole) - len(shown)
+    return f"left as they are: {', '.join(shown)}{f' and {more} more' if more else ''}"
 
 
 def _listed(counts: Mapping[str, int], one: str, many: str = "") -> str:

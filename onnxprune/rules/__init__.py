@@ -22,6 +22,7 @@ from onnxprune.rules import (
     gated,
     generating,
     indexing,
+    integer,
     layout,
     linear,
     losses,
@@ -70,6 +71,7 @@ _FAMILIES = (
     contrib,  # after normalization, whose rule it completes
     contrib_attention,
     contrib_conv,
+    integer,
 )
 
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from onnxprune.analysis import Analysis
 from onnxprune.errors import ModelError
+from onnxprune.evaluate.quantized import torn_weights
 from onnxprune.evaluate.soundness import Prover
 from onnxprune.graph.axes import Bools
 from onnxprune.graph.groups import Group
@@ -131,6 +132,7 @@ class Slimming:
             elif zero.any() and group.id in self.analysis.groups and not goes.all():
                 held = int((zero & ~goes).sum())
                 self.left.append(Left(group.name, held, "zero", _held(group)))
+        self._keep_blocks(groups, keep)
         if not keep:
             return False
         accepted, soundness = self.prover(self.analysis, groups).prove(keep)
@@ -143,6 +145,27 @@ class Slimming:
         self._count(groups, accepted)
         self.masks += masks
         return True
+
+    def _keep_blocks(self, groups: Mapping[str, Group], keep: dict[str, Bools]) -> None:
+        """Leave out groups whose weights would be rounded again, because blocks with a common scale lose some.
+
+        Parameters
+        ----------
+        keep
+            Mutated.
+        """
+
+        def torn(names: Collection[str]) -> bool:
+            part = {name: groups[name] for name in names}
+            kept = kept_positions(part, {name: keep[name] for name in names})
+            return bool(torn_weights(remove(self.analysis.axis_graph, kept)))
+
+        if not keep or not torn(keep):
+            return
+        for name in [name for name in keep if torn([name])]:
+            units = int((~keep.pop(name)).sum())
+            why = "weights that share a scale with theirs would be rounded again"
+            self.left.append(Left(groups[name].name, units, "zero", why))
 
     def _without(
         self, constants: Constants, groups: Mapping[str, Group], keep: Mapping[str, Bools]

@@ -128,3 +128,27 @@ def test_groups_are_fitted_apart():
     for g, (x, t) in enumerate(parts):
         alone = fit(moments(x, t), moments(x, t), w[g : g + 1], np.zeros((1, 3)), ["bias"])
         np.testing.assert_allclose(found.bias[g], alone.bias[0])
+
+
+def test_weights_are_compared_as_they_will_be_stored():
+    """The best weights, rounded, are among the candidates; for nearly collinear inputs others are better."""
+    gains = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((400, 1)) + 0.1 * rng.standard_normal((400, 5))
+        old = np.rint(rng.standard_normal((1, 3, 5)) * 4) / 4
+        t = x @ old[0].T + 0.3 * rng.standard_normal((400, 3)) + x[:, :3]
+        seen, held = moments(x[:200], t[:200]), moments(x[200:], t[200:])
+
+        def stored(matrix):
+            return np.rint(matrix * 4) / 4
+
+        found = fit(seen, held, old, np.zeros((1, 3)), ["affine", "bias"], stored)
+        assert np.array_equal(found.weight, stored(found.weight))
+        assert found.error == pytest.approx(error(x[200:], t[200:], found.weight[0], found.bias[0]), rel=1e-6)
+        blind = fit(seen, held, old, np.zeros((1, 3)), ["affine", "bias"])
+        rounded = stored(blind.weight)[0]
+        bias = t[:200].mean(axis=0) - rounded @ x[:200].mean(axis=0)
+        gains.append(error(x[200:], t[200:], rounded, bias) / found.error)
+        assert found.error <= found.before
+    assert min(gains) > 1 - 1e-9 and np.median(gains) > 1.01

@@ -137,7 +137,7 @@ def test_less_error_behind_the_activation_on_fresh_samples(
     path, flat, plain = (tmp_path / f"{name}.onnx" for name in ("model", "flat", "plain"))
     ir.save(model, path)
     cut(path, flat)
-    monkeypatch.setattr(sequence, "again", lambda _seen, _held, found: found)
+    monkeypatch.setattr(sequence, "again", lambda _seen, _held, found, _stored: found)
     cut(path, plain)
     fresh = images(2)
     goal = value_of(path, seen, fresh)
@@ -167,9 +167,9 @@ def test_the_step_is_that_of_the_rows_themselves(tmp_path, monkeypatch):
     given_to = []
     original = sequence.again
 
-    def spy(first, held, found):
+    def spy(first, held, found, stored):
         given_to.append((first, held, found))
-        return original(first, held, found)
+        return original(first, held, found, stored)
 
     monkeypatch.setattr(sequence, "again", spy)
     cut(path, out)

@@ -1,0 +1,360 @@
+"""One small model for each operator of integer arithmetic, and how two models are compared."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+CONTRIB = "com.microsoft"
+NUMPY = {"u": np.uint8, "s": np.int8}
+
+
+class Integers:
+    """Collects nodes and initializers; activations are `x0`, `x1` ... of 8 bits.
+
+    Parameters
+    ----------
+    kind
+        "u" or "s": the type of activations.
+    """
+
+    def __init__(self, kind="u", opset=21, seed=0):
+        self.rng = np.random.default_rng(seed)
+        self.kind, self.opset = kind, opset
+        self.nodes, self.arrays, self.inputs, self.feed = [], {}, [], {}
+
+    def add(self, name, array):
+        self.arrays[name] = np.asarray(array)
+        return name
+
+    def random(self, shape, kind):
+        info = np.iinfo(NUMPY[kind])
+        return self.rng.integers(info.min, info.max + 1, shape).astype(NUMPY[kind])
+
+    def activation(self, *shape, scale=0.02, zero=None):
+        """An input with scale and zero point: the three names."""
+        name = f"x{len(self.inputs)}"
+        dtype = TensorProto.UINT8 if self.kind == "u" else TensorProto.INT8
+        self.inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        self.feed[name] = self.random(shape, self.kind)
+        return [name, *self.range(name, scale, zero)]
+
+    def floats(self, *shape):
+        name = f"x{len(self.inputs)}"
+        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        self.feed[name] = self.rng.normal(size=shape).astype(np.float32)
+        return name
+
+    def range(self, name, scale, zero=None, kind=None):
+        kind = kind or self.kind
+        zero = (120 if kind == "u" else -7) if zero is None else zero
+        return [
+            self.add(f"{name}_scale", np.float32(scale)),
+            self.add(f"{name}_zero_point", NUMPY[kind](zero)),
+        ]
+
+    def weight(self, *shape, kind="s", channels=None, zeros=False, name="w_quantized", limit=127):
+        """A weight with one scale, or one for each of so many channels."""
+        dtype = NUMPY[kind]
+        data = self.rng.integers(-limit, limit + 1, shape)
+        middle = 128 if kind == "u" else 0
+        self.add(name, (data + middle).astype(dtype))
+        extents = () if channels is None else (channels,)
+        zero = np.full(extents, middle + (3 if zeros else 0), dtype)
+        scale = self.rng.uniform(0.005, 0.02, extents).astype(np.float32)
+        return [name, self.add(f"{name}_scale", scale), self.add(f"{name}_zero", zero)]
+
+    def bias(self, *shape, name="b_quantized"):
+        return self.add(name, self.rng.integers(-5000, 5000, shape).astype(np.int32))
+
+    def node(self, op_type, inputs, outputs, domain="", name=None, **attributes):
+        name = f"the_{op_type}" if name is None else name
+        self.nodes.append(helper.make_node(op_type, inputs, outputs, name, domain=domain, **attributes))
+
+    def model(self, *outputs, types=None):
+        """Outputs by name; their type is inferred where onnx or the kernels know it."""
+        dtype = TensorProto.UINT8 if self.kind == "u" else TensorProto.INT8
+        types = types or [dtype] * len(outputs)
+        made = [
+            helper.make_tensor_value_info(name, kind, None) for name, kind in zip(outputs, types, strict=True)
+        ]
+        arrays = [numpy_helper.from_array(array, name) for name, array in self.arrays.items()]
+        graph = helper.make_graph(self.nodes, "integers", self.inputs, made, arrays)
+        imports = [helper.make_opsetid("", self.opset), helper.make_opsetid(CONTRIB, 1)]
+        return helper.make_model(graph, ir_version=10, opset_imports=imports)
+
+
+def unary(op_type, shape, domain=CONTRIB, out=(1 / 64, None), **attributes):
+    def make(kind, **options):
+        m = Integers(kind, **options)
+        x = m.activation(*shape)
+        m.node(op_type, [*x, *m.range("y", *out)], ["y"], domain, **attributes)
+        return m, m.model("y")
+
+    return make
+
+
+def binary(op_type, a, b, scale):
+    def make(kind, **options):
+        m = Integers(kind, **options)
+        parts = [*m.activation(*a), *m.activation(*b, scale=0.03), *m.range("y", scale)]
+        m.node(op_type, parts, ["y"], CONTRIB)
+        return m, m.model("y")
+
+    return make
+
+
+def conv(group=1, bias=True, channels=None, weights="s", zeros=False, domain="", **attributes):
+    def make(kind, **options):
+        m = Integers(kind, **options)
+        x = m.activation(2, 8, 9, 9)
+        signed = weights if kind == "u" else "s"  # onnxruntime has no kernel for int8 with uint8
+        w = m.weight(6 if group == 1 else 8, 8 // group, 3, 3, kind=signed, channels=channels, zeros=zeros)
+        parts = [*x, *w, *m.range("y", 0.15)]
+        if bias:
+            parts.append(m.bias(6 if group == 1 else 8))
+        m.node("QLinearConv", parts, ["y"], domain, group=group, pads=[1, 1, 1, 1], **attributes)
+        return m, m.model("y")
+
+    return make
+
+
+def matmul(channels=None):
+    def make(kind, **options):
+        m = Integers(kind, **options)
+        x = m.activation(2, 5, 12)
+        w = m.weight(12, 7, channels=channels)
+        m.node("QLinearMatMul", [*x, *w, *m.range("y", 0.1)], ["y"])
+        return m, m.model("y")
+
+    return make
+
+
+def matmul_of_activations(kind, **options):
+    m = Integers(kind, **options)
+    parts = [*m.activation(2, 5, 12), *m.activation(2, 12, 4), *m.range("y", 0.1)]
+    m.node("QLinearMatMul", parts, ["y"])
+    return m, m.model("y")
+
+
+def gemm(channels=None, transposed=0, bias=True, quantised=True, alpha=None):
+    def make(kind, **options):
+        m = Integers(kind, **options)
+        x = m.activation(5, 12)
+        w = m.weight(*((7, 12) if transposed else (12, 7)), channels=channels)
+        parts = [*x, *w, m.bias(7) if bias else ""]
+        if quantised:
+            parts += m.range("y", 0.1)
+        attributes = {} if alpha is None else {"alpha": alpha}
+        m.node("QGemm", parts, ["y"], CONTRIB, transB=transposed, **attributes)
+        return m, m.model("y", types=None if quantised else [TensorProto.FLOAT])
+
+    return make
+
+
+def where(kind, **options):
+    m = Integers(kind, **options)
+    m.inputs.append(helper.make_tensor_value_info("choose", TensorProto.BOOL, [3, 4]))
+    m.feed["choose"] = m.rng.random((3, 4)) < 0.5
+    parts = [*m.activation(3, 4), *m.activation(3, 4, scale=0.01), *m.range("z", 0.02)]
+    m.node("QLinearWhere", ["choose", *parts], ["z"], CONTRIB)
+    return m, m.model("z")
+
+
+def concat(kind, **options):
+    m = Integers(kind, **options)
+    parts = [*m.activation(2, 3), *m.activation(2, 5, scale=0.01), *m.activation(2, 1)]
+    m.node("QLinearConcat", [*m.range("y", 0.02), *parts], ["y"], CONTRIB, axis=1)
+    return m, m.model("y")
+
+
+def fused(bias=True, channels=None):
+    def make(kind, **options):
+        m = Integers(kind, **options)
+        a, a_scale, a_zero = m.activation(2, 5, 12)
+        b, b_scale, b_zero = m.weight(12, 7, channels=channels)
+        parts = [a, b, a_scale, b_scale, a_zero, b_zero]
+        if bias:
+            parts.append(m.add("bias", m.rng.normal(size=7).astype(np.float32)))
+        m.node("MatMulIntegerToFloat", parts, ["y"], CONTRIB)
+        return m, m.model("y", types=[TensorProto.FLOAT])
+
+    return make
+
+
+def dynamic_matmul(bias=True):
+    def make(kind, **options):
+        m = Integers("u", **options)
+        parts = [m.floats(2, 5, 12), *m.weight(12, 7, kind=kind, zeros=True)]
+        if bias:
+            parts.append(m.add("bias", m.rng.normal(size=7).astype(np.float32)))
+        m.node("DynamicQuantizeMatMul", parts, ["y"], CONTRIB)
+        return m, m.model("y", types=[TensorProto.FLOAT])
+
+    return make
+
+
+def scaled(m, op_type, quantized, weight, out, name, swapped=False, **attributes):
+    """The nodes of quantize_dynamic around a product."""
+    x, scale, zero = quantized
+    w, w_scale, w_zero = weight
+    m.node(op_type, [x, w, zero, w_zero], [f"{out}_integers"], name=name, **attributes)
+    m.node("Cast", [f"{out}_integers"], [f"{out}_floats"], name=f"{name}_cast", to=TensorProto.FLOAT)
+    m.node("Mul", [scale, w_scale], [f"{name}_scales_mul:0"], name=f"{name}_scales_mul")
+    pair = [f"{out}_floats", f"{name}_scales_mul:0"]
+    m.node("Mul", pair[::-1] if swapped else pair, [out], name=f"{name}_output_scale_mul")
+
+
+def integer_matmuls(channels=None, swapped=False):
+    """Two products and a sum behind one DynamicQuantizeLinear."""
+
+    def make(kind, **options):
+        m = Integers("u", **options)
+        x = m.floats(2, 5, 12)
+        quantized = ["xq", "x_scale", "x_zero"]
+        m.node("DynamicQuantizeLinear", [x], ["xq", "x_scale", "x_zero"])
+        for number, width in enumerate((7, 4)):
+            per = None if channels is None else width
+            w = m.weight(12, width, kind=kind, channels=per, zeros=True, name=f"w{number}_quantized")
+            scaled(m, "MatMulInteger", quantized, w, f"h{number}", f"product{number}", swapped)
+        bias = m.add("bias", m.rng.normal(size=7).astype(np.float32))
+        m.node("Add", ["h0", bias], ["y"])
+        return m, m.model("y", "h1", types=[TensorProto.FLOAT] * 2)
+
+    return make
+
+
+def integer_conv(bias=True):
+    def make(kind, **options):
+        m = Integers("u", **options)
+        x = m.floats(2, 8, 9, 9)
+        quantized = ["xq", "x_scale", "x_zero"]
+        m.node("DynamicQuantizeLinear", [x], quantized)
+        # onnxruntime's ConvInteger knows unsigned weights alone on some machines
+        w = m.weight(6, 8, 3, 3, kind="u", zeros=kind == "s")
+        out = "yquant_scaled_output" if bias else "y"
+        scaled(m, "ConvInteger", quantized, w, out, "conv_quant", pads=[1, 1, 1, 1])
+        if bias:
+            vector = m.add("bias", m.rng.normal(size=6).astype(np.float32))
+            shape = m.add("y_bias_reshape_shape", np.array([1, -1, 1, 1]))
+            m.node("Reshape", [vector, shape], ["y_bias_reshape_output"], name="")
+            m.node("Add", [out, "y_bias_reshape_output"], ["y"])
+        return m, m.model("y", types=[TensorProto.FLOAT])
+
+    return make
+
+
+def attention(channels=None, masked=False):
+    def make(kind, **options):
+        m = Integers("u", **options)
+        x, x_scale, x_zero = m.activation(2, 5, 8)
+        w, w_scale, w_zero = m.weight(8, 24, kind=kind, channels=channels)
+        bias = m.add("bias", m.rng.normal(size=24).astype(np.float32))
+        mask = m.add("mask", np.array([5, 3], np.int32)) if masked else ""
+        m.node(
+            *("QAttention", [x, w, bias, x_scale, w_scale, mask, x_zero, w_zero], ["y"], CONTRIB),
+            num_heads=2,
+            unidirectional=0 if masked else 1,
+        )
+        return m, m.model("y", types=[TensorProto.FLOAT])
+
+    return make
+
+
+CASES = {
+    "conv": (conv(), 1),
+    "conv without bias": (conv(bias=False), 1),
+    "conv per channel": (conv(channels=6), 1),
+    "conv, depthwise, per channel": (conv(group=8, channels=8), 1),
+    "conv in groups, unsigned weights": (conv(group=2, weights="u", zeros=True), 1),
+    "conv of onnxruntime": (conv(domain=CONTRIB, channels_last=0), 1),
+    "conv strided": (conv(strides=[2, 2], dilations=[1, 1], kernel_shape=[3, 3]), 1),
+    "matmul": (matmul(), 1),
+    "matmul per column": (matmul(channels=7), 1),
+    "matmul of activations": (matmul_of_activations, 1),
+    "gemm": (gemm(), 1),
+    "gemm transposed per channel": (gemm(channels=7, transposed=1), 1),
+    "gemm per channel, alpha": (gemm(channels=7, alpha=0.5), 1),
+    "gemm without bias": (gemm(bias=False), 1),
+    "gemm to float": (gemm(quantised=False), 1e-4),
+    "add": (binary("QLinearAdd", (2, 5, 12), (2, 5, 12), 0.0417), 1),
+    "add broadcast": (binary("QLinearAdd", (2, 5, 12), (12,), 0.0417), 1),
+    "mul": (binary("QLinearMul", (2, 5, 12), (2, 5, 12), 0.0417), 1),
+    "sigmoid": (unary("QLinearSigmoid", (4, 50), out=(1 / 256, 0)), 0),
+    "leaky relu": (unary("QLinearLeakyRelu", (4, 50), alpha=0.3), 0),
+    "leaky relu, default": (unary("QLinearLeakyRelu", (4, 50)), 0),
+    "average pool": (unary("QLinearAveragePool", (2, 3, 8, 8), kernel_shape=[3, 3], strides=[2, 2]), 1),
+    "average pool, padded": (
+        unary(
+            "QLinearAveragePool",
+            (2, 3, 8, 8),
+            kernel_shape=[3, 3],
+            pads=[1, 1, 1, 1],
+            count_include_pad=1,
+            channels_last=0,
+        ),
+        1,
+    ),
+    "global average pool": (unary("QLinearGlobalAveragePool", (2, 9, 7, 7), channels_last=0), 1),
+    "softmax": (unary("QLinearSoftmax", (3, 20), out=(1 / 256, 0), opset=21, axis=-1), 1),
+    "softmax, no axis": (unary("QLinearSoftmax", (3, 20), out=(1 / 256, 0), opset=12), 1),
+    "where": (where, 1),
+    "concat": (concat, 1),
+    "to float": (fused(), 1e-4),
+    "to float, no bias": (fused(bias=False), 1e-4),
+    "dynamic": (dynamic_matmul(), 1e-4),
+    "dynamic, no bias": (dynamic_matmul(bias=False), 1e-4),
+    "integer matmuls": (integer_matmuls(), 1e-4),
+    "integer matmuls per column": (integer_matmuls(channels=True, swapped=True), 1e-4),
+    "attention": (attention(), 1e-4),
+    "attention per column, masked": (attention(24, masked=True), 1e-4),
+    "integer conv": (integer_conv(), 1e-4),
+    "integer conv, no bias": (integer_conv(bias=False), 1e-4),
+}
+"""Name -> (what makes the model, by how many quanta the floats may differ; a fraction: relatively, of floats)."""
+
+
+def run(model, feed, optimize=False):
+    """The model's outputs in onnxruntime on the CPU."""
+    proto = model if isinstance(model, onnx.ModelProto) else ir.to_proto(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
+    return session.run(None, feed)
+
+
+def described(model):
+    """All that a file says of a graph, in a form that compares."""
+    graph = model.graph
+    nodes = [
+        (
+            node.domain,
+            node.op_type,
+            node.name,
+            [None if v is None else v.name for v in node.inputs],
+            [v.name for v in node.outputs],
+            [(a.name, a.type, str(a.value)) for a in node.attributes.values()],
+        )
+        for node in graph
+    ]
+    initializers = {
+        name: (value.const_value.dtype, tuple(value.const_value.shape.numpy()), value.const_value.tobytes())
+        for name, value in graph.initializers.items()
+    }
+    declared = {
+        out.name: (str(out.type), str(out.shape)) for node in graph for out in node.outputs if out.name
+    }
+    ends = [value.name for value in graph.inputs], [value.name for value in graph.outputs]
+    return {
+        "nodes": nodes,
+        "initializers": initializers,
+        "declared": declared,
+        "ends": ends,
+        "imports": dict(graph.opset_imports),
+    }
