@@ -25,10 +25,10 @@ def finalize(model: ir.Model) -> ir.Model:
     """A copy of `model` with the interface of the file that it came from.
 
     Writes quantised weights and integer operators as the file has them, merges the initializers that `normalize`
-    split where they are still identical, casts what it read through a Cast, drops nodes and initializers that nothing uses, drops
-    declared shapes of intermediate values that no longer hold, gives the bodies of If, Loop and Scan their
-    initializers and names back, and restores the order of the graph's inputs, the initializers listed among them,
-    and the opset imports.
+    split where they are still identical, casts what it read through a Cast, drops nodes and initializers that
+    nothing uses, drops declared shapes of intermediate values that no longer hold, gives the bodies of If, Loop and
+    Scan their initializers and names back, and restores the order of the graph's inputs, the initializers listed
+    among them, and the opset imports.
 
     Parameters
     ----------
