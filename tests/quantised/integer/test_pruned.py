@@ -209,6 +209,15 @@ def test_a_repair_is_rounded_and_leaves_the_operators(name, tmp_path):
     assert repaired and all(layer.after < layer.before for layer in repaired)
 
 
+def test_an_old_opset(tmp_path):
+    """Version 12 knows no axis of DequantizeLinear; the file needs none, and gets none."""
+    before = convolutions(True)
+    before.opset_import[0].version = 12
+    after, report = written(tmp_path, before, ratio=0.5, criterion="l2", compensate="none", round_to=1)
+    assert operators(after) == operators(before) and after.opset_import[0].version == 12
+    assert report.soundness.equal and report.after.params < 0.8 * report.before.params
+
+
 def test_convolutions_of_integers(tmp_path):
     """As quantize_dynamic writes them, each with its bias behind."""
     before = _three_convolutions()
