@@ -147,3 +147,8 @@ FORMS: dict[Key, Form] = {
     (CONTRIB, "QLinearConcat"): Form("Concat", 2, (0, 1)),
 }
 """Every operator that is `QuantizeLinear(op_type(DequantizeLinear(...)))`."""
+
+
+def form_of(node: ir.Node | Template) -> Form:
+    """The form of an operator; the standard domain has two names."""
+    return FORMS["" if node.domain == "ai.onnx" else node.domain, node.op_type]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxprune.model import edit
 from onnxprune.model.integer.biases import requantized_bias, round_before_bias
-from onnxprune.model.integer.forms import FORMS, Form, Slots
+from onnxprune.model.integer.forms import Form, Slots, form_of
 from onnxprune.model.integer.grid import Operand, integers_of, locate
 from onnxprune.model.integer.notes import Lowered, Template, note
 from onnxprune.model.integer.parts import (
@@ -33,7 +33,7 @@ _BYTES = (ir.DataType.UINT8, ir.DataType.INT8)
 
 def lower(bench: Workbench, node: ir.Node) -> None:
     """Say one of these operators in floats; NotThisForm where that cannot be done, before anything changes."""
-    form = FORMS[node.domain, node.op_type]
+    form = form_of(node)
     attributes = form.attributes(node)
     operands = [_operand(form, node, number, slots) for number, slots in enumerate(_slots(form, node))]
     bias = _bias(form, node, [what for what, _ in operands], attributes)
@@ -82,6 +82,8 @@ def _operand(form: Form, node: ir.Node, number: int, slots: Slots) -> tuple[Quan
         raise NotThisForm("an operand is missing")
     if integers.dtype not in (*_BYTES, None):
         raise NotThisForm(f"an operand is {integers.dtype}")
+    if scale.dtype not in (ir.DataType.FLOAT, None):
+        raise NotThisForm(f"a scale is {scale.dtype}")
     if one_value(scale) and one_value(zero):
         return Quantized(integers, scale, zero), None
     return Quantized(integers, scale, zero), vector_dim(form, node, number, integers, scale, zero)
@@ -132,7 +134,7 @@ def _product(a: ir.Value, b: ir.Value, attributes: dict[str, ir.Attr]) -> np.nda
 def lift(graph: ir.Graph, core: ir.Node, lowered: Lowered) -> None:
     """Put the operator together again; NotThisForm where something came between that has no place in it."""
     (template,) = lowered.nodes
-    form = FORMS[template.domain, template.op_type]
+    form = form_of(template)
     count = len(form.plain)
     found = form.slots(len(template.given))
     if form.op_type == "MatMul":

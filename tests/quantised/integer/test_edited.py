@@ -229,10 +229,20 @@ def softmax_of_another_version(m):
     m.node("QLinearSoftmax", parts, ["y"], CONTRIB, opset=11, axis=1)
 
 
+def scales_in_half_precision(m):
+    w = m.weight(12, 7)
+    x = m.activation(3, 12)
+    for name in (x[1], w[1]):
+        m.arrays[name] = m.arrays[name].astype(np.float16)
+    m.node("QLinearMatMul", [*x, *w, *m.range("y", 0.1)], ["y"])
+    m.arrays["y_scale"] = m.arrays["y_scale"].astype(np.float16)
+
+
 STAYS = {
     channels_last: "channels_last is 1",
     scales_of_an_activation: "scales of an activation are not one number",
     a_bias_that_is_computed: "the bias is computed",
+    scales_in_half_precision: "a scale is FLOAT16",
     sums_that_are_read: "its result is not scaled",
     softmax_of_another_version: "it means Softmax as of version 11",
 }
@@ -247,6 +257,17 @@ def test_what_fits_no_form_stays_and_says_why(make):
     lower_integer(model)
     assert described(model) == before
     assert list(left_whole(model.graph).values()) == [STAYS[make]]
+    raise_integer(model)
+    assert described(model) == before
+
+
+def test_the_other_name_of_the_standard_domain():
+    m, proto = matmul()("u")
+    proto.graph.node[0].domain = "ai.onnx"
+    model = ir.from_proto(proto)
+    before = described(model)
+    lower_integer(model)
+    assert "MatMul" in operators(model)
     raise_integer(model)
     assert described(model) == before
 

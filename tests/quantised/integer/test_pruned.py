@@ -193,6 +193,22 @@ def test_what_stays_keeps_its_integers(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", QUANTISED)
+def test_a_masked_file_computes_what_the_smaller_one_does(name, tmp_path):
+    make, channels = QUANTISED[name]
+    before = make(channels)
+    options = {"ratio": 0.5, "criterion": "l2", "compensate": "none", "round_to": 1, "slim": False}
+    folders = [tmp_path / mode for mode in ("remove", "mask")]
+    results = []
+    shape = [d.dim_value for d in _dims(before)]
+    feed = {"x0": np.random.default_rng(3).normal(size=shape).astype(np.float32)}
+    for folder in folders:
+        folder.mkdir()
+        after, _ = written(folder, before, mode=folder.name, **options)
+        results.append(run(after, feed)[0])
+    assert np.array_equal(*results) and not np.array_equal(results[0], run(before, feed)[0])
+
+
+@pytest.mark.parametrize("name", QUANTISED)
 def test_a_repair_is_rounded_and_leaves_the_operators(name, tmp_path):
     make, channels = QUANTISED[name]
     before = make(channels)
@@ -207,6 +223,45 @@ def test_a_repair_is_rounded_and_leaves_the_operators(name, tmp_path):
     assert {node.op_type for node in after.graph.node if node.op_type in ("MatMul", "Conv", "Gemm")} == set()
     repaired = [layer for layer in report.repairs if layer.kind != "none"]
     assert repaired and all(layer.after < layer.before for layer in repaired)
+
+
+def fused_attention():
+    """QAttention of four heads between DynamicQuantizeLinear and onnxruntime's two products with a bias."""
+    m = Integers("u", opset=18)
+    m.node("DynamicQuantizeLinear", [m.floats(2, 6, 8)], ["xq", "x_scale", "x_zero"], name="round")
+    w, w_scale, w_zero = m.weight(8, 48, channels=48, name="packed_quantized")
+    bias = m.add("packed_bias", m.rng.normal(size=48).astype(np.float32))
+    parts = ["xq", w, bias, "x_scale", w_scale, "", "x_zero", w_zero]
+    m.node("QAttention", parts, ["heads"], CONTRIB, name="attend", num_heads=4)
+    bias = m.add("up_bias", m.rng.normal(size=24).astype(np.float32))
+    parts = ["heads", *m.weight(16, 24, name="up_quantized"), bias]
+    m.node("DynamicQuantizeMatMul", parts, ["wide"], CONTRIB, name="up")
+    m.node("Relu", ["wide"], ["hidden"], name="relu")
+    m.node("DynamicQuantizeLinear", ["hidden"], ["hq", "h_scale", "h_zero"], name="round_again")
+    w, w_scale, w_zero = m.weight(24, 5, name="down_quantized")
+    bias = m.add("down_bias", m.rng.normal(size=5).astype(np.float32))
+    parts = ["hq", w, "h_scale", w_scale, "h_zero", w_zero, bias]
+    m.node("MatMulIntegerToFloat", parts, ["y"], CONTRIB, name="down")
+    return declared(m.model("y", types=[TensorProto.FLOAT]), m.feed)
+
+
+def test_operators_of_onnxruntime_that_do_several_steps(tmp_path):
+    before = fused_attention()
+    after, report = written(tmp_path, before, ratio=0.5, criterion="l2", compensate="none", round_to=1)
+    assert operators(after) == operators(before)
+    assert report.soundness.equal and report.after.params < 0.6 * report.before.params
+    attend = next(node for node in after.graph.node if node.op_type == "QAttention")
+    assert next(a.i for a in attend.attribute if a.name == "num_heads") == 2
+    assert list(before.graph.node[1].input) == list(attend.input)
+
+
+def test_an_old_opset(tmp_path):
+    """Version 12 knows no axis of DequantizeLinear; the file needs none, and gets none."""
+    before = convolutions(True)
+    before.opset_import[0].version = 12
+    after, report = written(tmp_path, before, ratio=0.5, criterion="l2", compensate="none", round_to=1)
+    assert operators(after) == operators(before) and after.opset_import[0].version == 12
+    assert report.soundness.equal and report.after.params < 0.8 * report.before.params
 
 
 def test_convolutions_of_integers(tmp_path):
