@@ -8,12 +8,13 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from onnxprune.calibrate.checks import did_you_mean
 from onnxprune.calibrate.dataset import Array, Dataset, Feed, Progress
+from onnxprune.calibrate.ortvalues import BF16, as_bf16, as_float32, from_ort_value, ort_value
 from onnxprune.calibrate.providers import CPU, resolve_providers, with_options
 from onnxprune.calibrate.versions import newest
 from onnxprune.errors import ModelError, UsageError
@@ -31,8 +32,6 @@ LEAN_ABOVE = 1 << 16
 """The same for lean sessions: in models of many layers, most weights are smaller than the other bound."""
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
-_BF16 = "tensor(bfloat16)"
-_ONNX_BF16 = 16
 _FATAL = 4
 _LONGEST = 400
 
@@ -284,10 +283,10 @@ def run(
     if is_widened(session):
         feed = {name: as_float32(array) for name, array in feed.items()}
     try:
-        if _BF16 in (*(wanted.get(name) for name in feed), *(types[name] for name in names)):
-            values = {name: ort_value(_as_bf16(array, wanted.get(name))) for name, array in feed.items()}
+        if BF16 in (*(wanted.get(name) for name in feed), *(types[name] for name in names)):
+            values = {name: ort_value(as_bf16(array, wanted.get(name))) for name, array in feed.items()}
             found = session.run_with_ort_values(names, values)
-            return {name: _from_ort_value(value) for name, value in zip(names, found, strict=True)}
+            return {name: from_ort_value(value) for name, value in zip(names, found, strict=True)}
         return dict(zip(names, session.run(names, dict(feed)), strict=True))
     except Exception as error:
         raise ModelError(
@@ -390,40 +389,3 @@ def _describe(feed: Mapping[str, Array]) -> str:
         ", ".join(f"{name!r} {array.dtype.name}{list(array.shape)}" for name, array in feed.items())
         or "(none)"
     )
-
-
-def as_float32(array: Array) -> Array:
-    """A float array as float32, any other as it is."""
-    is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    return array.astype(np.float32, copy=False) if is_float else array
-
-
-def _as_bf16(array: Array, wanted: str | None) -> Array:
-    if wanted != _BF16:
-        return array
-    import ml_dtypes
-
-    return np.asarray(array).astype(ml_dtypes.bfloat16)
-
-
-def ort_value(array: Array, device: str = "cpu") -> Any:
-    """Wrap an array, on the CPU without a copy (the result keeps it alive); bf16 needs its type spelled out."""
-    import onnxruntime
-
-    array = np.asarray(array, order="C")
-    if array.dtype.name == "bfloat16":
-        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _ONNX_BF16)
-    return onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0)
-
-
-def _from_ort_value(value: Any) -> Array:
-    if value.data_type() != _BF16:
-        return np.asarray(value.numpy())
-    import ml_dtypes
-
-    shape = tuple(value.shape())
-    count = int(np.prod(shape, dtype=np.int64))
-    if count == 0:
-        return np.zeros(shape, np.float32)
-    words: Array = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(value.data_ptr()))
-    return np.asarray(words.view(ml_dtypes.bfloat16).reshape(shape), np.float32)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.calibrate.dataset import Feed
+from onnxprune.calibrate.ortvalues import ort_value
 from onnxprune.calibrate.providers import CPU, CUDA, TENSORRT, resolve_providers
-from onnxprune.calibrate.sessions import open_session, ort_value, trim
+from onnxprune.calibrate.sessions import open_session, trim
 from onnxprune.errors import ModelError
 from onnxprune.model.serialize import weight_bytes
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from onnxprune.analysis import Analysis
 from onnxprune.calibrate.dataset import Dataset, hold_out, input_specs, symbol
+from onnxprune.choosing.activations import unit_activations
 from onnxprune.criteria.criterion import UnitActivations
 from onnxprune.criteria.elimination import Elimination, Layer, eliminate, refit
 from onnxprune.criteria.exchange import Exchanged, exchange
@@ -210,7 +211,7 @@ class Evidence:
     def activations(self, group: Group) -> list[UnitActivations]:
         """What each consumer sees of a group's units, for criteria."""
         return [
-            _unit_activations(layer, unit, self.statistics[layer.weight], group.units)
+            unit_activations(layer, unit, self.statistics[layer.weight], group.units)
             for layer, unit in self.layers(group)
         ]
 
@@ -372,31 +373,3 @@ class Evidence:
         """The same without any refit: the flagged units are masked where they are summed over."""
         kept = kept_positions(self.analysis.groups, {group.id: ~gone})
         return self.trial.change_of(mask(self.analysis.axis_graph, kept))
-
-
-def _unit_activations(
-    layer: Consumer, unit: Index, statistics: InputStatistics, units: int
-) -> UnitActivations:
-    """Statistics of a layer's features, sorted by unit; units with fewer features than others get zeros."""
-    moments = statistics.moments
-    second = np.einsum("gff->gf", moments.gram) / max(moments.count, 1.0)
-    mean = moments.mean
-    matrix = layer.matrix()
-    fields = {
-        "mean": mean,
-        "variance": np.maximum(second - mean**2, 0.0),
-        "second_moment": second,
-        "nonzero": statistics.positive,
-        "weight_energy": np.square(matrix).sum(axis=1),
-        "weight_l1": np.abs(matrix).sum(axis=1),
-    }
-    flat = unit.ravel()
-    order = np.argsort(flat, kind="stable")
-    order = order[flat[order] >= 0]
-    counts = np.bincount(flat[order], minlength=units)
-    slot = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    arrays = {}
-    for name, values in fields.items():
-        arrays[name] = np.zeros((units, int(counts.max())))
-        arrays[name][flat[order], slot] = values.ravel()[order]
-    return UnitActivations(**arrays)

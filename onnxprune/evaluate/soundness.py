@@ -22,7 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.calibrate.dataset import Dataset, input_specs
-from onnxprune.calibrate.sessions import as_float32
+from onnxprune.calibrate.ortvalues import as_float32
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
 from onnxprune.evaluate.agreement import Feed, Figures, compare_outputs

@@ -11,7 +11,8 @@ import pytest
 from small_nets import convnet, feeds, residual, save
 
 import onnxprune
-from onnxprune.calibrate.sessions import as_float32, is_widened, open_session, run
+from onnxprune.calibrate.ortvalues import as_float32
+from onnxprune.calibrate.sessions import is_widened, open_session, run
 from onnxprune.calibrate.timing import Stopwatch
 from onnxprune.choosing.timed import on_cpu
 from onnxprune.errors import ModelError, UnsupportedError
