@@ -145,9 +145,7 @@ def test_weights_are_compared_as_they_will_be_stored():
 
         found = fit(seen, held, old, np.zeros((1, 3)), ["affine", "bias"], stored)
         assert np.array_equal(found.weight, stored(found.weight))
-        assert found.error == pytest.approx(
-            error(x[200:], t[200:], found.weight[0], found.bias[0]), rel=1e-6
-        )
+        assert found.error == pytest.approx(error(x[200:], t[200:], found.weight[0], found.bias[0]), rel=1e-6)
         blind = fit(seen, held, old, np.zeros((1, 3)), ["affine", "bias"])
         rounded = stored(blind.weight)[0]
         bias = t[:200].mean(axis=0) - rounded @ x[:200].mean(axis=0)
