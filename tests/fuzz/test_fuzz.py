@@ -7,6 +7,7 @@ import pytest
 
 from onnxprune.model.serialize import to_bytes
 from onnxprune.rules import builtin_rules, default_rules
+from onnxprune.rules.integer import RULES as INTEGER
 from tests.fuzz import blocks
 from tests.fuzz.check import check_seed
 from tests.fuzz.generate import LEAST, MOST, OPSETS, Graph, finish, generate
@@ -23,6 +24,7 @@ NEVER = {
     for name in ("SwiGLU", "CausalConvWithState", "LinearAttention")
 }
 """Operators that have a rule and are never drawn, each with its reason."""
+NEVER |= dict.fromkeys(INTEGER, "it is said in floats, or keeps all its positions: no unit ends there")
 
 
 def test_every_operator_is_drawn():
