@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx.defs
 
-from onnxprune.rules import builtin_rules
+from onnxprune.rules import builtin_rules, integer
 
 NO_FLOATS = {
     *(
@@ -38,6 +38,9 @@ CONVERTED = {"Scatter", "Upsample"}
 
 RECURRENCES = {("", "LinearAttention"), ("com.microsoft", "LinearAttention")}
 """A matrix is carried from token to token: no VJP yet."""
+
+INTEGERS = frozenset(integer.RULES)
+"""Said in float operators before gradients are asked for; what stays as it is calculates on integers alone."""
 
 HANDLED = {"Constant", "If"}
 """Made initializers, or passed branch by branch, so they need no VJP."""
@@ -95,6 +98,7 @@ def support() -> Support:
     flat = NO_FLOATS | CONSTANT
     standard = {op for domain, op in without if not domain}
     missing = {("", op) for op in standard - flat - CONVERTED - HANDLED} | {key for key in without if key[0]}
+    missing -= INTEGERS
     return Support(
         sorted(_name(*key) for key in covered),
         sorted(_name(*key) for key in lowered),

@@ -15,12 +15,17 @@ pytestmark = pytest.mark.real
 MODELS = sorted(path.name for path in (REAL / "models").glob("*.onnx"))
 
 
+def options(name):
+    """Most groups of GTCRN have fewer units than what widths are rounded to."""
+    return {"round_to": 1} if "gtcrn" in name else {}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_third_of_the_units(tmp_path, name):
     """`--ratio 0.3`: met, proven, valid, and as small as the report says."""
     output = tmp_path / "out.onnx"
     before = (REAL / "models" / name).stat()
-    report = onnxprune.prune(REAL / "models" / name, output, ratio=0.3).report
+    report = onnxprune.prune(REAL / "models" / name, output, ratio=0.3, **options(name)).report
     assert report.target.met
     assert report.target.achieved >= 0.3
     sound = report.soundness
@@ -42,7 +47,7 @@ def test_a_third_of_the_units(tmp_path, name):
 def test_the_interface_stays(tmp_path, name):
     """Names, types and order of inputs and outputs, opsets, and the dims that callers rely on."""
     output = tmp_path / "out.onnx"
-    onnxprune.prune(REAL / "models" / name, output, ratio=0.2)
+    onnxprune.prune(REAL / "models" / name, output, ratio=0.2, **options(name))
     old, new = onnx.load(REAL / "models" / name), onnx.load(output)
     weights = {tensor.name for tensor in old.graph.initializer}
     assert [v.name for v in new.graph.input] == [v.name for v in old.graph.input]

@@ -58,7 +58,10 @@ def test_few_samples_are_all_used_twice(tmp_path):
 def test_real_samples_to_measure_on_decide_the_sizes(tmp_path):
     net = Net()
     x = net.data("signal", ("n", "length"))
-    source = loaded(net.model(net.linear(x, "fc", 3, 4)), tmp_path)
+    hidden = net.op(
+        "Identity", x, name="hidden"
+    )  # of a weight that reads the input itself, the size is known
+    source = loaded(net.model(net.linear(hidden, "fc", 3, 4)), tmp_path)
     with pytest.raises(UsageError, match="no generated input runs"):
         choose_inputs(source, data="synthetic")
     found = choose_inputs(source, data="synthetic", test={"signal": np.zeros((5, 3), np.float32)})

@@ -212,12 +212,3 @@ def test_the_reason(tmp_path, name):
     axes = {axis.name: axis for axis in analysis.axis_graph.graph if isinstance(axis, Axis)}
     barrier = nearest_barriers(analysis.axis_graph.graph)[axes["w3[1]"]]
     assert barrier.reason is Reason.NO_AXES
-
-
-def test_maps_are_refused(tmp_path):
-    """onnx-ir has no maps, which only classifiers of other libraries make."""
-    more = "p = Softmax<axis=1>(y)\n z = ai.onnx.ml.ZipMap<classlabels_int64s=[0, 1, 2, 3]>(p)"
-    source = text("g = Relu(h)", outputs="float[n,4] y, seq(map(int64, float)) z", more=more)
-    with pytest.raises(OnnxPruneError, match="Map types") as caught:
-        onnxprune.analyze(saved(source, tmp_path / "net.onnx"))
-    assert caught.value.exit_code == 3 and caught.value.hint

@@ -178,6 +178,7 @@ class _Finder:
         self.parameter_of: dict[Axis, Parameter] = {}
         self.rejected: list[Rejection] = []
         self.sink_axes = {sink.parameter for sink in axis_graph.sinks if sink.parameter is not None}
+        self.fed_back = {sink.axis for sink in axis_graph.sinks if sink.axis == sink.parameter}
         parameters = axis_graph.parameters
         for number, axis in enumerate(layout.axes):
             self.axes_of.setdefault(int(layout.klass[number]), []).append(number)
@@ -315,8 +316,7 @@ class _Finder:
     def _width(self, sources: tuple[AxisUse, ...], sinks: tuple[AxisUse, ...]) -> int:
         """Positions of one unit on the first weight that makes it; where it is fed back, those that are read."""
         made = [use for use in sources if self.parameter_of[use.axis].kind == "weight"]
-        fed_back = {use.axis.value for use in made}
-        read = [use for use in sinks if use.axis.value in fed_back]
+        read = [use for use in sinks if use.axis in self.fed_back]
         first = (read or made or sources or sinks)[0].unit
         return int(np.bincount(first[first >= 0]).max())
 
