@@ -239,7 +239,11 @@ def page(entries: list[dict[str, Any]], about: Mapping[str, Any]) -> str:
 
 
 def _row(entry: Mapping[str, Any], width: int) -> list[str]:
-    asked = " ".join(f"--{key} {value:g}" for key, value in entry["options"].items() if key != "slim")
+    asked = " ".join(
+        f"--{key.replace(chr(95), chr(45))} {value:g}"
+        for key, value in entry["options"].items()
+        if key != "slim"
+    )
     asked = asked or "slim"
     if entry.get("failure"):
         return [entry["name"], asked, entry["failure"], *[""] * (width - 3)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.formats_models import Case
 
 RESNET, MOBILENET, KWT = "cifar10_resnet20.onnx", "imagenet_mobilenetv2.onnx", "kwt1_speechcommands.onnx"
@@ -20,8 +22,8 @@ HALF = "Half precision"
 SLIM = "slim: what contributes nothing"
 
 
-def _wild(name: str) -> Case:
-    return Case(WILD, name.removesuffix(".onnx"), "published", {"name": name})
+def _wild(name: str, **options: Any) -> Case:
+    return Case(WILD, name.removesuffix(".onnx"), "published", {"name": name}, "", {"ratio": 0.5, **options})
 
 
 def _package(name: str, wheel: str, member: str, **options: float) -> Case:
@@ -42,7 +44,7 @@ CASES: tuple[Case, ...] = (
     _wild("wild_ultraface_rfb320_raw_opset9.onnx"),
     _wild("wild_ppocrv3_det_raw_opset14_constants.onnx"),
     _wild("wild_silero_vad_16k.onnx"),
-    _wild("wild_gtcrn_stream.onnx"),
+    _wild("wild_gtcrn_stream.onnx", round_to=1),
     _package("silero_vad", SILERO, "silero_vad/data/silero_vad.onnx"),
     _package("silero_vad_op18_ifless", SILERO, "silero_vad/data/silero_vad_op18_ifless.onnx"),
     _package("silero_vad_16k_sequence", SILERO, "silero_vad/data/silero_vad_16k_sequence.onnx"),
