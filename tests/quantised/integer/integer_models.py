@@ -247,6 +247,41 @@ def integer_conv(bias=True):
     return make
 
 
+def early_bias(m, quantized, weight, out, name, vector, swapped=False, **attributes):
+    """ConvInteger with a bias of integers, as onnxruntime 1.2 to 1.5 wrote it."""
+    x, scale, zero = quantized
+    w, w_scale, w_zero = weight
+    pair = [scale, w_scale]
+    m.node("Mul", pair[::-1] if swapped else pair, [f"{vector}_scale"], name=f"{vector}_scale_node")
+    m.node("Div", [vector, f"{vector}_scale"], [f"{vector}_tmp_quant:0"], name=f"{vector}_tmp_qaunt")
+    m.node("Floor", [f"{vector}_tmp_quant:0"], [f"{vector}_rounded:0"], name=f"{vector}_quant_rounded")
+    cast = {"name": f"{vector}_quantized_node", "to": TensorProto.INT32}
+    m.node("Cast", [f"{vector}_rounded:0"], [f"{vector}_quantized"], **cast)
+    m.node("ConvInteger", [x, w, zero, w_zero], [f"{out}_quantized"], name=name, **attributes)
+    shape = m.add(f"{vector}_quantized_reshape_shape", np.array([1, -1, 1, 1]))
+    m.node("Reshape", [f"{vector}_quantized", shape], [f"{out}_reshape"], name=f"{vector}_quantizedreshape")
+    pair = [f"{out}_quantized", f"{out}_reshape"]
+    m.node("Add", pair[::-1] if swapped else pair, [f"{out}_bias_add"], name=f"{vector}_quantizedbias_add")
+    cast = {"name": f"{out}_bias_add_cast", "to": TensorProto.FLOAT}
+    m.node("Cast", [f"{out}_bias_add"], [f"{out}_bias_add_cast_output"], **cast)
+    m.node("Mul", [scale, w_scale], [f"{name}_scales_mul:0"], name=f"{name}_scales_mul")
+    pair = [f"{out}_bias_add_cast_output", f"{name}_scales_mul:0"]
+    m.node("Mul", pair[::-1] if swapped else pair, [out], name=f"{name}_output_scale_mul")
+
+
+def early_conv(swapped=False):
+    def make(kind, **options):
+        m = Integers("u", **options)
+        quantized = ["xq", "x_scale", "x_zero"]
+        m.node("DynamicQuantizeLinear", [m.floats(2, 8, 9, 9)], quantized)
+        w = m.weight(6, 8, 3, 3, kind="u", zeros=kind == "s")
+        vector = m.add("bias", m.rng.normal(size=6).astype(np.float32))
+        early_bias(m, quantized, w, "y", "conv_quant", vector, swapped, pads=[1, 1, 1, 1])
+        return m, m.model("y", types=[TensorProto.FLOAT])
+
+    return make
+
+
 def attention(channels=None, masked=False):
     def make(kind, **options):
         m = Integers("u", **options)
@@ -312,6 +347,8 @@ CASES = {
     "attention": (attention(), 1e-4),
     "attention per column, masked": (attention(24, masked=True), 1e-4),
     "integer conv": (integer_conv(), 1e-4),
+    "integer conv, early bias": (early_conv(), 1e-4),
+    "integer conv, early bias, swapped": (early_conv(swapped=True), 1e-4),
     "integer conv, no bias": (integer_conv(bias=False), 1e-4),
 }
 """Name -> (what makes the model, by how many quanta the floats may differ; a fraction: relatively, of floats)."""
