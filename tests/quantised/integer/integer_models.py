@@ -282,6 +282,46 @@ def early_conv(swapped=False):
     return make
 
 
+def lstm_of(m, x, features, hidden, out, name, columns=False, both=False, kind="s", given=(), **attributes):
+    """DynamicQuantizeLSTM; `given` are its inputs from `sequence_lens` on."""
+    d = 2 if both else 1
+    weights, scales = [], []
+    for part, rows in (("W", features), ("R", hidden)):
+        label = f"{name}_{part}_quantized"
+        limit = 60 if part == "R" else 127
+        w, scale, zero = m.weight(d, rows, 4 * hidden, kind=kind, name=label, limit=limit)
+        extents = (d, 4 * hidden) if columns else (d,)
+        m.arrays[scale] = m.rng.uniform(0.004, 0.012, extents).astype(np.float32)
+        m.arrays[zero] = np.full(extents, 130 if kind == "u" else 0, NUMPY[kind])
+        weights.append(w)
+        scales += [scale, zero]
+    bias = m.add(f"{name}_B", m.rng.normal(size=(d, 8 * hidden)).astype(np.float32) * 0.5)
+    parts = [x, *weights, bias, *given, *[""] * (4 - len(given)), *scales]
+    attributes = {"direction": "bidirectional" if both else "forward", **attributes}
+    m.node("DynamicQuantizeLSTM", parts, out, CONTRIB, name=name, hidden_size=hidden, **attributes)
+
+
+def lstm(columns=False, both=False, whole=False):
+    def make(kind, **options):
+        m = Integers("u", **options)
+        x, d, given, attributes = m.floats(9, 2, 5), 2 if both else 1, (), {}
+        out = ["y", "y_h", "y_c"]
+        if whole:
+            lengths = m.add("lengths", np.array([9, 6], np.int32))
+            states = [m.add(f"first{n}", m.rng.normal(size=(d, 2, 6)).astype(np.float32)) for n in (0, 1)]
+            peepholes = m.add("peepholes", m.rng.normal(size=(d, 18)).astype(np.float32))
+            given = (lengths, *states, peepholes)
+            attributes = {"clip": 4.0, "activations": ["HardSigmoid", "Tanh", "Relu"] * d}
+            attributes |= {"activation_alpha": [0.25] * d, "activation_beta": [0.4] * d}
+        else:
+            out = ["y", "", "y_c"]
+        lstm_of(m, x, 5, 6, out, "lstm", columns, both, kind, given, **attributes)
+        out = [name for name in out if name]
+        return m, m.model(*out, types=[TensorProto.FLOAT] * len(out))
+
+    return make
+
+
 def attention(channels=None, masked=False):
     def make(kind, **options):
         m = Integers("u", **options)
@@ -346,6 +386,10 @@ CASES = {
     "integer matmuls per column": (integer_matmuls(channels=True, swapped=True), 1e-4),
     "attention": (attention(), 1e-4),
     "attention per column, masked": (attention(24, masked=True), 1e-4),
+    "lstm": (lstm(), 0.02),
+    "lstm per column": (lstm(columns=True), 0.02),
+    "lstm, both directions": (lstm(both=True), 0.02),
+    "lstm, both directions per column, with states": (lstm(True, True, whole=True), 0.02),
     "integer conv": (integer_conv(), 1e-4),
     "integer conv, early bias": (early_conv(), 1e-4),
     "integer conv, early bias, swapped": (early_conv(swapped=True), 1e-4),

@@ -12,6 +12,7 @@ from integer_models import (
     conv,
     described,
     early_bias,
+    lstm_of,
     matmul,
     matmul_of_activations,
     run,
@@ -264,6 +265,15 @@ def a_bias_rounded_to_another_scale(m):
     m.nodes[1].input[1] = m.add("another_scale", np.float32(0.3))
 
 
+def an_lstm_whose_units_are_not_zero(m):
+    lstm_of(m, m.floats(9, 2, 5), 5, 6, ["y"], "lstm", activations=["Sigmoid", "Sigmoid", "Tanh"])
+
+
+def scales_of_a_layer(m):
+    lstm_of(m, m.floats(9, 2, 5), 5, 6, ["y"], "lstm")
+    m.arrays["lstm_R_quantized_scale"] = np.float32(0.01)
+
+
 def softmax_of_another_version(m):
     parts = [*m.activation(2, 3, 4), *m.range("y", 1 / 256, 0)]
     m.node("QLinearSoftmax", parts, ["y"], CONTRIB, opset=11, axis=1)
@@ -284,6 +294,8 @@ STAYS = {
     a_bias_that_is_computed: "the bias is computed",
     scales_in_half_precision: "a scale is FLOAT16",
     a_bias_rounded_to_another_scale: "its bias is rounded to another scale than its own",
+    an_lstm_whose_units_are_not_zero: "units without weights are not 0",
+    scales_of_a_layer: "scales are not one for each direction, or for each column of each",
     sums_that_are_read: "its result is not scaled",
     softmax_of_another_version: "it means Softmax as of version 11",
 }

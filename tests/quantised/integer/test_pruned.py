@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from integer_models import CONTRIB, Integers, early_bias, run
+from integer_models import CONTRIB, Integers, early_bias, lstm_of, run
 from onnx import TensorProto, helper, numpy_helper
 from test_nbits import packed
 
@@ -159,6 +159,21 @@ def early(channels):
     return declared(m.model(last, types=[TensorProto.FLOAT]), m.feed)
 
 
+def recurrent(columns):
+    """Two layers of both directions, one of one direction, and a product of all states."""
+    m = Integers("u", opset=14)
+    last, width = m.floats(7, 2, 6), 6
+    for number, (hidden, both) in enumerate(((12, True), (10, True), (8, False))):
+        lstm_of(m, last, width, hidden, [f"y{number}"], f"lstm{number}", columns, both)
+        order = m.add(f"order{number}", np.array([0, 0, -1]))
+        m.node("Transpose", [f"y{number}"], [f"t{number}"], name=f"turn{number}", perm=[0, 2, 1, 3])
+        m.node("Reshape", [f"t{number}", order], [f"r{number}"], name=f"join{number}")
+        last, width = f"r{number}", hidden * (2 if both else 1)
+    w = m.weight(8, 5, zeros=True, name="down_quantized")
+    m.node("DynamicQuantizeMatMul", [last, *w], ["y"], CONTRIB, name="down")
+    return declared(m.model("y", types=[TensorProto.FLOAT]), m.feed)
+
+
 QUANTISED = {
     "convolutions": (convolutions, False),
     "convolutions per channel": (convolutions, True),
@@ -167,6 +182,8 @@ QUANTISED = {
     "dynamic": (dynamic, False),
     "dynamic per column": (dynamic, True),
     "early": (early, False),
+    "recurrent": (recurrent, False),
+    "recurrent per column": (recurrent, True),
 }
 
 
