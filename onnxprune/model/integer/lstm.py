@@ -116,7 +116,8 @@ def _turned(bench: Workbench, node: ir.Node, what: Quantized) -> ir.Value:
             None if what.zero is None else _reshaped(bench, what.zero),
         )
         floats = bench.dequantize(node, per_column, 1, block_size=rows)
-    out = ir.Value(name=edit.fresh(bench.graph, f"{floats.name}/turned"), type=floats.type)
+    name, floats.name = floats.name, edit.fresh(bench.graph, f"{floats.name}/stored")
+    out = ir.Value(name=name, type=floats.type)
     turn = ir.Node("", "Transpose", [floats], [ir.AttrInt64s("perm", _PERM)], outputs=[out])
     bench.graph.insert_before(node, turn)
     shape = shape_of(what.integers)
