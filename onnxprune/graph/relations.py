@@ -180,10 +180,12 @@ class Relations:
     def isolate(self, axis: Axis, slot: int = 0) -> None:
         """What the operator makes of a position depends on the others unless they are 0: masks act before it.
 
-        Ties are the caller's to state. Nothing is summed here, so this is no sink.
+        Ties are the caller's to state. Nothing is summed here, so this is no sink. Of a parameter, the positions
+        are masked where they are stored.
         """
         self._mention(axis)
-        self.isolated.append(Sink(axis, slot, None, self._where))
+        stored = axis.value.const_value is not None
+        self.isolated.append(Sink(axis, slot, axis if stored else None, self._where))
 
     def choice(self, a: Axis, b: Axis, a_index: Index, b_index: Index, factor: int) -> None:
         """One way of cutting two axes: along `factor`, a factor of a Reshape or another number for this node.

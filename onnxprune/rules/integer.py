@@ -2,7 +2,7 @@
 
 Most of them are, by `onnxprune.model.integer`, and are seen here only where they are of no form that it knows. The
 others pack their weights, or what they calculate, in a way that cannot be cut: MatMulBnb4 in blocks that run over
-rows, DynamicQuantizeLSTM with states that are rounded step by step.
+rows.
 
 Specification: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """

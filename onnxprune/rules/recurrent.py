@@ -21,6 +21,7 @@ import numpy as np
 
 from onnxprune.errors import Reason
 from onnxprune.graph.axes import Axis, Blocked
+from onnxprune.model.integer import rounds_states
 from onnxprune.rules.helpers import arange
 from onnxprune.rules.rule import Key, Rule, Term, table
 
@@ -48,10 +49,22 @@ def _relate(op: Op, relations: Relations) -> None:
         for axis, rows, runs in _axes(op):
             _hang(op, relations, axis, rows, runs, hidden, blocks, units)
             stated.add(axis)
+        if rounds_states(op.node):
+            _silence(op, relations)
     for value in (*op.node.inputs, *op.outputs):
         for axis in op.axes(value) if value is not None else ():
             if axis not in stated:
                 relations.pin(axis, Reason.RECURRENT)
+
+
+def _silence(op: Op, relations: Relations) -> None:
+    """States are rounded to a range that all units share: a unit of no weights and no first states is 0."""
+    for slot, dim in ((_W, 1), (_R, 1), (_B, 1), (_FIRST, 2), (_CELL, 2)):
+        if op.has(slot):
+            axis = Axis(op.input(slot), dim)
+            if axis.value.const_value is None:
+                relations.join_blocks(axis)
+            relations.isolate(axis, slot)
 
 
 def _apart(op: Op) -> bool:

@@ -39,7 +39,7 @@ def mask(axis_graph: AxisGraph, kept: Kept) -> ir.Model:
     for average in axis_graph.averages:
         _average_kept(clone.model.graph, clone.nodes[average.where.node], average, kept)
     done: set[object] = set()
-    for sink in axis_graph.sinks:
+    for sink in (*axis_graph.sinks, *axis_graph.isolated):
         flags = kept.get(sink.axis)
         if flags is None:
             continue
@@ -53,9 +53,6 @@ def mask(axis_graph: AxisGraph, kept: Kept) -> ir.Model:
                 value,
                 partial(zero_slices, dim=sink.parameter.dim, flags=kept[sink.parameter], blocked=blocked),
             )
-    for place in axis_graph.isolated:
-        if place.axis in kept:
-            _insert_mask(clone.model.graph, clone.nodes[place.where.node], place, kept[place.axis])
     return clone.model
 
 

@@ -64,6 +64,10 @@ def _cut_scale(
     layout = tensor.layout
     if layout.axis is None:
         return scale
+    if layout.block >= tensor.extents[layout.axis] and all(b.rows != layout.axis for b in blocked.values()):
+        # one block, of whatever is left of it
+        others = {dim: flags for dim, flags in kept.items() if dim != layout.axis}
+        return slice_array(scale, others, {dim: b for dim, b in blocked.items() if dim in others})
     if layout.axis in blocked or (layout.block and blocked):
         spread = slice_array(np.array(layout.spread(scale, tensor.extents)), kept, blocked)
         rows = layout.rows(spread)

@@ -7,6 +7,7 @@ same, up to the rounding of sums.
 
 from onnxprune.model.integer.lift import raise_integer
 from onnxprune.model.integer.lower import lower_integer
+from onnxprune.model.integer.lstm import rounds_states
 from onnxprune.model.integer.notes import left_whole, lowered_operators
 
-__all__ = ["left_whole", "lower_integer", "lowered_operators", "raise_integer"]
+__all__ = ["left_whole", "lower_integer", "lowered_operators", "raise_integer", "rounds_states"]

@@ -47,7 +47,7 @@ def lower(bench: Workbench, node: ir.Node) -> None:
     if bias is not None:
         array_of(bias, "the bias")
     if dynamic:
-        left = _dynamic(bench, node, a)
+        left = rounded_at_run_time(bench, node, a)
     elif given[2] is None or not one_value(given[2]) or not one_value(given[4]):
         raise NotThisForm("the scale of the activation is not one number")
     else:
@@ -74,7 +74,8 @@ def columns(b: ir.Value, scale: ir.Value, zero: ir.Value | None) -> int | None:
     return rank - 1
 
 
-def _dynamic(bench: Workbench, node: ir.Node, a: ir.Value) -> Quantized:
+def rounded_at_run_time(bench: Workbench, node: ir.Node, a: ir.Value) -> Quantized:
+    """Put a DynamicQuantizeLinear of `a` before a node: what it makes."""
     names = [
         edit.fresh(bench.graph, f"{node.outputs[0].name}/{part}") for part in ("quantized", "scale", "zero")
     ]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import onnx_ir as ir
 
-from onnxprune.model.integer import attention, fused, nbits, products, qlinear
+from onnxprune.model.integer import attention, fused, lstm, nbits, products, qlinear
 from onnxprune.model.integer.forms import CONTRIB
 from onnxprune.model.integer.grid import behind
 from onnxprune.model.integer.notes import (
@@ -30,6 +30,7 @@ _LIFT: dict[str, Callable[[ir.Graph, ir.Node, Lowered], None]] = {
     fused.NAME: fused.lift,
     nbits.NAME: nbits.lift,
     attention.NAME: attention.lift,
+    lstm.NAME: lstm.lift,
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from onnxprune.model.integer import attention, fused, nbits, products, qlinear
+from onnxprune.model.integer import attention, fused, lstm, nbits, products, qlinear
 from onnxprune.model.integer.forms import CONTRIB, FORMS, Key
 from onnxprune.model.integer.notes import note_order, note_whole
 from onnxprune.model.integer.parts import NotThisForm, Workbench
@@ -25,6 +25,7 @@ _LOWER: dict[Key, Callable[[Workbench, ir.Node], None]] = {
     (CONTRIB, "MatMulIntegerToFloat"): fused.lower,
     (CONTRIB, "MatMulNBits"): nbits.lower,
     (CONTRIB, "QAttention"): attention.lower,
+    (CONTRIB, "DynamicQuantizeLSTM"): lstm.lower,
 }
 
 

@@ -4,7 +4,7 @@
 
 is MatMul(DequantizeLinear(a, a_scale, a_zero), DequantizeLinear(b, b_scale, b_zero)) up to the rounding of sums;
 `a` comes from DynamicQuantizeLinear, mostly. ConvInteger's bias, `Add(., Reshape(bias, [1, -1, 1, 1]))`, becomes
-that of Conv.
+that of Conv; so does one that is added in integers (`onnxprune.model.integer.early`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model import edit
+from onnxprune.model.integer.early import add_back, integer_bias
 from onnxprune.model.integer.grid import integers_of, locate
 from onnxprune.model.integer.notes import Lowered, Template, note
 from onnxprune.model.integer.parts import (
@@ -82,14 +83,17 @@ def lower(bench: Workbench, node: ir.Node) -> None:
     zeros = [node.inputs[slot] if slot < len(node.inputs) else None for slot in (2, 3)]
     if a is None or b is None:
         raise NotThisForm("an operand is missing")
-    scaled = _scaled(node)
+    convolves = node.op_type == "ConvInteger"
+    early = integer_bias(node, rank_of(b)) if convolves else None
+    scaled = _scaled(node, node if early is None else early.add)
     left = scaled.scales.inputs[scaled.first[1]]
     right = scaled.scales.inputs[1 - scaled.first[1]]
     if left is None or right is None or not one_value(left) or not one_value(zeros[0]):
         raise NotThisForm("the scale of the activation is not one number")
-    convolves = node.op_type == "ConvInteger"
+    if early is not None and set(early.scales.inputs) != {left, right}:
+        raise NotThisForm("its bias is rounded to another scale than its own")
     axis = _axis(b, right, zeros[1], convolves)
-    bias = _bias(scaled.mul, b) if convolves else None
+    bias = _bias(scaled.mul, b) if convolves and early is None else None
     last = scaled.mul if bias is None else bias.add
 
     inputs: list[ir.Value | None] = [
@@ -103,6 +107,10 @@ def lower(bench: Workbench, node: ir.Node) -> None:
         gone += [bias.add, bias.reshape]
         shape = bias.reshape.inputs[1]
         more |= {"slot": bias.slot, "shape": shape and (shape.name, shape.const_value)}
+    if early is not None:
+        inputs.append(early.vector)
+        gone += early.nodes
+        more |= early.remembered() | {"divisor": 0 if early.scales.inputs[0] is left else 1}
     templates = tuple(Template.of(one) for one in gone)
     core = bench.replace(last, _FLOATS[node.op_type], inputs, dict(node.attributes))
     core.name = node.name
@@ -112,8 +120,9 @@ def lower(bench: Workbench, node: ir.Node) -> None:
     sweep(bench.graph, [old])
 
 
-def _scaled(node: ir.Node) -> _Scaled:
-    cast = only_user(node.outputs[0])
+def _scaled(node: ir.Node, last: ir.Node) -> _Scaled:
+    """What is behind a product `node`, or behind the sum with a bias, `last`."""
+    cast = only_user(last.outputs[0])
     if cast is None or cast.op_type != "Cast" or cast.attributes["to"].as_int() != ir.DataType.FLOAT:
         raise NotThisForm("its result is not cast to float alone")
     mul = only_user(cast.outputs[0])
@@ -178,7 +187,8 @@ def lift(graph: ir.Graph, core: ir.Node, lowered: Lowered) -> None:
     old = core.outputs[0]
     product, cast, scales, mul, *after = lowered.nodes
     added = core.inputs[2] if len(core.inputs) > 2 else None
-    same = _same_shape(old, (after[0] if after else mul).outputs[0].shape)
+    early = "divisor" in lowered.more
+    same = _same_shape(old, (after[0] if after and not early else mul).outputs[0].shape)
     a, b = (integers_of(graph, core, one) for one in operands)
     inputs = _inputs(graph, product, a, b)
     attributes = {
@@ -186,8 +196,14 @@ def lift(graph: ir.Graph, core: ir.Node, lowered: Lowered) -> None:
         for name in (*product.attributes, *core.attributes)
         if name in core.attributes
     }
-    integers = build(graph, core, product, inputs, attributes, same)
-    floats = build(graph, core, cast, [integers.outputs[0]], None, same)
+    integers = build(graph, core, product, inputs, attributes, same).outputs[0]
+    if early and added is not None:
+
+        def divisor(template: Template) -> ir.Value:
+            return _factor(graph, core, template, lowered.more["divisor"], a.scale, b.scale)
+
+        integers, added = add_back(graph, core, integers, added, after, lowered.more, divisor, same), None
+    floats = build(graph, core, cast, [integers], None, same)
     factor = _factor(graph, core, scales, lowered.more["first"][1], a.scale, b.scale)
     pair = [floats.outputs[0], factor]
     last = build(graph, core, mul, pair if lowered.more["first"][0] == 0 else pair[::-1], None, same)

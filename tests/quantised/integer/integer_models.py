@@ -247,6 +247,81 @@ def integer_conv(bias=True):
     return make
 
 
+def early_bias(m, quantized, weight, out, name, vector, swapped=False, **attributes):
+    """ConvInteger with a bias of integers, as onnxruntime 1.2 to 1.5 wrote it."""
+    x, scale, zero = quantized
+    w, w_scale, w_zero = weight
+    pair = [scale, w_scale]
+    m.node("Mul", pair[::-1] if swapped else pair, [f"{vector}_scale"], name=f"{vector}_scale_node")
+    m.node("Div", [vector, f"{vector}_scale"], [f"{vector}_tmp_quant:0"], name=f"{vector}_tmp_qaunt")
+    m.node("Floor", [f"{vector}_tmp_quant:0"], [f"{vector}_rounded:0"], name=f"{vector}_quant_rounded")
+    cast = {"name": f"{vector}_quantized_node", "to": TensorProto.INT32}
+    m.node("Cast", [f"{vector}_rounded:0"], [f"{vector}_quantized"], **cast)
+    m.node("ConvInteger", [x, w, zero, w_zero], [f"{out}_quantized"], name=name, **attributes)
+    shape = m.add(f"{vector}_quantized_reshape_shape", np.array([1, -1, 1, 1]))
+    m.node("Reshape", [f"{vector}_quantized", shape], [f"{out}_reshape"], name=f"{vector}_quantizedreshape")
+    pair = [f"{out}_quantized", f"{out}_reshape"]
+    m.node("Add", pair[::-1] if swapped else pair, [f"{out}_bias_add"], name=f"{vector}_quantizedbias_add")
+    cast = {"name": f"{out}_bias_add_cast", "to": TensorProto.FLOAT}
+    m.node("Cast", [f"{out}_bias_add"], [f"{out}_bias_add_cast_output"], **cast)
+    m.node("Mul", [scale, w_scale], [f"{name}_scales_mul:0"], name=f"{name}_scales_mul")
+    pair = [f"{out}_bias_add_cast_output", f"{name}_scales_mul:0"]
+    m.node("Mul", pair[::-1] if swapped else pair, [out], name=f"{name}_output_scale_mul")
+
+
+def early_conv(swapped=False):
+    def make(kind, **options):
+        m = Integers("u", **options)
+        quantized = ["xq", "x_scale", "x_zero"]
+        m.node("DynamicQuantizeLinear", [m.floats(2, 8, 9, 9)], quantized)
+        w = m.weight(6, 8, 3, 3, kind="u", zeros=kind == "s")
+        vector = m.add("bias", m.rng.normal(size=6).astype(np.float32))
+        early_bias(m, quantized, w, "y", "conv_quant", vector, swapped, pads=[1, 1, 1, 1])
+        return m, m.model("y", types=[TensorProto.FLOAT])
+
+    return make
+
+
+def lstm_of(m, x, features, hidden, out, name, columns=False, both=False, kind="s", given=(), **attributes):
+    """DynamicQuantizeLSTM; `given` are its inputs from `sequence_lens` on."""
+    d = 2 if both else 1
+    weights, scales = [], []
+    for part, rows in (("W", features), ("R", hidden)):
+        label = f"{name}_{part}_quantized"
+        limit = 60 if part == "R" else 127
+        w, scale, zero = m.weight(d, rows, 4 * hidden, kind=kind, name=label, limit=limit)
+        extents = (d, 4 * hidden) if columns else (d,)
+        m.arrays[scale] = m.rng.uniform(0.004, 0.012, extents).astype(np.float32)
+        m.arrays[zero] = np.full(extents, 130 if kind == "u" else 0, NUMPY[kind])
+        weights.append(w)
+        scales += [scale, zero]
+    bias = m.add(f"{name}_B", m.rng.normal(size=(d, 8 * hidden)).astype(np.float32) * 0.5)
+    parts = [x, *weights, bias, *given, *[""] * (4 - len(given)), *scales]
+    attributes = {"direction": "bidirectional" if both else "forward", **attributes}
+    m.node("DynamicQuantizeLSTM", parts, out, CONTRIB, name=name, hidden_size=hidden, **attributes)
+
+
+def lstm(columns=False, both=False, whole=False):
+    def make(kind, **options):
+        m = Integers("u", **options)
+        x, d, given, attributes = m.floats(9, 2, 5), 2 if both else 1, (), {}
+        out = ["y", "y_h", "y_c"]
+        if whole:
+            lengths = m.add("lengths", np.array([9, 6], np.int32))
+            states = [m.add(f"first{n}", m.rng.normal(size=(d, 2, 6)).astype(np.float32)) for n in (0, 1)]
+            peepholes = m.add("peepholes", m.rng.normal(size=(d, 18)).astype(np.float32))
+            given = (lengths, *states, peepholes)
+            attributes = {"clip": 4.0, "activations": ["HardSigmoid", "Tanh", "Relu"] * d}
+            attributes |= {"activation_alpha": [0.25] * d, "activation_beta": [0.4] * d}
+        else:
+            out = ["y", "", "y_c"]
+        lstm_of(m, x, 5, 6, out, "lstm", columns, both, kind, given, **attributes)
+        out = [name for name in out if name]
+        return m, m.model(*out, types=[TensorProto.FLOAT] * len(out))
+
+    return make
+
+
 def attention(channels=None, masked=False):
     def make(kind, **options):
         m = Integers("u", **options)
@@ -311,7 +386,13 @@ CASES = {
     "integer matmuls per column": (integer_matmuls(channels=True, swapped=True), 1e-4),
     "attention": (attention(), 1e-4),
     "attention per column, masked": (attention(24, masked=True), 1e-4),
+    "lstm": (lstm(), 0.02),
+    "lstm per column": (lstm(columns=True), 0.02),
+    "lstm, both directions": (lstm(both=True), 0.02),
+    "lstm, both directions per column, with states": (lstm(True, True, whole=True), 0.02),
     "integer conv": (integer_conv(), 1e-4),
+    "integer conv, early bias": (early_conv(), 1e-4),
+    "integer conv, early bias, swapped": (early_conv(swapped=True), 1e-4),
     "integer conv, no bias": (integer_conv(bias=False), 1e-4),
 }
 """Name -> (what makes the model, by how many quanta the floats may differ; a fraction: relatively, of floats)."""

@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from integer_models import CASES, CONTRIB, Integers, conv, described, matmul, matmul_of_activations, run
+from integer_models import (
+    CASES,
+    CONTRIB,
+    Integers,
+    conv,
+    described,
+    early_bias,
+    lstm_of,
+    matmul,
+    matmul_of_activations,
+    run,
+)
 from onnx import TensorProto, helper
 
 from onnxprune.model import edit
@@ -172,6 +183,28 @@ def test_a_new_bias_behind_an_integer_convolution():
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+def test_a_bias_of_integers_may_share_the_product_of_the_scales_and_be_taken_away():
+    m, proto = CASES["integer conv, early bias"][0]("u")
+    divide = next(node for node in proto.graph.node if node.op_type == "Div")
+    divide.input[1] = "conv_quant_scales_mul:0"
+    scales = [node for node in proto.graph.node if node.name in ("bias_scale_node", "conv_quant_scales_mul")]
+    proto.graph.node.remove(scales[0])
+    proto.graph.node.remove(scales[1])
+    proto.graph.node.insert(1, scales[1])
+    model = ir.from_proto(proto)
+    before = described(model)
+    lower_integer(model)
+    bare = model.clone()
+    raise_integer(model)
+    assert described(model) == before
+    node_of(bare, "Conv").resize_inputs(2)
+    raise_integer(bare)
+    assert operators(bare) == ["DynamicQuantizeLinear", "Mul", "ConvInteger", "Cast", "Mul"]
+    spread = m.arrays["bias"].reshape(1, -1, 1, 1)
+    (whole,), (found,) = run(proto, m.feed), run(bare, m.feed)
+    assert np.abs(found + spread - whole).max() <= 1e-4 * np.abs(whole).max()
+
+
 def test_what_was_refitted_is_written():
     m, _, model = floats_of(conv(group=8, channels=8)("u"))
     core = node_of(model, "Conv")
@@ -224,6 +257,23 @@ def sums_that_are_read(m):
     m.node("Cast", ["sums"], ["y"], to=TensorProto.FLOAT)
 
 
+def a_bias_rounded_to_another_scale(m):
+    quantized = ["xq", "x_scale", "x_zero"]
+    m.node("DynamicQuantizeLinear", [m.floats(2, 8, 9, 9)], quantized)
+    vector = m.add("bias", np.arange(6, dtype=np.float32))
+    early_bias(m, quantized, m.weight(6, 8, 3, 3, kind="u"), "y", "conv", vector)
+    m.nodes[1].input[1] = m.add("another_scale", np.float32(0.3))
+
+
+def an_lstm_whose_units_are_not_zero(m):
+    lstm_of(m, m.floats(9, 2, 5), 5, 6, ["y"], "lstm", activations=["Sigmoid", "Sigmoid", "Tanh"])
+
+
+def scales_of_a_layer(m):
+    lstm_of(m, m.floats(9, 2, 5), 5, 6, ["y"], "lstm")
+    m.arrays["lstm_R_quantized_scale"] = np.float32(0.01)
+
+
 def softmax_of_another_version(m):
     parts = [*m.activation(2, 3, 4), *m.range("y", 1 / 256, 0)]
     m.node("QLinearSoftmax", parts, ["y"], CONTRIB, opset=11, axis=1)
@@ -243,6 +293,9 @@ STAYS = {
     scales_of_an_activation: "scales of an activation are not one number",
     a_bias_that_is_computed: "the bias is computed",
     scales_in_half_precision: "a scale is FLOAT16",
+    a_bias_rounded_to_another_scale: "its bias is rounded to another scale than its own",
+    an_lstm_whose_units_are_not_zero: "units without weights are not 0",
+    scales_of_a_layer: "scales are not one for each direction, or for each column of each",
     sums_that_are_read: "its result is not scaled",
     softmax_of_another_version: "it means Softmax as of version 11",
 }

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from integer_models import CONTRIB, Integers, run
+from integer_models import CONTRIB, Integers, early_bias, lstm_of, run
 from onnx import TensorProto, helper, numpy_helper
 from test_nbits import packed
 
@@ -143,6 +143,37 @@ def dynamic(channels):
     return declared(m.model(y, types=[TensorProto.FLOAT]), m.feed)
 
 
+def early(channels):
+    """Three convolutions as onnxruntime 1.2 to 1.5 wrote them, with biases of integers."""
+    m = Integers("u", opset=12)
+    last, width = m.floats(1, 3, 8, 8), 3
+    for number, wide in enumerate((16, 12, 4)):
+        parts = [f"{last}_quantized", f"{last}_scale", f"{last}_zero"]
+        m.node("DynamicQuantizeLinear", [last], parts, name=f"dynamic{number}")
+        w = m.weight(wide, width, 3, 3, kind="u", zeros=True, name=f"w{number}")
+        vector = m.add(f"bias{number}", m.rng.normal(size=wide).astype(np.float32))
+        early_bias(m, parts, w, f"h{number}", f"conv{number}", vector, number == 1)
+        m.node("Sigmoid", [f"h{number}"], [f"s{number}"], name=f"sigmoid{number}")
+        m.node("Mul", [f"h{number}", f"s{number}"], [f"a{number}"], name=f"silu{number}")
+        last, width = f"a{number}", wide
+    return declared(m.model(last, types=[TensorProto.FLOAT]), m.feed)
+
+
+def recurrent(columns):
+    """Two layers of both directions, one of one direction, and a product of all states."""
+    m = Integers("u", opset=14)
+    last, width = m.floats(7, 2, 6), 6
+    for number, (hidden, both) in enumerate(((12, True), (10, True), (8, False))):
+        lstm_of(m, last, width, hidden, [f"y{number}"], f"lstm{number}", columns, both)
+        order = m.add(f"order{number}", np.array([0, 0, -1]))
+        m.node("Transpose", [f"y{number}"], [f"t{number}"], name=f"turn{number}", perm=[0, 2, 1, 3])
+        m.node("Reshape", [f"t{number}", order], [f"r{number}"], name=f"join{number}")
+        last, width = f"r{number}", hidden * (2 if both else 1)
+    w = m.weight(8, 5, zeros=True, name="down_quantized")
+    m.node("DynamicQuantizeMatMul", [last, *w], ["y"], CONTRIB, name="down")
+    return declared(m.model("y", types=[TensorProto.FLOAT]), m.feed)
+
+
 QUANTISED = {
     "convolutions": (convolutions, False),
     "convolutions per channel": (convolutions, True),
@@ -150,6 +181,9 @@ QUANTISED = {
     "attention per column": (attention, True),
     "dynamic": (dynamic, False),
     "dynamic per column": (dynamic, True),
+    "early": (early, False),
+    "recurrent": (recurrent, False),
+    "recurrent per column": (recurrent, True),
 }
 
 
