@@ -341,6 +341,35 @@ def test_criteria_that_look_at_activations(branches, tmp_path, criterion):
         assert "main.matmul0, yes.matmul0, no.matmul0" in note
 
 
+RECURRENT = """
+main (float[n, 6] x, bool flag) => (float[n, 3] y) {
+    h = MatMul (x, a)
+    z = If (flag) <
+        then_branch = yes () => (t) {
+            zero = Constant <value_ints = [0]> ()
+            row = Unsqueeze (h, zero)
+            all, last = GRU <hidden_size = 24, linear_before_reset = 1> (row, w, r, s)
+            t = Squeeze (last, zero)
+        },
+        else_branch = no () => (t) { p = MatMul (h, v)  t = Relu (p) }>
+    y = MatMul (z, b)
+}
+"""
+RECURRENT_SHAPES = {
+    **{"a": (6, 16), "b": (24, 3), "yes:w": (1, 72, 16), "yes:r": (1, 72, 24), "yes:s": (1, 144)},
+    "no:v": (16, 24),
+}
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "obs", "auto"])
+def test_recurrent_layers_in_branches(tmp_path, criterion):
+    """They are cut, and left unrepaired with the reason that everything in a body has."""
+    path = saved(tmp_path, RECURRENT, RECURRENT_SHAPES)
+    report = onnxprune.prune(path, ratio=0.5, data=feeds([True, False], 20), criterion=criterion).report
+    assert report.target.met and not report.soundness.rejected_groups
+    assert any("gru" in layer.name and "inside the body" in layer.why for layer in report.repairs)
+
+
 @pytest.mark.parametrize("criterion", ["fisher", "taylor", "snip"])
 def test_criteria_that_read_gradients(branches, criterion):
     report = onnxprune.prune(

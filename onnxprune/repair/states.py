@@ -19,6 +19,7 @@ from onnxprune.graph.build import AxisGraph
 from onnxprune.repair.fit import Fit, fit
 from onnxprune.repair.gates import gates_to_repair, outputs_left
 from onnxprune.repair.rows import HELD_OUT, both
+from onnxprune.repair.targets import INSIDE
 from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.collect import geometry, share_of_rows
 from onnxprune.statistics.gates import Gates, R
@@ -45,6 +46,9 @@ def states_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[
     for op in axis_graph.ops:
         fed_back = [s for s in axis_graph.sinks if s.where is op and s.slot == R and s.axis in kept]
         if not fed_back:
+            continue
+        if op in axis_graph.inner_ops:
+            left[op.node.name or op.node.op_type] = INSIDE
             continue
         pairs = gates_to_repair(op.node, made[str(op.outputs[0].name)])
         if isinstance(pairs, str):

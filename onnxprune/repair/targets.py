@@ -73,6 +73,11 @@ class Target:
 
 INSIDE = "it is inside the body of another node, and no session shows what it sees there"
 
+WIDEST = 4 << 30
+"""Bytes that the moments of one layer's inputs and outputs may take."""
+
+TOO_WIDE = "it has so many inputs and outputs that statistics of all of them would take more than 4 GB"
+
 
 def layers_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[list[Pair], dict[str, str]]:
     """Layers that lost inputs and all behind them, and by name why others that lost inputs are left as they are.
@@ -118,6 +123,13 @@ def layers_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[
     return pairs, left
 
 
+def _bytes(layer: LinearMap) -> float:
+    """What the moments of a layer take: those to fit on, those to choose on, and those of one batch in float32."""
+    if isinstance(layer, Norm | Gates):
+        return 0.0
+    return 20.0 * layer.groups * (layer.columns * layer.taps + layer.outputs / layer.groups) ** 2
+
+
 def _linear(
     op: Op, made: Mapping[str, ir.Node], mine: bool, refitted: Collection[ir.Value]
 ) -> tuple[Pair | None, str]:
@@ -129,6 +141,8 @@ def _linear(
         return None, why if mine else ""
     if isinstance(teacher, Norm) and teacher.x in refitted:
         return None, ""
+    if _bytes(student) > WIDEST:
+        return None, TOO_WIDE if mine else ""
     return Pair(student, teacher, mine), ""
 
 

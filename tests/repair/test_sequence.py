@@ -354,3 +354,16 @@ def test_units_are_chosen_for_the_repair_that_follows(tmp_path, monkeypatch, com
     onnxprune.prune(path, there, data=images(), compensate=compensate, **options)
     fresh = images(seed=1)
     assert error(path, here, fresh) < error(path, there, fresh)
+
+
+def test_a_layer_that_is_too_wide_is_left_and_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("onnxprune.repair.targets.WIDEST", 20 * 60**2)
+    path = save(redundant(), tmp_path)
+    report = onnxprune.prune(path, ratio=0.5, data=images()).report
+    wide = [
+        layer
+        for layer in report.repairs
+        if layer.why == "it has so many inputs and outputs that statistics "
+        "of all of them would take more than 4 GB"
+    ]
+    assert [layer.kind for layer in wide] == ["none"] * len(wide) and wide
