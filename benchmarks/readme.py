@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "ViT under LayerNorm, which is not exact.",
         _sparsity(_read("sparsity")),
         _real(real),
+        _formats(_read("formats")["entries"]),
         _scaling(scaling),
         environment_line(torchvision["environment"]),
     ]
@@ -144,6 +145,16 @@ def _real(real: Mapping[str, Any]) -> str:
     return (
         f"Trained models as their authors published them ([details](benchmarks/real.md)): {sound} of "
         f"{len(real['models'])} are cut with `--ratio {real['ratio']}` and proven sound."
+    )
+
+
+def _formats(entries: Sequence[Mapping[str, Any]]) -> str:
+    done = [entry for entry in entries if "params" in entry and entry["sound"] and not entry["rejected"]]
+    shares = sorted(entry["bytes"][1] / entry["bytes"][0] for entry in done)
+    return (
+        f"In the forms in which people have them ([details](benchmarks/formats.md)): {len(done)} of {len(entries)} "
+        "quantised, recurrent, branching, half-precision, fused and published files come out sound, with "
+        f"{shares[0]:.0%} to {shares[-1]:.0%} of their bytes."
     )
 
 
