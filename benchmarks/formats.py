@@ -239,6 +239,8 @@ def page(entries: list[dict[str, Any]], about: Mapping[str, Any]) -> str:
         if max(params / entry["params"][0], macs / max(entry["macs"][0], 1)) >= LARGE
     ]
     parts += ["## What stays whole", table(["model", "because", "where", "params", "MACs"], blocked, left=3)]
+    if missing := [case.name for case in CASES if case.name not in {entry["name"] for entry in entries}]:
+        parts.append(f"Not made in this run: {', '.join(missing)}.")
     parts.append(environment_line(about))
     return "\n\n".join(parts)
 
