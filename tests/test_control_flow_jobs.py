@@ -1,104 +1,36 @@
-"""Models with If, Loop and Scan from file to file: pruned, proven everywhere, counted, repaired, explained."""
+"""Models with If, Loop and Scan from file to file: pruned, repaired, explained."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
+from control_files import (
+    BRANCHES,
+    LOOP,
+    LOOP_SHAPES,
+    SCAN,
+    SCAN_SHAPES,
+    SHAPES,
+    bodies,
+    feeds,
+    run,
+    saved,
+    weights,
+)
 from onnx import numpy_helper
-from structures.control_nets import graphs_of, network, proto_of, units
+from structures.control_nets import graphs_of, network, units
 
 import onnxprune
 from onnxprune.errors import GradientError
-from onnxprune.evaluate import soundness
 from onnxprune.graph.axes import Axis
-from onnxprune.rules import default_rules
 from onnxprune.select import _first_convs
-
-BRANCHES = """
-main (float[n, 6] x, bool flag) => (float[n, 3] y) {
-    h = MatMul (x, a)
-    r = Relu (h)
-    z = If (flag) <
-        then_branch = yes () => (t) { p = MatMul (r, w)  q = Tanh (p)  t = MatMul (q, v) },
-        else_branch = no () => (t) { p = MatMul (r, w)  q = Sigmoid (p)  t = Gemm (q, v, c) }>
-    k = Relu (z)
-    y = MatMul (k, b)
-}
-"""
-SHAPES = {
-    **{"a": (6, 32), "b": (24, 3), "yes:w": (32, 16), "yes:v": (16, 24)},
-    **{"no:w": (32, 48), "no:v": (48, 24), "no:c": (24,)},
-}
-LOOP = """
-main (float[n, 6] x) => (float[n, 3] y) {
-    h = MatMul (x, a)
-    count = Constant <value_int = 3> ()
-    last = Loop (count, "", h) <body = step (int64 i, bool on, float[n, 32] s) => (bool still, float[n, 32] next) {
-        still = Identity (on)
-        p = MatMul (s, w)
-        q = Tanh (p)
-        next = MatMul (q, v)
-    }>
-    k = Relu (last)
-    y = MatMul (k, b)
-}
-"""
-LOOP_SHAPES = {"a": (6, 32), "b": (32, 3), "step:w": (32, 16), "step:v": (16, 32)}
-SCAN = """
-main (float[5, 2, 6] x) => (float[5, 2, 3] y) {
-    zero = Constant <value_floats = [0.0]> ()
-    size = Constant <value_ints = [2, 32]> ()
-    start = Expand (zero, size)
-    last, all = Scan <num_scan_inputs = 1,
-        body = step (float[2, 32] s, float[2, 6] row) => (float[2, 32] next, float[2, 32] out) {
-            e = MatMul (row, u)
-            p = MatMul (s, w)
-            q = Add (p, e)
-            next = Tanh (q)
-            out = Identity (next)
-        }> (start, x)
-    y = MatMul (all, b)
-}
-"""
-SCAN_SHAPES = {"b": (32, 3), "step:u": (6, 32), "step:w": (32, 32)}
 
 
 @pytest.fixture
 def branches(tmp_path):
     return saved(tmp_path, BRANCHES, SHAPES)
-
-
-def saved(tmp_path, text, shapes, **options):
-    path = tmp_path / "net.onnx"
-    onnx.save(proto_of(text, shapes, **options), path)
-    return path
-
-
-def feeds(flags, count=1):
-    rng = np.random.default_rng(1)
-    return [
-        {"x": rng.standard_normal((4, 6)).astype(np.float32), "flag": np.array(flag)}
-        for flag in flags
-        for _ in range(count)
-    ]
-
-
-def run(path, feed):
-    return onnxruntime.InferenceSession(path).run(None, feed)[0]
-
-
-def weights(graph):
-    return {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-
-
-def bodies(path, op_type):
-    (node,) = [node for node in onnx.load(path).graph.node if node.op_type == op_type]
-    return {attribute.g.name: attribute.g for attribute in node.attribute if attribute.HasField("g")}
 
 
 # --- files -----------------------------------------------------------------------------------------------
@@ -182,141 +114,6 @@ def test_an_old_file(tmp_path):
     assert [value.name for value in after.graph.input] == [value.name for value in before.graph.input]
     for feed in feeds([True, False]):
         assert run(out, feed).shape == run(path, feed).shape
-
-
-# --- the proof -------------------------------------------------------------------------------------------
-
-
-def wrong_in(op_type):
-    """Rules of which one ties positions in reverse."""
-    rule = default_rules()["", op_type]
-
-    def relate(op, relations):
-        a, b = op.axis(op.input(0), -1), op.axis(op.output(), -1)
-        n = op.extent(a)
-        relations.tie(a, b, np.arange(n), np.arange(n)[::-1].copy())
-        relations.tie(op.axis(op.input(0), 0), op.axis(op.output(), 0))
-
-    return default_rules() | {("", op_type): replace(rule, relate=relate)}
-
-
-@pytest.mark.parametrize("forced", [True, False])
-def test_a_branch_that_no_sample_takes_is_proven(branches, monkeypatch, forced):
-    """Only by forcing it: the samples all take the other one."""
-    if not forced:
-        monkeypatch.setattr(soundness, "forced_runs", lambda graph, kept: [])
-    report = onnxprune.prune(
-        branches,
-        ratio=0.5,
-        data=feeds([True], 3),
-        rules=wrong_in("Sigmoid"),
-        criterion="l2",
-        best_effort=True,
-        slim=False,
-    ).report
-    rejected = [group.name for group in report.groups if group.id in report.soundness.rejected_groups]
-    assert rejected == (["no.matmul0"] if forced else [])
-    assert report.soundness.branches == (2 if forced else 0)
-
-
-def test_a_branch_that_cannot_run_is_named(tmp_path):
-    """The else branch looks up a row that the samples do not have: it can be compared with nothing."""
-    text = """
-    main (float[n, 6] x, bool flag) => (float[n, 3] y) {
-        h = MatMul (x, a)
-        z = If (flag) <
-            then_branch = yes () => (t) { r = Relu (h)  t = MatMul (r, w) },
-            else_branch = no () => (t) {
-                tenth = Constant <value_ints = [9]> ()
-                r = Tanh (h)
-                s = Gather (r, tenth)
-                t = MatMul (s, w)
-            }>
-        k = Relu (z)
-        y = MatMul (k, b)
-    }
-    """
-    path = saved(tmp_path, text, {"a": (6, 32), "w": (32, 16), "b": (16, 3)})
-    report = onnxprune.prune(path, ratio=0.5, data=feeds([True], 3), criterion="l2").report
-    (line,) = [line for line in report.warnings if line.startswith("proven only as far")]
-    assert report.target.met and report.soundness.branches == 1 and "If 'z' = false" in line
-
-
-def test_an_if_inside_a_loop(tmp_path):
-    text = LOOP.replace(
-        "        q = Tanh (p)\n",
-        """
-        one = Constant <value_int = 1> ()
-        first = Less (i, one)
-        q = If (first) <then_branch = yes () => (t) { t = Tanh (p) }, else_branch = no () => (t) { t = Relu (p) }>
-        """,
-    )
-    found = onnxprune.prune(saved(tmp_path, text, LOOP_SHAPES), ratio=0.5).report.soundness
-    assert (found.branches, found.loops, found.unforced) == (2, 0, ())
-
-
-@pytest.mark.parametrize("forced", [True, False])
-def test_a_loop_that_no_sample_enters_is_proven(tmp_path, monkeypatch, forced):
-    """Its number of iterations is an input, zero in all samples."""
-    if not forced:
-        monkeypatch.setattr(soundness, "forced_runs", lambda graph, kept: [])
-    path = saved(tmp_path, counted(), LOOP_SHAPES)
-    data = [{"x": np.ones((2, 6), np.float32), "count": np.array(0)}]
-    options = {"data": data, "criterion": "l2", "rules": wrong_in("Tanh"), "best_effort": True, "slim": False}
-    report = onnxprune.prune(path, ratio=0.5, **options).report
-    rejected = [group.name for group in report.groups if group.id in report.soundness.rejected_groups]
-    assert rejected == (["step.matmul1"] if forced else [])
-    assert report.soundness.loops == (1 if forced else 0)
-
-
-def counted():
-    """The Loop with its number of iterations as an input."""
-    text = LOOP.replace("main (float[n, 6] x)", "main (float[n, 6] x, int64 count)")
-    return text.replace("    count = Constant <value_int = 3> ()\n", "")
-
-
-# --- costs -----------------------------------------------------------------------------------------------
-
-
-def test_macs_of_the_costlier_branch(branches):
-    analysis = onnxprune.analyze(branches, bindings={"n": 1})
-    always, yes, no = 6 * 32 + 24 * 3, 32 * 16 + 16 * 24, 32 * 48 + 48 * 24
-    assert analysis.cost.macs == always + max(yes, no)
-    assert analysis.cost.params == sum(int(np.prod(shape)) for shape in SHAPES.values())
-    groups = {group.name: group for group in analysis.groups.values()}
-    keep = np.zeros(48, bool)
-    keep[:8] = True  # now the other branch costs more
-    cost = analysis.costs.cost({groups["no.matmul0"].id: keep})
-    assert cost.macs == always + max(yes, 32 * 8 + 8 * 24) == always + yes
-    assert analysis.coverage.macs == 1.0 and [b.layers for b in analysis.blocked] == [("main.matmul4",)]
-
-
-def test_macs_of_iterations(tmp_path):
-    analysis = onnxprune.analyze(saved(tmp_path, LOOP, LOOP_SHAPES), bindings={"n": 1})
-    assert analysis.cost.macs == 6 * 32 + 32 * 3 + 3 * (32 * 16 + 16 * 32)
-    analysis = onnxprune.analyze(saved(tmp_path, SCAN, SCAN_SHAPES))
-    assert analysis.cost.macs == 5 * 2 * (32 * 3 + 6 * 32 + 32 * 32)
-
-
-def test_iterations_that_nobody_knows(tmp_path):
-    path = saved(tmp_path, counted(), LOOP_SHAPES)
-    assert onnxprune.analyze(path, bindings={"n": 1}).cost.macs == 6 * 32 + 32 * 3 + 32 * 16 + 16 * 32
-    data = [{"x": np.ones((2, 6), np.float32), "count": np.array(2)}]
-    report = onnxprune.prune(path, ratio=0.5, data=data, criterion="l2").report
-    assert any(line.startswith("how often Loop") for line in report.warnings)
-
-
-def test_the_target_counts_iterations(tmp_path):
-    """Half of the MACs are asked for, and the body has most of them."""
-    done = onnxprune.prune(saved(tmp_path, LOOP, LOOP_SHAPES), macs=0.5, round_to=1)
-    real = onnxprune.analyze(write(tmp_path, done))
-    assert real.cost.macs == done.report.after.macs <= 0.5 * done.report.before.macs
-
-
-def write(tmp_path, done):
-    path = tmp_path / "again.onnx"
-    onnx.save(ir.to_proto(done.model), path)
-    return path
 
 
 # --- data ------------------------------------------------------------------------------------------------

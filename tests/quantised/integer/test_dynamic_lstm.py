@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from integer_models import CONTRIB, Integers, described, lstm_of, run
+from integer_models import lstm_of
+from integer_net import CONTRIB, Integers, described, run
 from onnx import TensorProto, numpy_helper
 from recurrent_nets import classifier, saved, sequences
 

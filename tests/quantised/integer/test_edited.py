@@ -5,18 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from integer_models import (
-    CASES,
-    CONTRIB,
-    Integers,
-    conv,
-    described,
-    early_bias,
-    lstm_of,
-    matmul,
-    matmul_of_activations,
-    run,
-)
+from integer_models import CASES, conv, early_bias, lstm_of, matmul, matmul_of_activations
+from integer_net import CONTRIB, Integers, described, run
 from onnx import TensorProto, helper
 
 from onnxprune.model import edit

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from integer_models import CONTRIB, described, run
+from integer_net import CONTRIB, described, run
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.model.integer import left_whole, lower_integer, raise_integer

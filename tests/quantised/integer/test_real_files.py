@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import onnx
 import pytest
-from integer_models import described
+from integer_net import described
 from small_nets import REAL
 
 from onnxprune.model.finalize import finalize

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from integer_models import CASES, described, run
+from integer_models import CASES
+from integer_net import described, run
 
 from onnxprune.model.integer import left_whole, lower_integer, raise_integer
 
