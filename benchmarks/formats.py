@@ -78,7 +78,9 @@ def _slimmed(report: Any) -> dict[str, Any]:
         "params": [report.before.params, report.after.params],
         "macs": [report.before.macs, report.after.macs],
         "bytes": [report.before.bytes, report.after.bytes],
-        "sound": True,
+        "sound": report.samples > 0,  # slim writes nothing where the outputs differ
+        "difference": report.difference,
+        "top": report.largest,
         "rejected": 0,
         "repaired": 0,
     }
@@ -273,8 +275,6 @@ def _row(entry: Mapping[str, Any], width: int) -> list[str]:
 def _sound(entry: Mapping[str, Any]) -> str:
     if entry["rejected"] or not entry["sound"]:
         return f"{entry['rejected']} groups kept whole"
-    if "top" not in entry:
-        return "equal"
     return f"{entry['difference'] / entry['top']:.0e}" if entry["top"] else "output 0"
 
 

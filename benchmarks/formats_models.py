@@ -219,10 +219,7 @@ def _transformers() -> Any:
 
 
 def _bert(path: Path) -> None:
-    import torch
-
     transformers = _transformers()
-    torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
@@ -231,16 +228,11 @@ def _bert(path: Path) -> None:
         intermediate_size=4 * WIDTH,
         attn_implementation="eager",
     )
-    model = transformers.BertModel(config).eval()
-    ids = torch.randint(3, VOCABULARY, (2, TOKENS))
-    _export(model, (ids, torch.ones_like(ids)), path, ["input_ids", "attention_mask"])
+    _export(transformers.BertModel, config, path)
 
 
 def _gpt2(path: Path) -> None:
-    import torch
-
     transformers = _transformers()
-    torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=VOCABULARY,
         n_embd=WIDTH,
@@ -250,25 +242,28 @@ def _gpt2(path: Path) -> None:
         use_cache=False,
         attn_implementation="eager",
     )
-    model = transformers.GPT2LMHeadModel(config).eval()
-    ids = torch.randint(3, VOCABULARY, (2, TOKENS))
-    _export(model, (ids, torch.ones_like(ids)), path, ["input_ids", "attention_mask"])
+    _export(transformers.GPT2LMHeadModel, config, path)
 
 
-def _export(module: Any, arguments: tuple[Any, ...], path: Path, names: list[str]) -> None:
+def _export(kind: Callable[[Any], Any], config: Any, path: Path) -> None:
+    """A transformer of random weights by the TorchScript exporter: token ids and a mask in, one output out."""
     import torch
+
+    torch.manual_seed(0)
+    module = kind(config).eval()
 
     class First(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.module = module
 
-        def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             return self.module(ids, attention_mask=mask)[0]  # type: ignore[no-any-return]
 
+    ids, names = torch.randint(3, VOCABULARY, (2, TOKENS)), ["input_ids", "attention_mask"]
     torch.onnx.export(
         First().eval(),
-        arguments,
+        (ids, torch.ones_like(ids)),
         str(path),
         dynamo=False,
         opset_version=17,

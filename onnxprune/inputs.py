@@ -192,14 +192,15 @@ def _refusal(model: ir.Model, data: Dataset, provider: str) -> ModelError | None
     """Why the model does not run on `data`; None where it does, or where only the proof can tell."""
     if foreign_nodes(model):
         return None
+    huge = is_huge(model)
     try:
-        session = open_session(model, provider, optimize=False, lean=is_huge(model))
+        session = open_session(model, provider, optimize=False, lean=huge)
     except ModelError as error:
         if model.graph.num_nodes():
             log.debug("the model as it is does not load: %s", error)
         return None  # a missing kernel for its float type, say: the proof runs in float32
     try:
-        if is_huge(model):
+        if huge:
             open_runner(model, provider).run(data.feeds[0])
         else:
             run(session, data.feeds[0])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import onnx_ir as ir
 
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model.biases import DOMAINS
 from onnxprune.model.stored import pending
+from onnxprune.model.uses import only_use
 
 _STEPS = 8
 """Nodes between a product and the rounding of it."""
@@ -49,11 +48,11 @@ def stored_probes(axis_graph: AxisGraph, kept: Kept) -> dict[str, dict[int, Bool
 def _rounded(value: ir.Value) -> ir.Value | None:
     """The stored numbers that a value becomes, where nothing else uses it."""
     for _ in range(_STEPS):
-        users = list(itertools.islice(value.uses(), 2))
-        if len(users) != 1 or value.is_graph_output():
+        use = only_use(value)
+        if use is None:
             return None
-        node = users[0].node
-        if node.op_type == "QuantizeLinear" and node.domain in DOMAINS and users[0].idx == 0:
+        node = use.node
+        if node.op_type == "QuantizeLinear" and node.domain in DOMAINS and use.slot == 0:
             return node.outputs[0]
         if node.op_type not in _ONE_BY_ONE or node.domain:
             return None

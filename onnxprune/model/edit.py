@@ -167,7 +167,7 @@ def set_from(
     moved = getattr(data, "moved", None)  # a view of a stored tensor, which changes with it
     if moved is not None:
         set_tensor(value, moved(shape_of(tuple(int(d) for d in data.shape.numpy())), change))
-    elif isinstance(data, (ir.ExternalTensor, ir.LazyTensor)) and not hasattr(data, "holding"):
+    elif isinstance(data, (ir.ExternalTensor, ir.LazyTensor)):
         shape = shape_of(tuple(int(d) for d in data.shape.numpy()))
         set_lazy(value, shape, lambda: change(np.asarray(data.numpy())))
     else:

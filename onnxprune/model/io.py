@@ -19,6 +19,7 @@ from onnxprune.collector import rarely_collected
 from onnxprune.errors import ModelError, OnnxPruneError, UnsupportedError, UsageError
 from onnxprune.model.external import bind_external, locate_external
 from onnxprune.model.maps import note_maps, put_aside
+from onnxprune.model.nested import bodies_of
 from onnxprune.model.serialize import MESSAGE_LIMIT
 from onnxprune.model.sparse import densify
 from onnxprune.model.structure import check_structure, open_negative_dims
@@ -201,17 +202,7 @@ def _is_sorted(graph: ir.Graph | ir.Function, seen: set[ir.Value]) -> bool:
     for node in graph:
         if any(value is not None and value not in seen for value in node.inputs):
             return False
-        for attribute in node.attributes.values():
-            for subgraph in _subgraphs(attribute):
-                if not _is_sorted(subgraph, seen):
-                    return False
+        if not all(_is_sorted(body, seen) for body in bodies_of(node)):
+            return False
         seen.update(node.outputs)
     return True
-
-
-def _subgraphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
-    if attribute.is_ref():
-        return ()
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    return tuple(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else ()

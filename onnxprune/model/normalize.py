@@ -43,7 +43,7 @@ def normalize(model: ir.Model) -> ir.Model:
     """
     model = model.clone()
     graph = model.graph
-    remember(graph)
+    origin = remember(graph)
     if "ai.onnx" in graph.opset_imports:  # another name of the default domain
         graph.opset_imports.setdefault("", graph.opset_imports["ai.onnx"])
     inline_functions(model)
@@ -56,15 +56,15 @@ def normalize(model: ir.Model) -> ir.Model:
     move_initializers_out(graph)
     for part in parts:
         _alias_identities(part)
-    drop_unused(graph, keep=remember(graph).idle)
+    drop_unused(graph, keep=origin.idle)
     lower_integer(model)
     take_casts(graph)
     fold(graph)
     take_casts(graph)  # of what was transposed before it was cast
     take_quantized(graph)
     for part in every_graph(graph):
-        plain_states(part, frozenset(remember(graph).inputs))
-    drop_unused(graph, keep=remember(graph).idle)
+        plain_states(part, frozenset(origin.inputs))
+    drop_unused(graph, keep=origin.idle)
     _split_shared(graph)
     return model
 

@@ -7,7 +7,7 @@ per block of an axis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -242,6 +242,11 @@ class QuantizedTensor(ir.LazyTensor):
             np.full(scales, self.scheme.zero.ravel()[0], self.zero.dtype),
             array,
         )
+
+    def moved(self, shape: tuple[int, ...], change: Callable[[Array], Array]) -> QuantizedTensor:
+        """What `change` makes of the floats, to be rounded like any others; `shape` is the result's."""
+        del shape
+        return self.holding(change(self.numpy()))
 
     def _with(
         self, stored: ir.TensorProtocol, scale: Array, zero: Array, floats: Array | None

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxprune.model import edit
 
-_LAYERS = frozenset({"LSTM", "GRU", "RNN"})
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _FIRST_STATES = (5, 6)
 _MOVES = frozenset(
     {
@@ -44,7 +44,7 @@ def plain_states(graph: ir.Graph, listed: Collection[str]) -> None:
     """
     zero: dict[ir.Value, bool] = {}
     for node in graph:
-        if _is_layer(node):
+        if is_recurrent(node):
             for slot in _FIRST_STATES:
                 state = node.inputs[slot] if slot < len(node.inputs) else None
                 if state is None or not _is_zero(state, listed, zero):
@@ -63,8 +63,9 @@ def _first(value: ir.Value) -> tuple[ir.Node, int]:
     return use.node, use.idx
 
 
-def _is_layer(node: ir.Node) -> bool:
-    return node.op_type in _LAYERS and not node.domain
+def is_recurrent(node: ir.Node) -> bool:
+    """Whether a node is an LSTM, a GRU or an RNN of the standard."""
+    return node.op_type in _RECURRENT and not node.domain
 
 
 def _is_zero(value: ir.Value, listed: Collection[str], known: dict[ir.Value, bool]) -> bool:
@@ -115,7 +116,7 @@ def _read_parts(graph: ir.Graph, concat: ir.Node) -> None:
 def _directions(value: ir.Value | None) -> int | None:
     """Extent of the leading axis of a layer's last state; None for other values."""
     node = None if value is None else value.producer()
-    if node is None or not _is_layer(node) or value is node.outputs[0]:
+    if node is None or not is_recurrent(node) or value is node.outputs[0]:
         return None
     layout, way = node.attributes.get("layout"), node.attributes.get("direction")
     if layout is not None and layout.as_int():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,11 +10,13 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model.nested import read_by
+from onnxprune.model.states import is_recurrent
+from onnxprune.model.uses import only_use
 from onnxprune.repair.flat import Flat, flat_behind
 from onnxprune.repair.gates import SHARED, gates_to_repair, outputs_left
 from onnxprune.rules.op import Op
 from onnxprune.statistics.consumers import read_back
-from onnxprune.statistics.gates import Gates, W, is_recurrent
+from onnxprune.statistics.gates import Gates, W
 from onnxprune.statistics.norms import LinearMap, Norm, linear_map_of
 from onnxprune.statistics.piecewise import Piecewise
 
@@ -76,7 +77,9 @@ INSIDE = "it is inside the body of another node, and no session shows what it se
 WIDEST = 4 << 30
 """Bytes that the moments of one layer's inputs and outputs may take."""
 
-TOO_WIDE = "it has so many inputs and outputs that statistics of all of them would take more than 4 GB"
+TOO_WIDE = (
+    f"it has so many inputs and outputs that statistics of all of them would take more than {WIDEST >> 30} GB"
+)
 
 
 def layers_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[list[Pair], dict[str, str]]:
@@ -196,10 +199,10 @@ def target_of(
 def _addend(consumer: LinearMap) -> tuple[ir.Value, ir.Value] | None:
     """The sum that alone uses a layer's output, and its other addend."""
     y = read_back(consumer.y)
-    users = list(itertools.islice(y.uses(), 2))
-    if len(users) != 1 or y.is_graph_output() or users[0][0].op_type != "Add":
+    use = only_use(y)
+    if use is None or use.node.op_type != "Add":
         return None
-    add, slot = users[0]
+    add, slot = use
     other = add.inputs[1 - slot]
     if other is None or other.const_value is not None or other is y:
         return None

@@ -13,6 +13,7 @@ from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model import edit
 from onnxprune.model.quantized import QuantizedTensor
+from onnxprune.model.uses import only_use
 from onnxprune.repair.gates import outputs_left
 from onnxprune.statistics.consumers import read_back
 from onnxprune.statistics.gates import Gates, gates_of
@@ -97,7 +98,7 @@ def _give(graph: ir.Graph, node: ir.Node, slot: int, array: Array) -> None:
     data = None if value is None else value.const_value
     if value is None or data is None:
         raise ValueError(f"input {slot} of {node.name!r} is no initializer")
-    if len(list(itertools.islice(value.uses(), 2))) == 1 and not value.is_graph_output():
+    if only_use(value) is not None:
         edit.set_array(value, array)
     else:
         node.replace_input_with(slot, edit.add_initializer(graph, str(value.name), array, data.dtype))

@@ -57,13 +57,6 @@ _WHY: Mapping[str, Mapping[str, tuple[str, Reason]]] = {
         "TfIdfVectorizer": ("it counts patterns of tokens that its attributes list", Reason.NO_AXES),
         "ImageDecoder": ("its input is a compressed file, its output the image", Reason.NO_AXES),
         "Constant": ("it is read as an initializer; what is left are strings", Reason.NO_AXES),
-        **dict.fromkeys(
-            (
-                *("ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv"),
-                *("QLinearMatMul", "QuantizeLinear"),
-            ),
-            (_QUANTISED, Reason.QUANTIZED),
-        ),
     },
     "com.microsoft": {
         **dict.fromkeys(
@@ -90,19 +83,7 @@ _WHY: Mapping[str, Mapping[str, tuple[str, Reason]]] = {
         ),
         **dict.fromkeys(("Tokenizer", "WordConvEmbedding"), (_TEXT, Reason.NO_AXES)),
         **dict.fromkeys(
-            (
-                *("DequantizeBFP", "DequantizeLinear", "DequantizeWithOrder", "DynamicQuantizeLSTM"),
-                *("DynamicQuantizeMatMul", "GatherBlockQuantized", "GemmFloat8", "MatMulBnb4", "MatMulFpQ4"),
-                *("MatMulBlockQuantizedFp4Weight", "MatMulBlockQuantizedFp8Weight", "MatMulInteger16"),
-                *("MatMulIntegerToFloat", "MatMulNBits", "MatMulNBitsMlp", "MatMulNBitsQkv", "MulInteger"),
-                *("QAttention", "QEmbedLayerNormalization", "QGemm", "QLinearAdd", "QLinearAveragePool"),
-                *("QLinearConcat", "QLinearConv", "QLinearGlobalAveragePool", "QLinearLeakyRelu"),
-                *("QLinearMul", "QLinearReduceMean", "QLinearSigmoid", "QLinearSoftmax", "QLinearWhere"),
-                *("QMoE", "QOrderedAttention", "QOrderedGelu", "QOrderedLayerNormalization"),
-                *("QOrderedLongformerAttention", "QOrderedMatMul", "QuantizeBFP", "QuantizeLinear"),
-                *("QuantizeWithOrder", "ReduceSumInteger"),
-            ),
-            (_QUANTISED, Reason.QUANTIZED),
+            ("DequantizeBFP", "DequantizeWithOrder", "GemmFloat8"), (_QUANTISED, Reason.QUANTIZED)
         ),
         **dict.fromkeys(
             (

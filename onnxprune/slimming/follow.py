@@ -19,7 +19,7 @@ from onnxprune.model.rounding import limits
 from onnxprune.rules.elementwise import BINARY, UNARY
 from onnxprune.rules.op import Op, normalized
 from onnxprune.slimming.known import LIMIT, Array, Constants, Known
-from onnxprune.statistics.paths import MOVES, rearranged
+from onnxprune.statistics.paths import MOVES
 
 Step = Callable[[Op, Constants], "list[Known | None]"]
 
@@ -326,16 +326,16 @@ def _expand(op: Op, constants: Constants) -> list[Known | None]:
 
 
 def _move(op: Op, constants: Constants) -> list[Known | None]:
-    state, dims = constants.states.get(op.input(0)), constants.dims(op.input(0))
-    after = [constants.dims(value) for value in op.outputs]
-    known = [each for each in after if each is not None]
-    if state is None or dims is None or len(known) < len(op.node.outputs) or np.prod(dims) > LIMIT:
+    state = constants.states.get(op.input(0))
+    if state is None:
         return [None]
-    full = state.spread(dims)
-    values, flags = rearranged(op, full.value, known), rearranged(op, full.known, known)
-    if values is None or flags is None or [a.shape for a in values] != known:
-        return [None]
-    return [Known(value, flag) for value, flag in zip(values, flags, strict=True)]
+
+    def spread(dims: tuple[int, ...]) -> tuple[Array, Array]:
+        full = state.spread(dims)
+        return full.value, full.known
+
+    made = constants.rearranged(op, spread)
+    return [None] if made is None else [Known(value, flag) for value, flag in made]
 
 
 _STEPS: Mapping[str, Step] = {

@@ -7,7 +7,7 @@ along axes on which nothing changes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Bools
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model.origin import remember
+from onnxprune.rules.op import Op
+from onnxprune.statistics.paths import rearranged
 
 Array = np.ndarray[Any, Any]
 
@@ -98,6 +100,25 @@ class Constants:
         """Extents, where all are known."""
         dims = self._shapes.dims.get(value)
         return None if dims is None or None in dims else tuple(int(d or 0) for d in dims)
+
+    def rearranged(
+        self, op: Op, spread: Callable[[tuple[int, ...]], tuple[Array, Array]]
+    ) -> list[tuple[Array, Array]] | None:
+        """What an operator of `MOVES` makes of two arrays, output by output; None where that is not known.
+
+        Parameters
+        ----------
+        spread
+            Makes the arrays of the shape of the operator's first input.
+        """
+        dims = self.dims(op.input(0))
+        after = [each for value in op.outputs if (each := self.dims(value)) is not None]
+        if dims is None or len(after) < len(op.node.outputs) or np.prod(dims) > LIMIT:
+            return None
+        first, second = (rearranged(op, array, after) for array in spread(dims))
+        if first is None or second is None or [array.shape for array in first] != after:
+            return None
+        return list(zip(first, second, strict=True))
 
     def note(self, value: ir.Value, state: Known | None) -> None:
         """Keep what is known of a node's output, in the form that broadcasts."""

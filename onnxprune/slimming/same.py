@@ -21,7 +21,7 @@ from onnxprune.rules.elementwise import UNARY
 from onnxprune.rules.op import Op, normalized
 from onnxprune.slimming.classes import joined, proportional
 from onnxprune.slimming.known import LIMIT, Array, Constants
-from onnxprune.statistics.paths import MOVES, rearranged
+from onnxprune.statistics.paths import MOVES
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,15 +321,16 @@ def _concat(op: Op, likeness: Likeness) -> list[Alike | None]:
 
 
 def _move(op: Op, likeness: Likeness) -> list[Alike | None]:
-    x, dims = likeness.found.get(op.input(0)), likeness.constants.dims(op.input(0))
-    after = [each for value in op.outputs if (each := likeness.constants.dims(value)) is not None]
-    if x is None or dims is None or len(after) < len(op.node.outputs) or np.prod(dims) > LIMIT:
+    x = likeness.found.get(op.input(0))
+    if x is None:
         return [None]
-    full = likeness.spread(op.input(0), x, dims)
-    labels, scales = rearranged(op, full.label, after), rearranged(op, full.scale, after)
-    if labels is None or scales is None or [a.shape for a in labels] != after:
-        return [None]
-    return [Alike(label, scale) for label, scale in zip(labels, scales, strict=True)]
+
+    def spread(dims: tuple[int, ...]) -> tuple[Array, Array]:
+        full = likeness.spread(op.input(0), x, dims)
+        return full.label, full.scale
+
+    made = likeness.constants.rearranged(op, spread)
+    return [None] if made is None else [Alike(label, scale) for label, scale in made]
 
 
 _STEPS: Mapping[str, Step] = {

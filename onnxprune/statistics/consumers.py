@@ -7,7 +7,6 @@ see zero. Statistics, repair and reconstruction all look at layers in this form.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph.axes import Index
+from onnxprune.model.uses import only_use
 
 Array = np.ndarray[Any, Any]
 
@@ -274,14 +274,14 @@ def _bias_behind(node: ir.Node, rows: int) -> tuple[ir.Value, ir.Value | None]:
     """The Add of a vector that alone uses a product, rounded, cast or neither, if there is one."""
     product = node.outputs[0]
     value = read_back(product)
-    user = _only_user(value)
-    if user is not None and user[0].op_type == "Cast" and not user[0].domain:
-        value = user[0].outputs[0]
-        user = _only_user(value)
+    use = only_use(value)
+    if use is not None and use.node.op_type == "Cast" and not use.node.domain:
+        value = use.node.outputs[0]
+        use = only_use(value)
     floats = value.dtype is None or value.dtype.is_floating_point()
-    if user is None or user[0].op_type != "Add" or not floats:
+    if use is None or use.node.op_type != "Add" or not floats:
         return product, None
-    add, slot = user
+    add, slot = use
     other = add.inputs[1 - slot]
     if other is None or other.const_value is None:
         return product, None
@@ -291,21 +291,14 @@ def _bias_behind(node: ir.Node, rows: int) -> tuple[ir.Value, ir.Value | None]:
     return product, None
 
 
-def _only_user(value: ir.Value) -> tuple[ir.Node, int] | None:
-    users = list(itertools.islice(value.uses(), 2))
-    return None if len(users) != 1 or value.is_graph_output() else (users[0].node, users[0].idx)
-
-
 def read_back(value: ir.Value) -> ir.Value:
     """The value as floats again, where all that sees it is a QuantizeLinear that only a DequantizeLinear sees."""
     found = value
     for op_type in ("QuantizeLinear", "DequantizeLinear"):
-        users = list(itertools.islice(found.uses(), 2))
-        if len(users) != 1 or found.is_graph_output():
+        use = only_use(found)
+        if use is None or use.node.op_type != op_type or use.slot != 0:
             return value
-        if users[0].node.op_type != op_type or users[0].idx != 0:
-            return value
-        found = users[0].node.outputs[0]
+        found = use.node.outputs[0]
     return found
 
 

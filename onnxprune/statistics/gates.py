@@ -16,9 +16,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph.build import AxisGraph
+from onnxprune.model.states import is_recurrent
 from onnxprune.statistics.consumers import Array, Consumer
 
-_LAYERS = frozenset({"LSTM", "GRU", "RNN"})
 W, R, B = 1, 2, 3
 """Slots of weights and biases."""
 
@@ -98,11 +98,6 @@ class Gates(Consumer):
     def _half(self, whole: Array) -> Array:
         half = whole.shape[1] // 2
         return whole[:, :half] if self.slot == W else whole[:, half:]
-
-
-def is_recurrent(node: ir.Node) -> bool:
-    """Whether the node is an LSTM, a GRU or an RNN."""
-    return node.op_type in _LAYERS and node.domain in ("", "ai.onnx")
 
 
 def gates_of(node: ir.Node) -> list[Gates]:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.model.nested import read_by
 from onnxprune.model.opset import raise_opset
 
 log = logging.getLogger(__name__)
@@ -217,14 +218,4 @@ def _own(array: Any) -> Any:
 
 def reads(node: ir.Node) -> list[ir.Value]:
     """Inputs of a node, and what its bodies see from outside."""
-    found = [value for value in node.inputs if value is not None]
-    bodies: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            bodies.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            bodies.extend(attribute.as_graphs())
-    for body in bodies:
-        for inner in body.all_nodes():
-            found += [v for v in inner.inputs if v is not None and v.graph is node.graph]
-    return found
+    return [value for value in read_by(node) if value.graph is node.graph]

@@ -7,7 +7,6 @@ gets other weights (see `onnxprune.repair.logits`).
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.axes import Axis, Index
 from onnxprune.graph.build import AxisGraph
+from onnxprune.model.uses import only_use
 from onnxprune.rules.op import Op
 from onnxprune.statistics.consumers import Consumer
 from onnxprune.statistics.paths import Route, Router
@@ -193,11 +193,8 @@ def _channels(route: Route, slot: int, unit: int) -> Index | None:
 def _softmax_follows(node: ir.Node, router: Router) -> bool:
     """Whether only a softmax over the right factor's columns sees the product, scaled or shifted."""
     value = node.outputs[0]
-    while not value.is_graph_output():
-        users = list(itertools.islice(value.uses(), 2))
-        if len(users) != 1:
-            return False
-        user, slot = users[0]
+    while (use := only_use(value)) is not None:
+        user, slot = use
         if user.op_type == "Softmax":
             op = router.op(user)
             return op is not None and op.int("axis", -1 if op.opset >= 13 else 1) in (-1, op.rank(value) - 1)

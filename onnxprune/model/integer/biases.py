@@ -11,7 +11,8 @@ from onnxprune.model import edit
 from onnxprune.model.integer.forms import CONTRIB
 from onnxprune.model.integer.fused import biased
 from onnxprune.model.integer.grid import behind
-from onnxprune.model.integer.parts import array_of, one_value, only_user
+from onnxprune.model.integer.parts import array_of, one_value
+from onnxprune.model.uses import only_user
 
 Array = np.ndarray[Any, Any]
 

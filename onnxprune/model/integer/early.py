@@ -18,7 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.model.integer.notes import Template
-from onnxprune.model.integer.parts import build, is_constant, only_user, rank_of, restore
+from onnxprune.model.integer.parts import build, is_constant, rank_of, restore
+from onnxprune.model.uses import only_user
 
 _STEPS = ("Reshape", "Cast", "Floor", "Div")
 """Operators between the sum and the product of the scales, last first."""

@@ -22,10 +22,10 @@ from onnxprune.model.integer.parts import (
     give_back,
     is_constant,
     one_value,
-    only_user,
     rank_of,
     take_place,
 )
+from onnxprune.model.uses import only_user
 
 NAME = "fused"
 DYNAMIC = "DynamicQuantizeMatMul"

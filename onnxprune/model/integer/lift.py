@@ -21,6 +21,7 @@ from onnxprune.model.integer.notes import (
     order_of,
 )
 from onnxprune.model.integer.parts import NotThisForm
+from onnxprune.model.nested import read_by
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def _sorted(nodes: list[ir.Node], rank: dict[ir.Node, tuple[int, int]]) -> Itera
     behind: dict[ir.Node, list[ir.Node]] = {node: [] for node in nodes}
     missing: dict[ir.Node, int] = {}
     for node in nodes:
-        makers = {maker for value in _reads(node) if (maker := value.producer()) in behind}
+        makers = {maker for value in read_by(node) if (maker := value.producer()) in behind}
         missing[node] = len(makers)
         for maker in makers:
             behind[maker].append(node)
@@ -117,18 +118,3 @@ def _sorted(nodes: list[ir.Node], rank: dict[ir.Node, tuple[int, int]]) -> Itera
             missing[user] -= 1
             if not missing[user]:
                 heapq.heappush(ready, rank[user])
-
-
-def _reads(node: ir.Node) -> Iterator[ir.Value]:
-    """Values that a node reads, in its subgraphs, too."""
-    yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs = [attribute.as_graph()]
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = list(attribute.as_graphs())
-        else:
-            continue
-        for graph in graphs:
-            for inner in graph:
-                yield from _reads(inner)

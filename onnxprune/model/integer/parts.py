@@ -160,12 +160,6 @@ def rank_of(value: ir.Value) -> int | None:
     return None if shape is None else len(shape)
 
 
-def only_user(value: ir.Value) -> ir.Node | None:
-    """The node that alone reads a value, once."""
-    uses = tuple(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
-
-
 def build(
     graph: ir.Graph,
     before: ir.Node,

@@ -27,13 +27,13 @@ from onnxprune.model.integer.parts import (
     give_back,
     is_constant,
     one_value,
-    only_user,
     rank_of,
     restore,
     shape_of,
     sweep,
     take_place,
 )
+from onnxprune.model.uses import only_user
 
 NAME = "product"
 _FLOATS = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}

@@ -21,11 +21,11 @@ from onnxprune.model.integer.parts import (
     give_back,
     is_constant,
     one_value,
-    only_user,
     rank_of,
     shape_of,
     take_place,
 )
+from onnxprune.model.uses import only_user
 
 NAME = "qlinear"
 _BYTES = (ir.DataType.UINT8, ir.DataType.INT8)
