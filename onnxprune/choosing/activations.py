@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxprune.criteria.criterion import UnitActivations
+from onnxprune.criteria.gather import by_unit
 from onnxprune.graph.axes import Index
 from onnxprune.statistics.collect import InputStatistics
 from onnxprune.statistics.consumers import Consumer
@@ -27,10 +28,7 @@ def unit_activations(
         "weight_l1": np.abs(matrix).sum(axis=1),
     }
     flat = unit.ravel()
-    order = np.argsort(flat, kind="stable")
-    order = order[flat[order] >= 0]
-    counts = np.bincount(flat[order], minlength=units)
-    slot = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    order, counts, slot = by_unit(flat, units)
     arrays = {}
     for name, values in fields.items():
         arrays[name] = np.zeros((units, int(counts.max())))

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxprune.criteria.criterion import UnitWeights
-from onnxprune.graph.axes import Blocked
+from onnxprune.graph.axes import Blocked, Index
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import AxisUse, Group
 
@@ -126,6 +126,28 @@ def _norm(array: Array) -> float:
     )
 
 
+def by_unit(unit: Index, units: int) -> tuple[Index, Index, Index]:
+    """Positions sorted by unit.
+
+    Parameters
+    ----------
+    unit
+        Unit of each position, -1 where it belongs to none.
+    units
+        How many there are.
+
+    Returns
+    -------
+    order, counts, slot
+        The positions that belong to a unit; how many each unit has, (units,); the how manieth of its unit each of
+        `order` is.
+    """
+    order = np.argsort(unit, kind="stable")
+    order = order[unit[order] >= 0]
+    counts = np.bincount(unit[order], minlength=units)
+    return order, counts, np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
 def unit_rows(
     array: np.ndarray[Any, Any], use: AxisUse, blocked: Blocked | None, units: int
 ) -> np.ndarray[Any, Any]:
@@ -148,14 +170,11 @@ def unit_rows(
         Units with fewer features than others get zeros.
     """
     rows = _rows(array, use.axis.dim, blocked)
-    order = np.argsort(use.unit, kind="stable")
-    order = order[use.unit[order] >= 0]
-    counts = np.bincount(use.unit[order], minlength=units)
+    order, counts, slot = by_unit(use.unit, units)
     if (counts == 1).all():
         in_order = np.array_equal(order, np.arange(len(rows)))
         return rows if in_order else rows[order]
     values = np.zeros((units, int(counts.max()) * rows.shape[1]), array.dtype)
-    slot = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     view = values.reshape(units, int(counts.max()), rows.shape[1])
     view[use.unit[order], slot] = rows[order]
     return values
