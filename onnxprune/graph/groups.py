@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxprune.errors import Reason
 from onnxprune.graph.axes import Axis, Bools, Index
@@ -20,6 +21,7 @@ from onnxprune.graph.cuts import Cut, Layout, find_cuts, join_labels, lay_out
 from onnxprune.graph.positions import components, hashes
 from onnxprune.graph.ranking import rank
 from onnxprune.graph.relations import Balance
+from onnxprune.rules.op import Op
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Group:
     blocks
         Block of each unit, or None: every block keeps the same number of units.
     width
-        Positions that one unit takes on the axis of the first weight that produces it (a head: its dimensions); 1
-        for a hidden unit, however many gates it has.
+        Positions that one unit takes on the axis of the first weight that produces it (a head: its dimensions), on
+        the largest of several that no other goes before; 1 for a hidden unit, however many gates it has.
     cut
         Groups with the same cut number belong together; see `alternatives`.
     alternatives
@@ -179,6 +181,7 @@ class _Finder:
         self.rejected: list[Rejection] = []
         self.sink_axes = {sink.parameter for sink in axis_graph.sinks if sink.parameter is not None}
         self.fed_back = {sink.axis for sink in axis_graph.sinks if sink.axis == sink.parameter}
+        self.depths = _depths(axis_graph.ops)
         parameters = axis_graph.parameters
         for number, axis in enumerate(layout.axes):
             self.axes_of.setdefault(int(layout.klass[number]), []).append(number)
@@ -314,11 +317,18 @@ class _Finder:
         return Group("", name, len(units), tuple(uses), sources, sinks, cells, width, cut)
 
     def _width(self, sources: tuple[AxisUse, ...], sinks: tuple[AxisUse, ...]) -> int:
-        """Positions of one unit on the first weight that makes it; where it is fed back, those that are read."""
+        """Positions of one unit on the first weight that makes it; where it is fed back, those that are read.
+
+        The first is the one with the fewest layers before it, whatever the order of the nodes.
+        """
         made = [use for use in sources if self.parameter_of[use.axis].kind == "weight"]
         read = [use for use in sinks if use.axis in self.fed_back]
-        first = (read or made or sources or sinks)[0].unit
-        return int(np.bincount(first[first >= 0]).max())
+        lies = [(use.axis.value, use.unit[use.unit >= 0]) for use in read or made or sources or sinks]
+        return max((-self._depth(value), int(np.bincount(unit).max())) for value, unit in lies)[1]
+
+    def _depth(self, value: ir.Value) -> int:
+        """How many layers lie before the first use of a parameter."""
+        return min(self.depths[node] for node, _ in value.uses() if node in self.depths)
 
     def _rank(self, lies: dict[int, Index], units: int) -> Index:
         """Number units by where they lie on axes, by name: whatever the order of the nodes."""
@@ -342,6 +352,15 @@ class _Finder:
         weights = [use for use in sources if parameters[use.axis].kind == "weight"] or sources or sinks
         first = parameters[weights[0].axis] if weights else None
         return sources, sinks, "" if first is None else _layer_name(first)
+
+
+def _depths(ops: Iterable[Op]) -> dict[ir.Node, int]:
+    """For every node, how many lie before it on the longest way from an input."""
+    depths: dict[ir.Node, int] = {}
+    for op in ops:
+        makers = (value.producer() for value in op.node.inputs if value is not None)
+        depths[op.node] = 1 + max((depths[maker] for maker in makers if maker in depths), default=0)
+    return depths
 
 
 def _divide(member: Index) -> list[Index]:
