@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import sys
 import time
@@ -9,24 +10,33 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import click
 
 from tests.fuzz import log
 from tests.fuzz.check import Outcome, check_seed
+from tests.fuzz.generate import generate
 from tests.fuzz.minimise import minimise
 
-Check = Callable[[int], Outcome]
+Check = Callable[..., Outcome]
+Draw = Callable[[int, int], object]
+Result = TypeVar("Result")
 EVERY = 100
 """Graphs between two lines about how far the run has come."""
+MOST = 6
+"""Draws of one seed until onnxruntime survives one."""
 RENEWED = 1000
 """Graphs after which a process makes room for a new one."""
 
 
-def run(seeds: Sequence[int], jobs: int, check: Check = check_seed) -> Iterator[Outcome]:
-    """Outcomes as they come; a seed that kills its process has failed."""
+def run(
+    seeds: Sequence[int], jobs: int, check: Check = check_seed, draw: Draw = generate
+) -> Iterator[Outcome]:
+    """Outcomes as they come; a seed that kills its process has failed, unless drawing its graph does that."""
     left = list(seeds)
     while left:
         done, broken = set(), False
@@ -50,20 +60,29 @@ def run(seeds: Sequence[int], jobs: int, check: Check = check_seed) -> Iterator[
         left = [seed for seed in left if seed not in done]
         if broken:  # one of the first in line did it
             suspects, left = left[: 2 * jobs], left[2 * jobs :]
-            yield from (_alone(seed, check) for seed in suspects)
+            yield from (_alone(seed, check, draw) for seed in suspects)
 
 
 def _next(seeds: Iterator[int], count: int) -> Iterable[int]:
     return [seed for _, seed in zip(range(count), seeds, strict=False)]
 
 
-def _alone(seed: int, check: Check) -> Outcome:
-    """Check a seed in a process of its own."""
+def _alone(seed: int, check: Check, draw: Draw) -> Outcome:
+    """Check a seed in a process of its own; where onnxruntime does not survive the graph as drawn, another draw."""
+    try:
+        return _apart(check, seed)
+    except BrokenProcessPool as error:
+        crash = Outcome(seed, failure=("crash", str(error)))
+    for after in range(MOST):
+        with contextlib.suppress(BrokenProcessPool):
+            _apart(draw, seed, after)
+            return _apart(partial(check, after=after), seed) if after else crash
+    return crash
+
+
+def _apart(function: Callable[..., Result], *args: object, **kwargs: object) -> Result:
     with _pool(1) as pool:
-        try:
-            return pool.submit(check, seed).result()
-        except BrokenProcessPool as error:
-            return Outcome(seed, failure=("crash", str(error)))
+        return pool.submit(function, *args, **kwargs).result()
 
 
 def _pool(jobs: int) -> ProcessPoolExecutor:

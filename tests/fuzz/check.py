@@ -27,10 +27,8 @@ from onnxprune.rules.rule import Key, RuleTable
 from onnxprune.testing import check_model
 from onnxprune.testing.feeds import Array
 from tests.fuzz.generate import Graph, generate
-from tests.fuzz.run import results_of
+from tests.fuzz.run import difference, results_of
 
-TOLERANCE, HALF = 1e-4, 2e-2
-"""Largest difference between two outputs, as a share of the largest value; with a part in 16 bits."""
 SLIMMED = 2
 """Every so manieth graph is slimmed as it is."""
 OVERRIDABLE = 4
@@ -104,11 +102,13 @@ def is_scored(analysis: Analysis) -> bool:
     return not groups or any(member.kind == "weight" for member in members)
 
 
-def check_seed(seed: int, conform: int = CONFORM, thorough: bool = True) -> Outcome:
+def check_seed(seed: int, conform: int = CONFORM, thorough: bool = True, after: int = 0) -> Outcome:
     """Draw a graph and check it; a failure is part of the result.
 
     Parameters
     ----------
+    after
+        As in `generate`.
     conform
         Every so manieth graph also goes through `check_model`.
     thorough
@@ -116,7 +116,7 @@ def check_seed(seed: int, conform: int = CONFORM, thorough: bool = True) -> Outc
     """
     drawn, start = Outcome(seed), time.process_time()
     try:
-        graph = attempt("generate", generate, seed)
+        graph = attempt("generate", generate, seed, after)
         opset = graph.model.opset_imports[""]
         drawn = Outcome(seed, graph.nodes, graph.drawn, graph.redraws, opset, graph.dtype, graph.traits)
         drawn = replace(drawn, **check_graph(graph, seed % conform == 0, thorough=thorough))
@@ -322,14 +322,10 @@ def weights(path: Path) -> dict[str, tuple[tuple[int, ...], bytes]]:
 
 
 def check_same(kind: str, expected: Mapping[str, Array], found: Mapping[str, Array], half: bool) -> None:
-    """Outputs of two models agree, to a share of the largest value."""
-    tolerance = HALF if half else TOLERANCE
-    for name, array in expected.items():
-        ours, theirs = array.astype(np.float64), found[name].astype(np.float64)
-        top = np.abs(ours).max(initial=0.0)
-        off = np.abs(ours - theirs).max(initial=0.0) if ours.shape == theirs.shape else np.inf
-        if not off <= tolerance * top:
-            raise Failure(kind, f"{name} is off by {off:.3g} of {top:.3g}")
+    """Outputs of two models agree."""
+    differs = difference(expected, found, half)
+    if differs is not None:
+        raise Failure(kind, differs)
 
 
 def attempt(kind: str, function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -54,7 +54,10 @@ def list_initializers(rng: np.random.Generator, model: ir.Model) -> None:
 
 
 def open_side(rng: np.random.Generator, model: ir.Model) -> dict[str, int]:
-    """Give one extent of one input a name; a leading one would count samples, and be 1."""
+    """Give one extent of one input a name; a leading one would count samples, and be 1.
+
+    What is declared inside goes: onnxruntime plans its memory by it, whatever sizes it is given.
+    """
     places = [
         (value, dim)
         for value in model.graph.inputs
@@ -68,4 +71,7 @@ def open_side(rng: np.random.Generator, model: ir.Model) -> dict[str, int]:
     assert value.shape is not None
     size = int(value.shape[dim])  # type: ignore[arg-type]
     value.shape = ir.Shape([SIDE if d == dim else extent for d, extent in enumerate(value.shape)])
+    for node in model.graph:
+        for made in node.outputs:
+            made.shape = made.shape if made in model.graph.outputs else None
     return {SIDE: size}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.calibrate.sessions import open_session, run
@@ -12,6 +13,8 @@ from onnxprune.model.convert import to_float32
 from onnxprune.testing.feeds import Array
 
 Results = Callable[[Mapping[str, Array]], dict[str, Array]]
+TOLERANCE, HALF = 1e-4, 2e-2
+"""Largest difference between two outputs, as a share of the largest value; with a part in 16 bits."""
 
 
 def results_of(model: ir.Model, optimize: bool = False) -> Results:
@@ -42,3 +45,15 @@ def in_bfloat16(model: ir.Model) -> bool:
 def as_fed(array: Array) -> Array:
     """An input of a model that was widened."""
     return array.astype("float32") if array.dtype.name in ("float16", "bfloat16", "float64") else array
+
+
+def difference(expected: Mapping[str, Array], found: Mapping[str, Array], half: bool) -> str | None:
+    """The first output in which two results differ by more than a share of the largest value, and by how much."""
+    tolerance = HALF if half else TOLERANCE
+    for name, array in expected.items():
+        ours, theirs = array.astype(np.float64), found[name].astype(np.float64)
+        top = np.abs(ours).max(initial=0.0)
+        off = np.abs(ours - theirs).max(initial=0.0) if ours.shape == theirs.shape else np.inf
+        if not off <= tolerance * top:
+            return f"{name} is off by {off:.3g} of {top:.3g}"
+    return None

@@ -14,7 +14,7 @@ from tests.fuzz import __main__ as campaign
 from tests.fuzz import log
 from tests.fuzz.check import Outcome
 
-FATAL = 3
+FATAL, DRAWN_TWICE = 3, 4
 
 
 def outcome(seed, **more):
@@ -23,17 +23,23 @@ def outcome(seed, **more):
     return Outcome(seed, **{"drawn": drawn, "digest": f"d{seed}", "seconds": 0.25, **figures, **more})
 
 
-def check(seed):
+def draw(seed, after):
+    if seed == DRAWN_TWICE and after < 2:
+        os._exit(1)
+
+
+def check(seed, after=0):
+    draw(seed, after)
     if seed == FATAL:
         os._exit(1)
-    return outcome(seed)
+    return outcome(seed, redraws=("onnxruntime: crash",) if after else ())
 
 
 def test_a_crash_costs_one_seed():
-    found = {each.seed: each.failure for each in campaign.run(range(6), jobs=2, check=check)}
-    assert sorted(found) == list(range(6))
-    assert found.pop(FATAL)[0] == "crash"
-    assert set(found.values()) == {None}
+    outcomes = {each.seed: each for each in campaign.run(range(6), jobs=2, check=check, draw=draw)}
+    assert sorted(outcomes) == list(range(6))
+    assert {seed: each.failure[0] for seed, each in outcomes.items() if each.failure} == {FATAL: "crash"}
+    assert [seed for seed, each in outcomes.items() if each.redraws] == [DRAWN_TWICE]
 
 
 def test_a_run_goes_on(tmp_path, monkeypatch):
