@@ -71,7 +71,7 @@ def open_side(rng: np.random.Generator, model: ir.Model) -> dict[str, int]:
     assert value.shape is not None
     size = int(value.shape[dim])  # type: ignore[arg-type]
     value.shape = ir.Shape([SIDE if d == dim else extent for d, extent in enumerate(value.shape)])
-    for node in model.graph:
-        for made in node.outputs:
-            made.shape = made.shape if made in model.graph.outputs else None
+    inside = [node for node in model.graph if node.op_type != "Constant"]
+    for made in {value for node in inside for value in node.outputs} - set(model.graph.outputs):
+        made.shape = None
     return {SIDE: size}
