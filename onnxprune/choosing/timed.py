@@ -287,21 +287,25 @@ def _same(one: Allocation, other: Allocation) -> bool:
 def _corrected(
     analysis: Analysis, trials: Sequence[Trial], target: float, timing: Timing
 ) -> tuple[Analysis, Timing]:
-    """The first prediction, corrected by the two measurements between which the target lies."""
+    """The first prediction, corrected by the two measurements between which the target lies.
+
+    By prediction they are next to each other: times have steps, and the one that keeps most of those that met the
+    target need not be the slowest of them.
+    """
     model = analysis.costs.latency
     if not isinstance(model, LatencyModel):
         raise ValueError("nobody measured run times")
-    points = [(1.0, analysis.costs.extents({}))]
-    points += [(trial.share.value, analysis.costs.extents(trial.allocation.keep)) for trial in trials]
-    above = min(
-        (point for point in points if point[0] > target), key=lambda point: point[0], default=points[0]
-    )
-    below = max((point for point in points if point[0] <= target), key=lambda point: point[0], default=None)
-    if below is None:  # so far all are too slow: the line from the original through the fastest
-        above, below = points[0], above
+    shares = [1.0, *(trial.share.value for trial in trials)]
+    extents = [analysis.costs.extents(keep) for keep in ({}, *(trial.allocation.keep for trial in trials))]
+    points = sorted(zip(map(model.total, extents), shares, extents, strict=True), key=lambda point: -point[0])
+    met = next((n for n, (_, share, _) in enumerate(points) if share <= target), None)
+    if met is None:  # so far all are too slow: the line from the original through the fastest
+        above, below = points[0], min(points, key=lambda point: point[1])
+    else:
+        above, below = points[max(met - 1, 0)], points[met]
     seconds = trials[0].share.before
-    model = model.corrected(above[1], below[1], (above[0] * seconds, below[0] * seconds))
-    whole = model.total(points[0][1])
+    model = model.corrected(above[2], below[2], (above[1] * seconds, below[1] * seconds))
+    whole = model.total(extents[0])
     fixed = min(max(model.constant / whole, 0.0), 1.0) if whole > 0 else 1.0
     return replace(analysis, costs=analysis.costs.timed(model)), replace(timing, fixed=fixed)
 
