@@ -294,7 +294,7 @@ def test_layers_are_cut_as_whole_models_are(tmp_path, net):
     weighted = [
         node for node in analysis.axis_graph.model.graph if node.op_type in ("Conv", "Gemm", "MatMul")
     ]
-    assert [layer.node for layer in layers] == weighted
+    assert [layer.nodes for layer in layers] == [(node,) for node in weighted]
     for layer in layers:
         models = list(cut_layers(analysis, layer))
         assert len(models) == math.prod(layer.shape) > 1
@@ -305,7 +305,7 @@ def test_layers_are_cut_as_whole_models_are(tmp_path, net):
         at_full = table.at([full[place] for place in table.places])
         assert at_full == pytest.approx(seconds(models[-1][0]))
         weights = [
-            v.const_value.size for v in layer.node.inputs if v is not None and v.const_value is not None
+            v.const_value.size for v in layer.nodes[0].inputs if v is not None and v.const_value is not None
         ]
         assert at_full == pytest.approx(IDLE + EACH * max(weights, default=0))
 

@@ -1,7 +1,8 @@
 """Single layers, cut to several widths of every axis that groups can make smaller, each as a model of its own.
 
-A layer is a node that multiplies and adds. It is cut by the rules that cut whole models, so attributes such as the
-number of groups follow. Layers that are the same (operator, attributes, shapes, what can be cut of them) are one.
+A layer is a node that multiplies and adds, in a quantised model with what rounds its operands and its result. It
+is cut by the rules that cut whole models, so attributes such as the number of groups follow. Layers that are the
+same (operators, attributes, shapes, what can be cut of them) are one.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from onnxprune.allocate.ladder import Ladder
 from onnxprune.allocate.latency import Table, monotone
 from onnxprune.analysis import Analysis
 from onnxprune.calibrate.timing import Ran
+from onnxprune.choosing.alone import part_of, stand_alone
 from onnxprune.graph.axes import Axis, Bools, extent_left
 from onnxprune.graph.build import build_axis_graph
+from onnxprune.model.finalize import as_stored
+from onnxprune.model.quantized import QuantizedTensor
 from onnxprune.model.shapes import infer_shapes
 from onnxprune.rules.rule import Term, domain_of
 from onnxprune.surgery.keep import kept_positions
-from onnxprune.surgery.remove import RefitError, remove
+from onnxprune.surgery.remove import remove
 
 POINTS = (8, 6, 5, 4, 3, 2)
 """At how many widths of each axis layers are measured: the first with which they are few enough."""
@@ -67,9 +71,19 @@ class _Width:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer and the widths at which its time is wanted; those with equal keys take equally long."""
+    """One layer and the widths at which its time is wanted; those with equal keys take equally long.
 
-    node: ir.Node
+    Attributes
+    ----------
+    nodes
+        As `onnxprune.choosing.alone.part_of` gives them.
+    grid
+        One entry per axis that gets smaller by itself.
+    key
+        See above.
+    """
+
+    nodes: tuple[ir.Node, ...]
     grid: tuple[_Width, ...]
     key: object
 
@@ -104,8 +118,8 @@ def _with_points(analysis: Analysis, ladders: Sequence[Ladder], points: int) -> 
     known: dict[tuple[int, ...], list[_Cut]] = {}
     found = []
     for number in dict.fromkeys(number for number, _ in costs.node_terms):
-        node = graph.ops[number].node
-        axes = [axis for v in (*node.inputs, *node.outputs) if v is not None for axis in _axes(analysis, v)]
+        nodes = part_of(graph.ops[number].node)
+        axes = [axis for value in _values(nodes) for axis in _axes(analysis, value)]
         by_owner: dict[tuple[int, ...], list[Axis]] = {}
         for axis in dict.fromkeys(axes):
             place = costs.place(axis)
@@ -118,18 +132,18 @@ def _with_points(analysis: Analysis, ladders: Sequence[Ladder], points: int) -> 
                 known[ids] = _cuts(analysis, cutters, points)
             grid.append(_width(analysis, members, known[ids]))
         if grid and all(len(axis.widths) > 1 for axis in grid):
-            found.append(Layer(node, tuple(grid), _key(analysis, node, grid)))
+            found.append(Layer(nodes, tuple(grid), _key(analysis, nodes, grid)))
     return found
 
 
 def elements(analysis: Analysis) -> Terms:
     """Elements that nodes make that do not multiply and add, as far as groups have a say in their number."""
     costs, graph = analysis.costs, analysis.axis_graph
-    layers = {number for number, _ in costs.node_terms}
+    layers = {node for number, _ in costs.node_terms for node in part_of(graph.ops[number].node)}
     touched = {place for group in analysis.groups.values() for place in costs.places(group).tolist()}
     terms = []
-    for number, op in enumerate(graph.ops):
-        if number in layers or op.node.op_type in _VIEWS:
+    for op in graph.ops:
+        if op.node in layers or op.node.op_type in _VIEWS:
             continue
         for value in op.outputs:
             axes = _axes(analysis, value)
@@ -147,7 +161,7 @@ def cut_layers(analysis: Analysis, layer: Layer) -> Iterator[Ran]:
         The layer cannot be cut by itself.
     """
     dims = analysis.axis_graph.shapes.dims
-    model, twin = _alone(analysis, layer.node)
+    model, twin = stand_alone(analysis, layer.nodes)
     graph = build_axis_graph(
         model, infer_shapes(model, {}, analysis.axis_graph.rules.infer), analysis.axis_graph.rules
     )
@@ -166,50 +180,7 @@ def cut_layers(analysis: Analysis, layer: Layer) -> Iterator[Ran]:
                 for dim, extent in enumerate(dims[old])
             ]
             feed[str(new.name)] = _array(old, shape)
-        yield cut, feed
-
-
-def _alone(analysis: Analysis, node: ir.Node) -> tuple[ir.Model, dict[ir.Value, ir.Value]]:
-    """A model of one node, and which of its values stand for which of the original's."""
-    shapes, model = analysis.axis_graph.shapes, analysis.axis_graph.model
-    twin: dict[ir.Value, ir.Value] = {}
-    inputs: list[ir.Value] = []
-    initializers: list[ir.Value] = []
-    for number, value in enumerate(dict.fromkeys(v for v in node.inputs if v is not None)):
-        data = value.const_value
-        if data is None and value in shapes.data:
-            data = ir.tensor(shapes.data[value], name=f"x{number}")
-        if any(extent is None for extent in shapes.dims.get(value, (None,))):
-            raise RefitError(f"{node.op_type} {node.name!r}", (), shapes.dims.get(value))
-        new = ir.Value(
-            name=f"x{number}",
-            type=value.type,
-            shape=ir.Shape([extent or 0 for extent in shapes.dims[value]]),
-            const_value=data,
-        )
-        twin[value] = new
-        (inputs if data is None else initializers).append(new)
-    copy = ir.Node(
-        node.domain,
-        node.op_type,
-        [None if value is None else twin[value] for value in node.inputs],
-        attributes=list(node.attributes.values()),
-        num_outputs=len(node.outputs),
-        version=node.version,
-        name="layer",
-    )
-    for number, (old, new) in enumerate(zip(node.outputs, copy.outputs, strict=True)):
-        new.name, new.type = f"y{number}" if old.name else "", old.type
-        twin[old] = new
-    graph = ir.Graph(
-        inputs,
-        [value for value in copy.outputs if value.name],
-        nodes=[copy],
-        initializers=initializers,
-        opset_imports=dict(model.opset_imports),
-        name="layer",
-    )
-    return ir.Model(graph, ir_version=model.ir_version), twin
+        yield as_stored(cut), feed
 
 
 def _array(value: ir.Value, shape: Sequence[int]) -> np.ndarray[Any, Any]:
@@ -253,26 +224,33 @@ def _width(
     return _Width(place, tuple(axes), tuple(widths), tuple(by_width[width] for width in widths))
 
 
-def _key(analysis: Analysis, node: ir.Node, grid: Sequence[_Width]) -> object:
+def _key(analysis: Analysis, nodes: Sequence[ir.Node], grid: Sequence[_Width]) -> object:
     """Equal for layers that take equally long at every point."""
     dims = analysis.axis_graph.shapes.dims
     part = {axis: number for number, width in enumerate(grid) for axis in width.axes}
-    values = [v for v in (*node.inputs, *node.outputs) if v is not None]
-    which = {value: number for number, value in enumerate(dict.fromkeys(values))}
-    attributes = tuple((name, str(attr.value)) for name, attr in sorted(node.attributes.items()))
-    return (
-        domain_of(node),
-        node.op_type,
-        attributes,
-        tuple(
-            (
-                which[value],
-                dims.get(value),
-                value.dtype,
-                value.const_value is not None,
-                tuple(part.get(axis) for axis in _axes(analysis, value)),
-            )
-            for value in values
-        ),
-        tuple(width.widths for width in grid),
+    which = {value: number for number, value in enumerate(_values(nodes))}
+    operators = tuple(
+        (
+            domain_of(node),
+            node.op_type,
+            tuple((name, str(attr.value)) for name, attr in sorted(node.attributes.items())),
+            tuple(None if value is None else which[value] for value in (*node.inputs, *node.outputs)),
+        )
+        for node in nodes
     )
+    values = tuple(
+        (
+            dims.get(value),
+            value.dtype,
+            value.const_value is not None,
+            isinstance(value.const_value, QuantizedTensor),
+            tuple(part.get(axis) for axis in _axes(analysis, value)),
+        )
+        for value in which
+    )
+    return operators, values, tuple(width.widths for width in grid)
+
+
+def _values(nodes: Sequence[ir.Node]) -> list[ir.Value]:
+    """What some nodes read and make, each once."""
+    return list(dict.fromkeys(v for node in nodes for v in (*node.inputs, *node.outputs) if v is not None))
