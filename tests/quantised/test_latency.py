@@ -15,7 +15,6 @@ from onnxprune.choosing.choices import Choices
 from onnxprune.choosing.layers import cut_layers, elements, find_layers
 from onnxprune.errors import OnnxPruneError
 
-
 INTEGER = {"QLinearConv", "QGemm", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"}
 """Kernels; the last two differ in who rounds the operand."""
 
