@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import formats_models
 from benchmarks.formats_cases import CASES
+from benchmarks.formats_data import UNLABELLED
 from benchmarks.formats_models import DATA, REAL, SHELF, Case
 from benchmarks.isolated import call, file_digest, source_digest
 from benchmarks.tables import environment, environment_line, millions, share, table, write
@@ -43,7 +44,7 @@ def prune(model: str, output: str, data: str, options: Mapping[str, Any]) -> dic
 
     from onnxprune import api
 
-    given: dict[str, Any] = {"provider": "cpu", "force": True, **_data(data)}
+    given: dict[str, Any] = {"provider": "cpu", "force": True, **_data(data, model)}
     wanted = dict(options)
     started = time.perf_counter()
     if wanted.pop("slim", False):
@@ -86,9 +87,14 @@ def _slimmed(report: Any) -> dict[str, Any]:
     }
 
 
-def _data(key: str) -> dict[str, Any]:
+def _data(key: str, model: str) -> dict[str, Any]:
     if not key:
         return {"data": GENERATED}
+    if key in UNLABELLED:
+        samples = UNLABELLED[key]
+        calibration, test = (samples.feeds(Path(model), testing) for testing in (False, True))
+        more = {"preprocess": samples.preprocess, "bindings": dict(samples.bindings)}
+        return {"data": calibration, "test": test, **more}
     known = DATA[key]
     path = str(REAL / "data" / known.calibration)
     return {"data": path, "samples": known.samples, "preprocess": known.preprocess}
@@ -148,6 +154,7 @@ def operators(before: str, after: str) -> dict[str, Any]:
 def run_one(case: Case, fresh: bool) -> dict[str, Any]:
     """All steps of one row; the first that fails says why."""
     entry: dict[str, Any] = {"line": case.line, "name": case.name, "options": dict(case.options)}
+    entry["data"] = case.data
     output = SHELF / "pruned" / f"{case.name}.onnx"
     output.parent.mkdir(parents=True, exist_ok=True)
     made = {"models": file_digest(HERE / "formats_models.py")}
@@ -165,12 +172,14 @@ def run_one(case: Case, fresh: bool) -> dict[str, Any]:
         return entry
     model = str(case.path)
     depends = {"source": source_digest(), "model": file_digest(case.path)}
+    if case.data in UNLABELLED:
+        depends["data"] = file_digest(HERE / "formats_data.py")
     arguments = {"model": model, "output": str(output), "data": case.data, "options": dict(case.options)}
     entry |= step("prune", arguments, depends, fresh or not output.exists())
     if entry.get("failure"):
         return entry
     depends["pruned"] = file_digest(output)
-    if case.data:
+    if case.data in DATA:
         models = {"before": model, "pruned": str(output)}
         if case.source:
             models["source"] = str(REAL / "models" / case.source)
@@ -188,16 +197,18 @@ def run_one(case: Case, fresh: bool) -> dict[str, Any]:
 INTRODUCTION = """\
 # Models as people have them
 
-One command per row, `onnxprune prune MODEL --ratio 0.5` unless the row says otherwise: trained models with
-their calibration data (512 samples, 256 images), the others with generated samples (`--data {generated}`),
-everything else by default. Models come from other people: published in packages, or exported or converted by the
-tool that the heading names.
+One command per row, `onnxprune prune MODEL --ratio 0.5` unless the row says otherwise, everything else by default:
+trained models with their calibration data (512 samples, 256 images), others with samples of the kind that they
+were made for (photos, words drawn on photos and paper, ten seconds of speech, files: `formats_data.py`), else
+with generated ones (`--data {generated}`). Models come from other people: published in packages, or exported or
+converted by the tool that the heading names.
 
 - *sound*: masked == removed in onnxruntime, in the arithmetic in which the file computes: largest difference over
   largest output.
 - *top-1*: on test data that nothing was chosen by; *fp32*: of the model from which the file was made. Without
-  labels: cosine and SQNR of the pruned model's main output to the original's, on generated samples that were not
-  calibrated on. Random weights have no accuracy; there it says what random weights allow.
+  labels: cosine and SQNR of the pruned model's main output to the original's, on samples of the same kind that were
+  not calibrated on (of the speech, which is one voice, the first 62 % and the rest; states are the original's).
+  Random weights have no accuracy; there it says what random weights allow.
 - *time*: of the pruned file as a share of the original's, batch 1, one thread, processor time in turns. For
   bfloat16 onnxruntime's CPU provider has no kernels; accuracy is that of a copy in float32.
 - *form*: operators of the format before and after, where that is the question.
@@ -230,10 +241,11 @@ FORMS = (
 def page(entries: list[dict[str, Any]], about: Mapping[str, Any]) -> str:
     """The page as Markdown."""
     parts = [INTRODUCTION.format(generated=GENERATED).strip()]
-    header = ["model", "asked", "params, M", "MACs, M", "bytes", "sound", "top-1 or fidelity", "time", "form"]
+    header = ["model", "asked", "params, M", "MACs, M", "bytes", "sound", "samples", "top-1 or fidelity"]
+    header += ["time", "form"]
     for line in dict.fromkeys(entry["line"] for entry in entries):
         rows = [_row(entry, len(header)) for entry in entries if entry["line"] == line]
-        parts += [f"## {line}", table(header, rows, left=9)]
+        parts += [f"## {line}", table(header, rows, left=10)]
     blocked = [
         [entry["name"], reason, where, share(params, entry["params"][0]), share(macs, entry["macs"][0])]
         for entry in entries
@@ -266,6 +278,7 @@ def _row(entry: Mapping[str, Any], width: int) -> list[str]:
         *sizes,
         share(entry["bytes"][1], entry["bytes"][0]),
         _sound(entry),
+        entry["data"] or "generated",
         _quality(entry),
         f"{entry['time']['share']:.2f}" if entry["time"] else "does not run here",
         _form(entry["operators"]),
@@ -313,7 +326,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not options.names or case.name in options.names:
             kept[case.name] = run_one(case, options.fresh)
             entry = kept[case.name]
-            print(f"{case.name:40} {entry.get('failure') or _row(entry, 9)}", flush=True)
+            print(f"{case.name:40} {entry.get('failure') or _row(entry, 10)}", flush=True)
     entries = [kept[case.name] for case in CASES if case.name in kept]
     about = environment("transformers", "torch")
     write(HERE, "formats", page(entries, about), {"entries": entries, "environment": about})

