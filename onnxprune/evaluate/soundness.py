@@ -4,7 +4,7 @@ Both models run in onnxruntime on the same inputs. Compared are all graph output
 contraction that lost terms (cut to its kept positions), because an output that happens to be dead or
 saturated would prove nothing. Weights of any float type are widened (or narrowed) to float32, so that one
 tolerance serves all: max |a - b| <= 1e-4 max |a|. Where that does not hold, the rounding of float32 is measured:
-how far the masked model's results move when its inputs move by one unit in the last place (ADR 9).
+how far the masked model's results move when its inputs or its weights move by one unit in the last place (ADR 9).
 
 A model with quantised activations runs in the arithmetic of what will be written: sums of integers are exact, so
 the results agree bit for bit. Where onnxruntime has no integer kernel, a last digit may decide which way an
@@ -25,10 +25,11 @@ from onnxprune.calibrate.dataset import Dataset, input_specs
 from onnxprune.calibrate.ortvalues import as_float32
 from onnxprune.calibrate.synthetic import synthetic_dataset
 from onnxprune.errors import ModelError
-from onnxprune.evaluate.agreement import Feed, Figures, compare_outputs
+from onnxprune.evaluate.agreement import Figures, compare_outputs
 from onnxprune.evaluate.forced import forced_runs
-from onnxprune.evaluate.pieces import Runner, open_runner, piece_ends
+from onnxprune.evaluate.pieces import open_runner, piece_ends
 from onnxprune.evaluate.quantized import stored_probes, torn_weights
+from onnxprune.evaluate.rounding import Rounding
 from onnxprune.evaluate.smaller import cut_feed, cuts_by_name
 from onnxprune.graph.axes import Axis, Blocked, Bools, Kept, extent_left
 from onnxprune.graph.build import AxisGraph
@@ -256,6 +257,7 @@ class Prover:
         expected, got = (
             open_runner(model, self.provider, ends=ends, saturating=False) for model in (masked, removed)
         )
+        rounding = Rounding(expected, masked, self.provider)
         cuts = cuts_by_name(kept)  # a foreign operator that a rule knows has smaller inputs and outputs, too
         divided: dict[str, dict[int, Blocked]] = {}
         for axis, blocked in self.axis_graph.blocked.items():
@@ -274,8 +276,8 @@ class Prover:
             cut = cut_feed(every, cuts, divided)
             result = compare_outputs([cut], [small], inner=inner)
             if not result.sound and not repeat:
-                rounding = rounding_of(expected, feeds[number], tuple(every))
-                result = compare_outputs([cut], [small], inner=inner, rounding=rounding)
+                moved = rounding.of(feeds[number], tuple(every))
+                result = compare_outputs([cut], [small], inner=inner, rounding=moved)
             if not result.sound:
                 return result
             worst = replace(worst.joined(result), inner=worst.inner | (inner & small.keys()))
@@ -331,23 +333,6 @@ class Prover:
             yield {name: as_float32(array) for name, array in feed.items()}
 
 
-def rounding_of(runner: Runner, feed: Feed, names: Sequence[str] | None = None) -> dict[str, float]:
-    """By name, how far results move when the float inputs move by one unit in the last place; none for noise."""
-    rng = np.random.default_rng(0)
-    moved = {
-        name: np.nextafter(a, rng.choice([-np.inf, np.inf], a.shape).astype(a.dtype))
-        if a.dtype.kind == "f"
-        else a
-        for name, a in feed.items()
-    }
-    before, again, after = (runner.run(each, names) for each in (feed, feed, moved))
-    return {
-        name: float(np.abs(after[name].astype(np.float64) - a).max(initial=0.0))
-        for name, a in before.items()
-        if a.dtype.kind == "f" and np.array_equal(a, again[name]) and np.isfinite([a, after[name]]).all()
-    }
-
-
 def compare_models(before: ir.Model, after: ir.Model, data: Dataset, provider: str = "cpu") -> Soundness:
     """Compare all outputs of two models with one interface, with the tolerance of the proof.
 
@@ -378,14 +363,16 @@ def compare_models(before: ir.Model, after: ir.Model, data: Dataset, provider: s
 
 def _compared(before: ir.Model, after: ir.Model, data: Dataset, provider: str) -> Soundness:
     """Compare two models in the form in which they are."""
-    first, second = (open_runner(to_float32(model), provider, saturating=False) for model in (before, after))
+    before, after = to_float32(before), to_float32(after)
+    first, second = (open_runner(model, provider, saturating=False) for model in (before, after))
+    rounding = Rounding(first, before, provider)
     worst = Figures(True, 0.0, 0.0)
     for number in range(len(data)):
         feed = {name: as_float32(array) for name, array in data.feeds[number].items()}
         expected, got = first.run(feed), second.run(feed)
         result = compare_outputs([expected], [got])
         if not result.sound:
-            result = compare_outputs([expected], [got], rounding=rounding_of(first, feed))
+            result = compare_outputs([expected], [got], rounding=rounding.of(feed))
         if not result.sound and not compare_outputs([expected], [first.run(feed)]).sound:
             raise ModelError(
                 f"the model's own output differs from run to run, so nothing can be proven: {result.why}",

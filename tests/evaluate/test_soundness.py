@@ -11,8 +11,11 @@ import onnxprune
 from onnxprune.calibrate import input_specs, read_dataset
 from onnxprune.errors import ModelError, SoundnessError, TargetError
 from onnxprune.evaluate.agreement import TOLERANCE, compare_outputs
+from onnxprune.evaluate.pieces import open_runner
+from onnxprune.evaluate.rounding import Rounding
 from onnxprune.evaluate.soundness import Prover
 from onnxprune.graph.axes import Axis
+from onnxprune.model.convert import to_float32
 from onnxprune.rules import Rule, default_rules
 from onnxprune.rules.helpers import tie_axes
 
@@ -272,6 +275,27 @@ def test_an_output_that_is_almost_zero_is_told_from_a_wrong_one(tmp_path):
     assert right.rejected_groups == () and right.max_abs_output < 1e-4
     options = {"ratio": 0.5, "best_effort": True, "rules": wrong("Elu", reversed_channels)}
     assert onnxprune.prune(path, None, **options).report.soundness.rejected_groups == ("g0",)
+
+
+def test_rounding_shows_on_silent_inputs():
+    """Zeros cannot move what biases decide, so weights move as well; zeros among them, which may be masks, stay."""
+    net = Net()
+    x = net.data("image", ("n", 3, 8, 8))
+    model = to_float32(net.model(net.head(net.op("Relu", net.conv(x, "conv", (64, 3, 3, 3))), 64)))
+    feed = {"image": np.zeros((1, 3, 8, 8), np.float32)}
+    (name,) = (str(value.name) for value in model.graph.outputs)
+
+    def rounding():
+        runner = open_runner(model)
+        largest = np.abs(runner.run(feed)[name]).max()
+        return Rounding(runner, model, "cpu").of(feed)[name], largest
+
+    moved, largest = rounding()
+    assert 0 < moved < 1e-5 * largest
+    assert moved == rounding()[0]
+    for value in model.graph.initializers.values():
+        value.const_value = ir.tensor(np.zeros(tuple(value.shape), np.float32))
+    assert rounding() == (0, 0)
 
 
 def test_comparing_what_is_not_finite():
