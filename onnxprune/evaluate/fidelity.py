@@ -37,7 +37,8 @@ class OutputFidelity:
         Mean over rows of KL(reference || other) in nats, of the softmax where rows are no probabilities
         yet; for logits.
     cosine
-        Mean over rows of the cosine similarity; floats only.
+        Mean over rows of the cosine similarity, or that of all rows as one where each has a single number (such a
+        row has no direction, only a sign); floats only.
     sqnr_db
         ``10 log10(sum reference^2 / sum difference^2)``, infinite where the outputs are equal; floats only.
     max_abs_diff
@@ -112,6 +113,7 @@ class OutputTally:
     kl: float = 0.0
     cosine: float = 0.0
     signal: float = 0.0
+    power: float = 0.0
     noise: float = 0.0
     max_abs_diff: float = 0.0
     max_abs: float = 0.0
@@ -133,13 +135,23 @@ class OutputTally:
             self.rows,
             top1_agreement=self.agree / self.class_rows if is_class else None,
             kl=self.kl / self.class_rows if is_class else None,
-            cosine=self.cosine / self.float_rows if is_float else None,
+            cosine=self._mean_cosine if is_float else None,
             sqnr_db=_decibels(self.signal, self.noise) if is_float else None,
             max_abs_diff=self.max_abs_diff if is_float else None,
             max_abs=self.max_abs if is_float else None,
             equal=self.equal / self.elements if self.elements else None,
             mismatched=self.mismatched,
         )
+
+    @property
+    def _mean_cosine(self) -> float:
+        if self.elements != self.float_rows:
+            return self.cosine / self.float_rows
+        if not self.signal and not self.power:
+            return 1.0
+        length = math.sqrt(self.signal) * math.sqrt(self.power)
+        dot = (self.signal + self.power - self.noise) / 2
+        return max(-1.0, min(dot / length, 1.0)) if length and math.isfinite(dot) else 0.0
 
 
 def tally_output(reference: Array, other: Array, *, rows: bool) -> OutputTally:
@@ -178,6 +190,7 @@ def tally_output(reference: Array, other: Array, *, rows: bool) -> OutputTally:
         float_rows=count,
         cosine=_cosines(a.reshape(count, -1), b.reshape(count, -1)),
         signal=float(np.sum(signal**2)),
+        power=float(np.sum(np.where(np.isfinite(b), _safe(b), 0.0) ** 2)),
         noise=float(np.sum(difference**2)),
         max_abs_diff=float(np.max(np.abs(difference))),
         max_abs=float(np.max(np.abs(signal))),

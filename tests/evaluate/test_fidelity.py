@@ -53,6 +53,20 @@ def test_known_values():
     assert fidelity([[1.0, 2.0]], [[-1.0, -2.0]]).cosine == pytest.approx(-1)
 
 
+def test_cosine_of_single_numbers_is_that_of_all_of_them():
+    """One probability per sample: each alone would have a cosine of 1 with anything positive."""
+    a, b = np.array([[0.9], [0.1], [0.4]], np.float32), np.array([[0.2], [0.8], [0.4]], np.float32)
+    expected = float((a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum()))
+    assert fidelity(a, b).cosine == pytest.approx(expected)
+    assert fidelity(a, a).cosine == pytest.approx(1)
+    assert fidelity(a, -a).cosine == pytest.approx(-1)
+    assert fidelity(a[:, 0], b[:, 0]).cosine == pytest.approx(expected)
+    zero = np.zeros_like(a)
+    assert (fidelity(zero, zero).cosine, fidelity(zero, a).cosine, fidelity(a, zero).cosine) == (1, 0, 0)
+    broken = np.array([[np.nan], [0.1], [0.4]], np.float32)
+    assert fidelity(a, broken).cosine == 0
+
+
 def test_probabilities_are_not_put_through_a_softmax():
     p, q = np.array([[0.9, 0.1], [0.5, 0.5]]), np.array([[0.5, 0.5], [0.25, 0.75]])
     expected = np.sum(p * np.log(p / q), axis=1).mean()
