@@ -12,7 +12,10 @@ from onnxprune.errors import DataError
 Array: TypeAlias = npt.NDArray[Any]
 Ints: TypeAlias = npt.NDArray[np.int64]
 
-OTHER_OUTPUT = "Choose the output that holds the logits (--output)."
+OTHER_OUTPUT = (
+    "Choose the output that holds the logits (--output). For a model that is no classifier, give samples without "
+    "labels (images in one folder, without class folders): then its distance from the original is measured."
+)
 
 
 def check_rows(outputs: Array, labels: Array) -> None:
