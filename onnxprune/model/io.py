@@ -22,7 +22,7 @@ from onnxprune.model.maps import note_maps, put_aside
 from onnxprune.model.nested import bodies_of
 from onnxprune.model.serialize import MESSAGE_LIMIT
 from onnxprune.model.sparse import densify
-from onnxprune.model.structure import check_structure, open_negative_dims
+from onnxprune.model.structure import check_structure, open_unknown_dims
 from onnxprune.model.tensors import all_graphs, all_tensors, check_tensor
 from onnxprune.model.write import check_writable, save, write_text
 
@@ -92,7 +92,7 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
             check_tensor(tensor)
         files = locate_external(proto, path)
         densify(proto)
-        open_negative_dims(all_graphs(proto))
+        open_unknown_dims(all_graphs(proto))
         if proto.training_info:
             log.warning("%s: its training_info is left out", path)
         maps = put_aside(proto)

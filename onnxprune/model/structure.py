@@ -184,8 +184,12 @@ def _check_nodes(nodes: Sequence[onnx.NodeProto], scopes: Sequence[set[str]], wh
             _check_graph(subgraph, scopes)
 
 
-def open_negative_dims(graphs: Iterable[onnx.GraphProto]) -> None:
-    """Let declared extents below zero, by which older converters mean "any", be unknown.
+_NO_NAMES = frozenset({"?", "-1", "None"})
+"""What converters write as the name of an extent that they do not know; each stands for another one."""
+
+
+def open_unknown_dims(graphs: Iterable[onnx.GraphProto]) -> None:
+    """Let declared extents by which converters mean "any" be unknown: below zero, or named "?".
 
     Parameters
     ----------
@@ -195,5 +199,5 @@ def open_negative_dims(graphs: Iterable[onnx.GraphProto]) -> None:
     for graph in graphs:
         for info in (*graph.input, *graph.output, *graph.value_info):
             for dim in info.type.tensor_type.shape.dim:
-                if dim.HasField("dim_value") and dim.dim_value < 0:
-                    dim.ClearField("dim_value")
+                if (dim.HasField("dim_value") and dim.dim_value < 0) or dim.dim_param in _NO_NAMES:
+                    dim.ClearField(dim.WhichOneof("value") or "dim_value")

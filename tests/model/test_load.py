@@ -8,6 +8,7 @@ import pytest
 from onnx import helper, numpy_helper
 from small_models import FLOAT, info, model_of, perceptron, unprivileged, weights, write
 
+import onnxprune
 from onnxprune.errors import ModelError, OnnxPruneError, UsageError
 from onnxprune.model import io
 
@@ -230,11 +231,22 @@ def test_an_unknown_domain_is_no_error(tmp_path):
     assert loaded.ir.opset_imports == {"": 17, "my.ops": 1}
 
 
-def test_extents_below_zero_are_unknown_ones(tmp_path):
+@pytest.mark.parametrize("unknown", [{"dim_value": -1}, {"dim_param": "?"}, {"dim_param": "None"}])
+def test_extents_by_which_converters_mean_any_are_unknown(tmp_path, unknown):
     proto = perceptron()
     for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = -1
+        value.type.tensor_type.shape.dim[0].CopyFrom(onnx.TensorShapeProto.Dimension(**unknown))
     loaded = io.load(write(tmp_path / "any.onnx", proto))
     shapes = [list(value.shape) for value in (*loaded.ir.graph.inputs, *loaded.ir.graph.outputs)]
     assert [(shape[0].value, shape[1]) for shape in shapes] == [(None, 3), (None, 2)]
     assert loaded.path.read_bytes() == proto.SerializeToString()
+
+
+def test_two_extents_without_a_name_may_differ(tmp_path):
+    """Both are called "?"."""
+    nodes = [helper.make_node("Add", ["x", "y"], ["z"])]
+    proto = model_of(nodes, [info("x", ["?", 3]), info("y", [1, "?"])], [info("z", ["?", 3])])
+    loaded = io.load(write(tmp_path / "any.onnx", proto))
+    assert onnxprune.validate(
+        loaded, [{"x": np.ones((4, 3), np.float32), "y": np.ones((1, 3), np.float32)}] * 2, against=loaded
+    ).samples
