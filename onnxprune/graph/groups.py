@@ -59,8 +59,8 @@ class Group:
     blocks
         Block of each unit, or None: every block keeps the same number of units.
     width
-        Positions that one unit takes on the axis of the first weight that produces it (a head: its dimensions), on
-        the largest of several that no other goes before; 1 for a hidden unit, however many gates it has.
+        Positions that one unit takes on the axis of the first weight that produces it, the largest one if there are
+        several (a head: its dimensions); 1 for a hidden unit, however many gates it has.
     cut
         Groups with the same cut number belong together; see `alternatives`.
     alternatives
@@ -319,16 +319,18 @@ class _Finder:
     def _width(self, sources: tuple[AxisUse, ...], sinks: tuple[AxisUse, ...]) -> int:
         """Positions of one unit on the first weight that makes it; where it is fed back, those that are read.
 
-        The first is the one with the fewest layers before it, whatever the order of the nodes.
+        The first is the one with the fewest layers before it, of several the largest, whatever the order of the
+        nodes.
         """
         made = [use for use in sources if self.parameter_of[use.axis].kind == "weight"]
         read = [use for use in sinks if use.axis in self.fed_back]
-        lies = [(use.axis.value, use.unit[use.unit >= 0]) for use in read or made or sources or sinks]
-        return max((-self._depth(value), int(np.bincount(unit).max())) for value, unit in lies)[1]
+        lies = [(self._early(use.axis.value), use.unit) for use in read or made or sources or sinks]
+        return max((early, int(np.bincount(unit[unit >= 0]).max())) for early, unit in lies)[1]
 
-    def _depth(self, value: ir.Value) -> int:
-        """How many layers lie before the first use of a parameter."""
-        return min(self.depths[node] for node, _ in value.uses() if node in self.depths)
+    def _early(self, value: ir.Value) -> tuple[int, int]:
+        """Larger for parameters with fewer layers before them, then for larger ones."""
+        depth = min(self.depths[node] for node, _ in value.uses() if node in self.depths)
+        return -depth, 0 if value.const_value is None else value.const_value.size
 
     def _rank(self, lies: dict[int, Index], units: int) -> Index:
         """Number units by where they lie on axes, by name: whatever the order of the nodes."""
