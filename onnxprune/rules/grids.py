@@ -37,12 +37,9 @@ class Line:
 
 
 def constant_table(op: Op, slot: int) -> Index | None:
-    """Indices that are the same whatever the input is: an initializer, or computed from fixed extents alone."""
-    if not op.has(slot) or op.varies(slot):
-        return None
-    tensor = op.input(slot).const_value  # a table may have more entries than shapes ever have
-    known = op.data(slot) if tensor is None else tensor.numpy()
-    return None if known is None else np.asarray(known, np.int64)
+    """The indices in an input, where they are an initializer (see `onnxprune.model.tables`)."""
+    tensor = op.input(slot).const_value if op.has(slot) else None
+    return None if tensor is None else np.asarray(tensor.numpy(), np.int64)
 
 
 def read_grid(table: Index, extents: Sequence[int | None]) -> tuple[Line, ...] | None:
@@ -91,10 +88,7 @@ def refit_grid(op: Op, refit: Refit, slot: int, addressed: Sequence[Axis], steps
         For every dim of the table but the last, the axis that goes with it.
     """
     table = constant_table(op, slot)
-    if table is None:
-        return
-    computed = not op.is_constant(slot)  # from extents that may have changed: it is a constant from now on
-    if not computed and not any(refit.changed(axis) for axis in (*addressed, *steps)):
+    if table is None or not any(refit.changed(axis) for axis in (*addressed, *steps)):
         return
     new = _renumbered(op, refit, table, addressed)
     for dim, axis in enumerate(steps):
