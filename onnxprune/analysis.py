@@ -21,6 +21,7 @@ from onnxprune.model.io import LoadedModel, load
 from onnxprune.model.normalize import fold, normalize
 from onnxprune.model.origin import twins
 from onnxprune.model.shapes import infer_shapes
+from onnxprune.model.tables import fold_tables
 from onnxprune.rules import RuleTable, default_rules
 from onnxprune.select import matching_io
 
@@ -256,6 +257,8 @@ def _analyze(
     shapes = infer_shapes(graph, bindings, table.infer)
     while decide_branches(graph, shapes):
         fold(graph.graph)  # weights that only the branch reads that is taken
+        shapes = infer_shapes(graph, bindings, table.infer)
+    if fold_tables(graph, shapes):
         shapes = infer_shapes(graph, bindings, table.infer)
     unknown = sorted(set(bindings or {}) - set(shapes.bindings))
     if unknown:

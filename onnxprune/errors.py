@@ -101,6 +101,8 @@ class Reason(enum.Enum):
     RECURRENT = "a recurrent layer goes along it (steps, samples or directions)"
     ROTATED = "pairs of dimensions are rotated by angles that all heads, and mostly all layers, share"
     INDEXED = "positions are looked up by values that are only known at run time"
+    PICKED = "fixed numbers pick single positions of it, or windows, so each has to stay where it is"
+    STACKED = "it is put together from new axes with a single position each, which cannot go"
     RANDOM = "random numbers are drawn for it, and other ones for fewer positions"
     SHAPE_COMPUTED = "the extent is computed in a way that could not be refitted"
     AUXILIARY = "it carries sizes, scales or positions, not data"

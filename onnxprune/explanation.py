@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -15,7 +15,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.errors import UsageError
 from onnxprune.graph.axes import Axis, Barrier
 from onnxprune.graph.build import AxisGraph
-from onnxprune.graph.explain import Step, path_between, path_to_barrier
+from onnxprune.graph.explain import Hop, Step, path_between, path_to_barrier, ways
 from onnxprune.model.nested import bodies_of, every_node
 from onnxprune.model.quantized import stored_name
 from onnxprune.report.tables import plural
@@ -99,7 +99,8 @@ def explain(analysis: Analysis, name: str, *, limit: int = 8) -> Explanation:
     axes = _find(analysis, name)
     if name in analysis.groups:
         limit *= 4
-    return Explanation(name, tuple(_explain(analysis, axis, limit) for axis in axes))
+    hops = ways(analysis.axis_graph.graph)
+    return Explanation(name, tuple(_explain(analysis, axis, limit, hops) for axis in axes))
 
 
 def _find(analysis: Analysis, name: str) -> list[Axis]:
@@ -137,7 +138,7 @@ def _find(analysis: Analysis, name: str) -> list[Axis]:
     return axes
 
 
-def _explain(analysis: Analysis, axis: Axis, limit: int) -> AxisExplanation:
+def _explain(analysis: Analysis, axis: Axis, limit: int, hops: Mapping[Axis, Hop]) -> AxisExplanation:
     graph = analysis.axis_graph
     inside = [g for g in analysis.partition.groups if any(use.axis == axis for use in g.axes)]
     extents = graph.shapes.dims.get(axis.value, ())
@@ -148,7 +149,7 @@ def _explain(analysis: Analysis, axis: Axis, limit: int) -> AxisExplanation:
         coupled = tuple((other.name, _nodes(path_between(graph.graph, axis, other))) for other in near)
         groups = tuple(g.id for g in inside)
         return AxisExplanation(axis.name, extent, groups, coupled, "", (), len(weights) - len(near))
-    steps = path_to_barrier(graph.graph, axis) if axis in graph.graph else []
+    steps = path_to_barrier(graph.graph, hops, axis)
     barrier = ""
     if steps and isinstance(steps[-1].to, Barrier):
         barrier = f"{steps[-1].to.reason.sentence} ({steps[-1].to.where})"

@@ -206,8 +206,8 @@ class _Grower:
         take(seed)
         while waiting:
             site = waiting.popleft()
-            if site in decided:
-                continue
+            if site in decided or self.pinned[self._roots(site[1])].all():
+                continue  # a pinned axis has nothing to choose
             open_edges = [e for e in self.sites[site] if (site[0], _other(e, site[1])) not in decided]
             best = max(
                 (*open_edges, None), key=lambda edge: self._value(seed, site, edge, inside)

@@ -22,41 +22,84 @@ class Step:
     to: Axis | Barrier
 
 
+Hop = Axis | Barrier
+"""What an axis leads to on its way to a barrier."""
+
+Site = tuple[int, Axis]
+"""An operator (by id) that offers choices, and one of its axes."""
+
+
 def nearest_barriers(graph: nx.MultiGraph[Any]) -> dict[Axis, Barrier]:
-    """The barrier that blocks each axis, by breadth-first search from all barriers at once."""
+    """The barrier that blocks each axis: see `ways`."""
     found: dict[Axis, Barrier] = {}
-    queue: deque[Axis] = deque()
-    for node in graph:
-        if isinstance(node, Barrier):
-            for axis in graph.adj[node]:
-                if axis not in found:
-                    found[axis] = node
-                    queue.append(axis)
-    while queue:
-        axis = queue.popleft()
-        for other in graph.adj[axis]:
-            if isinstance(other, Axis) and other not in found:
-                found[other] = found[axis]
-                queue.append(other)
+    for axis, hop in ways(graph).items():  # what an axis leads to comes before it
+        found[axis] = hop if isinstance(hop, Barrier) else found[hop]
     return found
 
 
-def path_to_barrier(graph: nx.MultiGraph[Any], axis: Axis) -> list[Step]:
-    """The shortest path from an axis to a barrier; empty where none can be reached."""
-    before: dict[Any, Axis] = {}
-    queue: deque[Axis] = deque([axis])
-    seen = {axis}
-    while queue:
-        here = queue.popleft()
-        for other in graph.adj[here]:
-            if isinstance(other, Barrier):
-                before[other] = here
-                return _trace(graph, before, axis, other)
-            if other not in seen:
-                seen.add(other)
-                before[other] = here
-                queue.append(other)
-    return []
+def path_to_barrier(graph: nx.MultiGraph[Any], hops: Mapping[Axis, Hop], axis: Axis) -> list[Step]:
+    """The way from an axis to the barrier that blocks it, by `ways`; empty where there is none."""
+    steps: list[Step] = []
+    here: Hop = axis
+    while isinstance(here, Axis) and here in hops:
+        hop = hops[here]
+        steps.append(Step(here, _through(graph, here, hop), hop))
+        here = hop
+    return steps
+
+
+def ways(graph: nx.MultiGraph[Any]) -> dict[Axis, Hop]:
+    """For every axis that leads to a barrier, the next step of the shortest way; the nearest axes come first.
+
+    Where an operator offers choices, one that is open is enough: an axis is blocked there only when all are, and
+    what it leads to is the choice that is blocked last. Axes that would be blocked by some of their choices come
+    behind all others, as do those that lead to them.
+    """
+    choices = _choices(graph)
+    found: dict[Axis, Hop] = {}
+    queue: deque[tuple[Axis, Hop]] = deque()
+    for node in graph:
+        if isinstance(node, Barrier):
+            queue.extend((axis, node) for axis in graph.adj[node])
+    later: list[tuple[Axis, Hop]] = []
+    while queue or later:
+        if not queue:
+            queue.extend(later)
+            later.clear()
+            choices.clear()  # whatever is left is blocked by some of its choices
+        axis, hop = queue.popleft()
+        if axis in found:
+            continue
+        found[axis] = hop
+        for other in graph.adj[axis]:
+            if isinstance(other, Axis) and other not in found:
+                held = _is_held(graph, choices, axis, other)
+                (queue if held else later).append((other, axis))
+    return found
+
+
+def _choices(graph: nx.MultiGraph[Any]) -> dict[Site, set[Axis]]:
+    """The axes that can be chosen at each site, and the site's own where a choice ties nothing to block it."""
+    choices: dict[Site, set[Axis]] = {}
+    for a, b, data in graph.edges(data=True):
+        edge: Edge | None = data.get("edge")
+        if edge is not None and edge.kind == "choice":
+            ties = edge.a_index is None or len(edge.a_index) > 0
+            for here, there in ((a, b), (b, a)):
+                choices.setdefault((id(edge.where), here), set()).add(there if ties else here)
+    return choices
+
+
+def _is_held(graph: nx.MultiGraph[Any], choices: dict[Site, set[Axis]], axis: Axis, other: Axis) -> bool:
+    """Whether `axis`, which is blocked, blocks `other`: by a tie, or as the last of its choices.
+
+    Mutates `choices`: that of `axis` is no longer open.
+    """
+    edges: list[Edge] = [data["edge"] for data in graph.get_edge_data(axis, other).values()]
+    sites = [(id(edge.where), other) for edge in edges if edge.kind == "choice"]
+    for site in sites:
+        choices.get(site, set()).discard(axis)
+    return len(sites) < len(edges) or any(not choices.get(site) for site in sites)
 
 
 def path_between(graph: nx.MultiGraph[Any], a: Axis, b: Axis) -> list[Step]:
@@ -74,16 +117,6 @@ def coupled(graph: nx.MultiGraph[Any], axis: Axis) -> Iterable[tuple[Axis, str]]
     for other in graph.adj[axis]:
         if isinstance(other, Axis):
             yield other, _through(graph, axis, other)
-
-
-def _trace(graph: nx.MultiGraph[Any], before: Mapping[Any, Axis], start: Axis, end: Barrier) -> list[Step]:
-    steps: list[Step] = []
-    here: Any = end
-    while here != start:
-        last = before[here]
-        steps.append(Step(last, _through(graph, last, here), here))
-        here = last
-    return steps[::-1]
 
 
 def _through(graph: nx.MultiGraph[Any], a: Axis, b: Axis | Barrier) -> str:

@@ -18,6 +18,7 @@ from onnxprune.graph.axes import Axis, Bools, Index
 from onnxprune.graph.build import AxisGraph, Parameter
 from onnxprune.graph.cells import Balanced, Unbalanced, find_cells
 from onnxprune.graph.cuts import Cut, Layout, find_cuts, join_labels, lay_out
+from onnxprune.graph.held import hold
 from onnxprune.graph.positions import components, hashes
 from onnxprune.graph.ranking import rank
 from onnxprune.graph.relations import Balance
@@ -117,7 +118,7 @@ def partition(axis_graph: AxisGraph, attention: str = "heads") -> Partition:
     attention
         One of `onnxprune.graph.ranking.ATTENTION`.
     """
-    layout = lay_out(axis_graph)
+    layout = hold(lay_out(axis_graph))
     cuts = find_cuts(layout)
     finder = _Finder(axis_graph, layout)
     found = [(cut, finder.groups(cut, number)) for number, cut in enumerate(cuts)]

@@ -47,7 +47,7 @@ def _taken(node: ir.Node, shapes: Shapes) -> ir.Graph | None:
     """The branch of an If that every input takes."""
     branch = taken_branch(node, shapes.data)
     condition = node.inputs[0] if branch is not None else None
-    return branch if condition is not None and _is_fixed(condition, shapes) else None
+    return branch if condition is not None and is_fixed(condition, shapes) else None
 
 
 _COPIES = frozenset(
@@ -56,14 +56,14 @@ _COPIES = frozenset(
 """Operators that pass numbers on: what comes out the same at two sizes of everything is a fixed number."""
 
 
-def _is_fixed(value: ir.Value, shapes: Shapes) -> bool:
+def is_fixed(value: ir.Value, shapes: Shapes) -> bool:
     """Whether no size of a symbolic dim changes a value; a comparison alone can agree at two sizes by chance."""
     if value not in shapes.data or value in shapes.varying:
         return False
     producer = value.producer()
     if producer is None or producer.op_type in _COPIES:
         return True
-    return all(_is_fixed(source, shapes) for source in producer.inputs if source is not None)
+    return all(is_fixed(source, shapes) for source in producer.inputs if source is not None)
 
 
 def splice(main: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:

@@ -25,6 +25,9 @@ from onnxprune.model.quantize import take_quantized
 from onnxprune.model.serialize import tensors_of
 from onnxprune.model.states import plain_states
 
+_POSITIONS = (ir.DataType.INT32, ir.DataType.INT64)
+"""Types of the tables that Gather, ScatterND and their like read."""
+
 
 def normalize(model: ir.Model) -> ir.Model:
     """A copy of `model` in the form that the rules expect.
@@ -33,8 +36,8 @@ def normalize(model: ir.Model) -> ir.Model:
     graph's inputs (`finalize` lists them again), reads through `Identity(initializer)` and through
     `Cast(initializer)` (`finalize` casts again), drops what nothing uses, folds arithmetic on weights alone (that
     stays folded), takes quantised weights for the floats that they mean, leaves out the zeros that recurrent layers
-    begin with anyway, and gives every use of a shared bias, scale or shape constant its own initializer, so that
-    sharing alone ties nothing. Shared weights stay shared: their uses are tied.
+    begin with anyway, and gives every use of a shared bias, scale, shape constant or table of positions its own
+    initializer, so that sharing alone ties nothing. Shared weights stay shared: their uses are tied.
 
     Parameters
     ----------
@@ -123,7 +126,7 @@ def _alias_identities(graph: ir.Graph) -> None:
 
 
 def _split_shared(graph: ir.Graph) -> None:
-    """Give each use of a shared vector (at most one axis longer than 1) an initializer of its own.
+    """Give each use of a shared vector (at most one axis longer than 1) or table of positions an initializer.
 
     The original stays with the first use in the order of node names, or as a graph output.
     """
@@ -133,7 +136,7 @@ def _split_shared(graph: ir.Graph) -> None:
     numbers: defaultdict[str, int] = defaultdict(int)
     for value in tuple(graph.initializers.values()):
         data, name = value.const_value, value.name
-        if data is None or name is None or sum(int(d) > 1 for d in data.shape.numpy()) > 1:
+        if data is None or name is None or not (_is_vector(data) or data.dtype in _POSITIONS):
             continue
         uses = sorted(
             (use for use in value.uses() if use.node in order),
@@ -148,6 +151,10 @@ def _split_shared(graph: ir.Graph) -> None:
             node.replace_input_with(slot, twin)
             new[twin.name or ""] = root
     note_twins(graph, new)
+
+
+def _is_vector(data: ir.TensorProtocol) -> bool:
+    return sum(int(d) > 1 for d in data.shape.numpy()) <= 1
 
 
 def _twin(

@@ -2,7 +2,8 @@
 
 The axes that indices address keep all positions; the others pass through data, indices, updates and output.
 A gathered list may lose entries with its indices. A scattered one may not: an entry that is gone would leave
-the old value in its place.
+the old value in its place. Where a constant table of ScatterND is a grid (`onnxprune.rules.grids`), a written
+position goes with the entry that is written there.
 
 Specification: https://onnx.ai/onnx/operators/onnx__GatherElements.html,
 https://onnx.ai/onnx/operators/onnx__GatherND.html, https://onnx.ai/onnx/operators/onnx__ScatterElements.html,
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from onnxprune.errors import Reason
 from onnxprune.graph.axes import Axis
+from onnxprune.rules.grids import Line, constant_table, read_grid, refit_grid
 from onnxprune.rules.helpers import arange, tie_axes
 from onnxprune.rules.pins import pin_all, pin_dims
 from onnxprune.rules.rule import Key, Rule, table
@@ -23,6 +25,7 @@ from onnxprune.rules.rule import Key, Rule, table
 if TYPE_CHECKING:
     from onnxprune.graph.relations import Relations
     from onnxprune.rules.op import Op
+    from onnxprune.rules.refit import Refit
 
 
 def _tie_first(op: Op, relations: Relations, short: Axis, long: Axis) -> None:
@@ -86,13 +89,39 @@ def _scatter_nd(op: Op, relations: Relations) -> None:
     relations.pin(Axis(indices, last), Reason.AUXILIARY)
     if width is None:
         return
-    for value in (indices, updates):
-        pin_dims(relations, value, range(last), Reason.INDEXED)
-    for value in (data, y):
-        pin_dims(relations, value, range(width), Reason.INDEXED)
     for dim in range(width, op.rank(data)):
         relations.tie(Axis(data, dim), Axis(y, dim))
         relations.tie(Axis(updates, last + dim - width), Axis(y, dim))
+    lines = _written(op)
+    if lines is None:
+        reason = Reason.INDEXED if constant_table(op, 1) is None else Reason.PICKED
+        for value, count in ((indices, last), (updates, last), (data, width), (y, width)):
+            pin_dims(relations, value, range(count), reason)
+        return
+    relations.auxiliary(indices)
+    pin_dims(relations, updates, (d for d in range(last) if op.extent(Axis(updates, d)) == 1), Reason.PICKED)
+    for dim, line in enumerate(lines):
+        source, target = Axis(data, dim), Axis(y, dim)
+        relations.tie(source, target)
+        if line.along is None:
+            relations.pin(source, Reason.PICKED)
+            relations.pin(target, Reason.PICKED)
+        else:
+            updated = Axis(updates, line.along)
+            relations.tie(updated, target, arange(len(line.positions)), line.positions)
+
+
+def _written(op: Op) -> tuple[Line, ...] | None:
+    """What a ScatterND writes along each axis that it addresses; None where its table is no constant grid."""
+    places, extents = constant_table(op, 1), op.dims(op.input(0)) or ()
+    return None if places is None else read_grid(places, extents[: places.shape[-1]])
+
+
+def _refit_scatter_nd(op: Op, refit: Refit) -> None:
+    lines = _written(op)
+    if lines is not None:
+        steps = op.axes(op.input(2))[: op.rank(op.input(1)) - 1]
+        refit_grid(op, refit, 1, op.axes(op.output())[: len(lines)], steps)
 
 
 def _tensor_scatter(op: Op, relations: Relations) -> None:
@@ -149,7 +178,7 @@ RULES: dict[Key, Rule] = {
     **table(Rule(_gather_elements), "GatherElements"),
     **table(Rule(_scatter_elements), "ScatterElements", "Scatter"),
     **table(Rule(_gather_nd), "GatherND"),
-    **table(Rule(_scatter_nd), "ScatterND"),
+    **table(Rule(_scatter_nd, _refit_scatter_nd), "ScatterND"),
     **table(Rule(_tensor_scatter), "TensorScatter"),
     **table(Rule(_one_hot), "OneHot"),
     **table(Rule(_compress), "Compress"),

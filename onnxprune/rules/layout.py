@@ -22,6 +22,7 @@ from onnxprune.graph.axes import Axis, Index
 from onnxprune.rules.divided import blocks_of, carry, merged
 from onnxprune.rules.helpers import arange
 from onnxprune.rules.op import normalized
+from onnxprune.rules.pins import pin_dims
 from onnxprune.rules.rule import Key, Rule, table
 
 if TYPE_CHECKING:
@@ -275,6 +276,7 @@ def _unsqueeze(op: Op, relations: Relations) -> None:
     new = set(normalized(axes, op.rank(y)))
     kept = [dim for dim in range(op.rank(y)) if dim not in new]
     _rename(relations, x, y, dict(enumerate(kept)))
+    pin_dims(relations, y, new, Reason.STACKED)
 
 
 def _depth_to_space(op: Op, relations: Relations) -> None:

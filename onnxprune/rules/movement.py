@@ -2,7 +2,7 @@
 
 Each is an index array: position j of the output is position `index[j]` of an input. What carries an extent or
 a position (Split sizes, Slice ends, Pad widths, Gather indices) is refitted. A Gather with a single index, or
-with a table of them, keeps the axis that it looks into.
+with a table of them that has more than one long axis, keeps the axis that it looks into.
 
 Specification: https://onnx.ai/onnx/operators/onnx__Concat.html and its neighbours.
 """
@@ -19,8 +19,10 @@ from onnxprune.errors import Reason
 from onnxprune.graph.axes import Axis, Index
 from onnxprune.model import edit
 from onnxprune.rules.divided import carry_axes, gather_others
+from onnxprune.rules.grids import constant_table
 from onnxprune.rules.helpers import arange, tie_axes, tie_broadcast
 from onnxprune.rules.op import normalized
+from onnxprune.rules.pins import pin_dims
 from onnxprune.rules.rule import Key, Rule, table
 
 if TYPE_CHECKING:
@@ -231,12 +233,16 @@ def _merged(old: list[int], changes: dict[int, int]) -> list[int]:
 # --- Gather ----------------------------------------------------------------------------------------------
 
 
-def _picked(op: Op) -> Index | None:
-    """Constant indices along one axis; None where they are computed, or have another rank."""
-    if not op.is_constant(1) or op.rank(op.input(1)) != 1:
+def _picked(op: Op) -> tuple[int, Index] | None:
+    """Constant indices along one axis: their only axis, or the only long one, and they in order; else None."""
+    extents = op.dims(op.input(1)) or ()
+    long = [dim for dim, extent in enumerate(extents) if extent != 1]
+    if not op.is_constant(1) or not extents or len(long) > 1:
         return None
     tensor = op.input(1).const_value  # a table may be indexed by more positions than shapes ever have
-    return None if tensor is None else np.asarray(tensor.numpy(), np.int64)
+    if tensor is None:
+        return None
+    return long[0] if long else len(extents) - 1, np.asarray(tensor.numpy(), np.int64).ravel()
 
 
 def _gather(op: Op, relations: Relations) -> None:
@@ -244,28 +250,32 @@ def _gather(op: Op, relations: Relations) -> None:
     axis = op.int("axis", 0) % op.rank(data)
     width = op.rank(indices)
     gather_others(op, relations, axis)
-    picked, extent = _picked(op), op.extent(Axis(data, axis))
-    if picked is not None and extent:
-        relations.tie(Axis(data, axis), Axis(y, axis), picked % extent, arange(len(picked)))
+    found, extent = _picked(op), op.extent(Axis(data, axis))
+    if found is not None and extent:
+        along, picked = found
+        relations.tie(Axis(data, axis), Axis(y, axis + along), picked % extent, arange(len(picked)))
+        pin_dims(relations, y, (axis + dim for dim in range(width) if dim != along), Reason.PICKED)
         relations.auxiliary(indices)
         return
-    relations.pin(Axis(data, axis), Reason.INDEXED)
+    relations.pin(Axis(data, axis), Reason.INDEXED if constant_table(op, 1) is None else Reason.PICKED)
     for dim in range(width):
         relations.tie(Axis(indices, dim), Axis(y, axis + dim))
 
 
 def _refit_gather(op: Op, refit: Refit) -> None:
     axis = op.int("axis", 0) % op.rank(op.input(0))
-    source, target = Axis(op.input(0), axis), Axis(op.output(), axis)
-    keep = refit.keep(source)
-    picked = _picked(op)
-    if keep is None or picked is None:
+    source = Axis(op.input(0), axis)
+    keep, found = refit.keep(source), _picked(op)
+    if keep is None or found is None:
         return
+    along, picked = found
     renumber = np.full(op.extent(source) or 0, -1, np.int64)
     renumber[keep] = np.arange(len(keep))
-    kept = refit.keep(target)
+    kept = refit.keep(Axis(op.output(), axis + along))
     wanted = picked % len(renumber)
-    refit.set_input(1, renumber[wanted if kept is None else wanted[kept]])
+    shape = [1] * op.rank(op.input(1))
+    shape[along] = -1
+    refit.set_input(1, renumber[wanted if kept is None else wanted[kept]].reshape(shape))
 
 
 # --- Pad -------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from onnxprune.model.check import check
 from onnxprune.model.normalize import normalize
 from onnxprune.model.serialize import to_bytes
 from onnxprune.model.shapes import infer_shapes
+from onnxprune.model.tables import fold_tables
 from onnxprune.rules import RuleTable, default_rules
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
@@ -116,7 +117,10 @@ def check_model(
         _accepted(model, "the model itself")
     normal = normalize(model)
     table = default_rules() if rules is None else rules
-    axis_graph = build_axis_graph(normal, infer_shapes(normal, bindings, table.infer), table)
+    shapes = infer_shapes(normal, bindings, table.infer)
+    if fold_tables(normal, shapes):
+        shapes = infer_shapes(normal, bindings, table.infer)
+    axis_graph = build_axis_graph(normal, shapes, table)
     checked = Checked(axis_graph, partition(axis_graph))
     check_groups(checked.groups)
     _check_again(checked, table, bindings)

@@ -167,6 +167,19 @@ def test_shared_matrices_stay_shared(tmp_path):
     assert list(model.graph.initializers) == ["w"] and len(model.graph.initializers["w"].uses()) == 3
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_shared_tables_of_positions_are_split_and_put_together_again(tmp_path, dtype):
+    nodes = [helper.make_node("Gather", ["x", "t"], [f"y{n}"], name=f"n{n}", axis=n) for n in range(2)]
+    table = np.array([[0, 1, 2], [1, 2, 0]], dtype)
+    proto = model_of(nodes, [info("x", [3, 3])], [info("y0", [2, 3, 3]), info("y1", [3, 2, 3])], {"t": table})
+    model = normal(tmp_path, proto)
+    assert [node.inputs[1].name for node in model.graph] == ["t", "t/shared_1"]
+    again = round_trip(tmp_path, model)
+    assert [tensor.name for tensor in onnx.load(again).graph.initializer] == ["t"]
+    feed = {"x": weights(3, 3)}
+    same_outputs(run(proto, feed), run(again, feed))
+
+
 def test_both_inputs_of_one_node(tmp_path):
     proto = model_of([helper.make_node("Mul", ["w", "w"], ["y"])], [], [info("y")], {"w": weights(3)})
     model = normal(tmp_path, proto)

@@ -6,10 +6,18 @@ import pytest
 from rule_cases import case, identify
 
 from onnxprune.errors import Reason
+from onnxprune.graph.build import build_axis_graph
+from onnxprune.graph.groups import partition
+from onnxprune.model.normalize import normalize
+from onnxprune.model.shapes import infer_shapes
+from onnxprune.rules import default_rules
+from onnxprune.surgery.keep import kept_positions
+from onnxprune.surgery.remove import remove
 from onnxprune.testing import Activation, Feed, ModelBuilder, Weight, check_model
 
 W, A, F = Weight, Activation, Feed
-INDEXED, AUXILIARY, SELECTED, DYNAMIC = Reason.INDEXED, Reason.AUXILIARY, Reason.SELECTED, Reason.DYNAMIC
+INDEXED, PICKED, AUXILIARY = Reason.INDEXED, Reason.PICKED, Reason.AUXILIARY
+SELECTED, DYNAMIC = Reason.SELECTED, Reason.DYNAMIC
 
 
 def ints(*values):
@@ -19,6 +27,11 @@ def ints(*values):
 def upto(high, *shape):
     """Constant indices."""
     return np.random.default_rng(3).integers(0, high, shape)
+
+
+def grid(*lists):
+    """The table with which `data[lists[0]][:, lists[1]] ... = updates` is exported."""
+    return np.stack(np.meshgrid(*lists, indexing="ij"), axis=-1)
 
 
 def distinct(*lists):
@@ -114,22 +127,15 @@ CASES = [
             groups=1,
             opset=o,
             pinned={
-                "x0[0]": INDEXED,
-                "x0[1]": INDEXED,
-                "x2[0]": INDEXED,
-                "x1[0]": INDEXED,
+                "x0[0]": PICKED,
+                "x0[1]": PICKED,
+                "x2[0]": PICKED,
+                "x1[0]": PICKED,
                 "x1[1]": AUXILIARY,
             },
+            note="list",
         )
         for o in (11, 13, 18)
-    ),
-    case(
-        "ScatterND",
-        (4, 6),
-        distinct([3, 1]).reshape(2, 1, 1),
-        (2, 1, 6),
-        expect="x0[1] x2[2] y0[1]",
-        note="rows",
     ),
     case("ScatterND", (4, 6), distinct([0, 3], [1, 2]), (4,), expect="", note="elements"),
     case(
@@ -138,8 +144,82 @@ CASES = [
         F((3, 1), "int64", 4),
         (3, 6),
         expect="x0[1] x2[1] y0[1]",
+        pinned={"x0[0]": INDEXED, "x2[0]": INDEXED},
         reduction="add",
         note="added",
+    ),
+    *(
+        case(
+            "ScatterND",
+            (2, 6, 5),
+            grid(upto(1, 1), ints(0, 1, 2, 3, 4, 5), ints(1, 2, 3)),
+            (1, 6, 3),
+            expect="x0[1,2] x2[1,2] y0[1,2]",
+            opset=o,
+            pinned={"x0[0]": PICKED, "x1[1]": AUXILIARY, "x1[3]": AUXILIARY},
+            note="slice",
+        )
+        for o in (11, 16, 18)
+    ),
+    case(
+        "ScatterND",
+        (6, 5, 3),
+        grid(ints(4, -5, 2, -1), ints(0, 3)),
+        (4, 2, 3),
+        expect="x0[0,1,2] x2[0,1,2] y0[0,1,2]",
+        note="permuted",
+    ),
+    case(
+        "ScatterND",
+        (6, 5),
+        grid(ints(4, 0, 1), ints(2, 3)).transpose(1, 0, 2),
+        (2, 3),
+        expect="x0[0,1] x2[0,1] y0[0,1]",
+        note="crossed",
+    ),
+    case(
+        "ScatterND",
+        (4, 6),
+        distinct([3, 1]).reshape(2, 1, 1),
+        (2, 1, 6),
+        expect="x0[0,1] x2[0,2] y0[0,1]",
+        note="rows",
+    ),
+    case(
+        "ScatterND",
+        (4, 6),
+        ints(2, 0, 3).reshape(3, 1),
+        (3, 6),
+        expect="x0[0,1] x2[0,1] y0[0,1]",
+        reduction="add",
+        note="added-rows",
+    ),
+    case(
+        "ScatterND",
+        W((4, 6)),
+        ints(0, 1, 2, 3).reshape(4, 1),
+        (4, 6),
+        expect="x0[0,1] x2[0,1] y0[0,1]",
+        note="all",
+    ),
+    case(
+        "ScatterND",
+        (4, 6),
+        ints(1, 1, 2).reshape(3, 1),
+        (3, 6),
+        expect="x0[1] x2[1] y0[1]",
+        pinned={"x0[0]": PICKED, "x2[0]": PICKED},
+        reduction="add",
+        note="twice",
+    ),
+    case(
+        "ScatterND",
+        (4, 6),
+        np.stack([ints(0, 1, 2), ints(3, 4, 5)], axis=-1),
+        (3,),
+        expect="",
+        pinned={"x0[0]": PICKED},
+        note="diagonal",
     ),
     # TensorScatter
     case(
@@ -225,3 +305,60 @@ def test_channels_behind_a_list_of_unknown_length():
     checked = check_model(b.model(out, declare=False))
     assert {"in[1]", "out[0]"} <= checked.prunable()
     assert [group.units for group in checked.groups] == [8]
+
+
+def slice_assigned(b, data, updates, start, stop):
+    """`data[:, :, start:stop] = updates`, as TorchScript exports it: the table is computed from shapes."""
+    shape = b.op("Shape", data)
+    written = b.op("Shape", updates)
+    columns = []
+    for dim, (low, high) in enumerate(((0, None), (0, None), (start, stop))):
+        end = b.op("Gather", shape, b.constant(dim), axis=0) if high is None else b.constant(high)
+        line = b.op("Range", b.constant(low), end, b.constant(1))
+        place = b.op("Reshape", line, b.constant([-1 if d == dim else 1 for d in range(3)]))
+        place = b.op("Expand", place, written)
+        columns.append(b.op("Unsqueeze", place, b.constant([-1])))
+    return b.op("ScatterND", data, b.op("Concat", *columns, axis=-1), updates, name="assign")
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_slice_assignment_with_a_computed_table(batch):
+    b = ModelBuilder(17)
+    x = b.input("x", (batch, 6, 5))
+    data = b.op("Conv", x, b.weight((8, 6, 1), "data"), name="data_conv")
+    updates = b.op("Conv", b.input("z", (batch, 4, 2)), b.weight((8, 4, 1), "updates"), name="updates_conv")
+    y = slice_assigned(b, data, updates, 2, 4)
+    checked = check_model(b.model(b.op("Conv", y, b.weight((3, 8, 1), "out"))))
+    assert [group.units for group in checked.groups] == [8]
+    assert {"data[0]", "updates[0]", "out[1]"} <= checked.prunable()
+
+
+def test_slice_assignment_in_a_batch_of_any_size_keeps_the_channels():
+    """The table has as many rows as the batch: nothing is known of it."""
+    b = ModelBuilder(17)
+    data = b.op("Conv", b.input("x", ("n", 6, 5)), b.weight((8, 6, 1), "data"))
+    updates = b.op("Conv", b.input("z", ("n", 4, 2)), b.weight((8, 4, 1), "updates"))
+    y = slice_assigned(b, data, updates, 2, 4)
+    checked = check_model(b.model(b.op("Conv", y, b.weight((3, 8, 1), "out")), declare=False))
+    assert not checked.groups
+    assert checked.reason("data[0]") is INDEXED
+
+
+def test_the_table_of_a_slice_assignment_counts_what_stays():
+    b = ModelBuilder(17)
+    data = b.op("MatMul", b.input("x", (1, 3, 6)), b.weight((6, 8), "data"))
+    updates = b.op("MatMul", b.input("z", (1, 2, 4)), b.weight((4, 3), "updates"))
+    table = b.constant(grid(ints(0), ints(0, 2), ints(7, 1, 4)), "table")
+    y = b.op("ScatterND", data, table, updates, name="assign")
+    model = normalize(b.model(b.op("MatMul", y, b.weight((8, 2), "out"))))
+    graph = build_axis_graph(model, infer_shapes(model), default_rules())
+    groups = {group.id: group for group in partition(graph).groups}
+    assert sorted(group.units for group in groups.values()) == [3, 5]  # what is written, and the rest
+    flags = {}
+    for name, group in groups.items():
+        (place,) = [use.unit for use in group.axes if use.axis.name == "data[1]"]
+        gone = {place[position] for position in (1, 3)} - {-1}  # one of each group
+        flags[name] = np.array([unit not in gone for unit in range(group.units)])
+    cut = remove(graph, kept_positions(groups, flags))
+    (node,) = [node for node in cut.graph if node.op_type == "ScatterND"]
+    assert node.inputs[1].const_value.numpy().tolist() == grid(ints(0), ints(0, 2), ints(5, 2)).tolist()

@@ -40,7 +40,7 @@ def slices(shape, starts, ends, axes=None, steps=None, **kw):
     )
 
 
-ORDERED, INDEXED = Reason.ORDERED, Reason.INDEXED
+ORDERED, INDEXED, PICKED = Reason.ORDERED, Reason.INDEXED, Reason.PICKED
 CASES = [
     # Concat
     *(
@@ -154,7 +154,7 @@ CASES = [
         np.array(3, np.int64),
         expect="x0[0,2] y0[0,1]",
         axis=1,
-        pinned={"x0[1]": INDEXED},
+        pinned={"x0[1]": PICKED},
         note="scalar",
     ),
     case("Gather", (2, 6, 5), ints(3), expect="x0[0,1,2] y0[0,2]", axis=1, note="one"),
@@ -163,8 +163,27 @@ CASES = [
         W((6, 5)),
         ints(0, 1, 5, 5).reshape(2, 2),
         expect="x0[1] x1[0,1] y0[0,1,2]",
-        pinned={"x0[0]": INDEXED},
+        pinned={"x0[0]": PICKED},
         note="matrix",
+    ),
+    case("Gather", (2, 6, 5), ints(5, -6, 3).reshape(1, 3), expect="x0[0,1,2] y0[0,2,3]", axis=1, note="row"),
+    case("Gather", (2, 6), ints(4, 2).reshape(2, 1, 1), expect="x0[0,1] y0[0,1]", axis=1, note="column"),
+    case(
+        "Gather",
+        (6, 5),
+        ints(2).reshape(1, 1),
+        expect="x0[0,1] y0[2]",
+        note="one-by-one",
+    ),
+    case(
+        "Gather",
+        (4, 7),
+        (np.arange(3)[:, None] + np.arange(5)).astype(np.int64),
+        expect="x0[0] x1[0,1] y0[0,1,2]",
+        axis=-1,
+        opset=11,
+        pinned={"x0[1]": PICKED},
+        note="windows",
     ),
     case(
         "Gather",
