@@ -275,11 +275,16 @@ def _bias_behind(node: ir.Node, rows: int) -> tuple[ir.Value, ir.Value | None]:
     product = node.outputs[0]
     value = read_back(product)
     use = only_use(value)
-    if use is not None and use.node.op_type == "Cast" and not use.node.domain:
+    if (
+        use is not None
+        and use.node.op_type == "Cast"
+        and not use.node.domain
+        and use.node.graph is node.graph
+    ):
         value = use.node.outputs[0]
         use = only_use(value)
     floats = value.dtype is None or value.dtype.is_floating_point()
-    if use is None or use.node.op_type != "Add" or not floats:
+    if use is None or use.node.op_type != "Add" or not floats or use.node.graph is not node.graph:
         return product, None
     add, slot = use
     other = add.inputs[1 - slot]
