@@ -17,7 +17,7 @@ from onnxprune.model.uses import only_use
 from onnxprune.repair.flat import Flat, flat_behind
 from onnxprune.repair.gates import SHARED, gates_to_repair, outputs_left
 from onnxprune.rules.op import Op
-from onnxprune.statistics.consumers import read_back
+from onnxprune.statistics.consumers import SHAPE_ONLY, read_back
 from onnxprune.statistics.gates import Gates, W
 from onnxprune.statistics.norms import LinearMap, Norm, linear_map_of
 from onnxprune.statistics.piecewise import Piecewise
@@ -175,7 +175,7 @@ def _linear(
     student = linear_map_of(made[str(op.node.outputs[0].name)])
     if isinstance(teacher, str) or isinstance(student, str):
         why = teacher if isinstance(teacher, str) else str(student)
-        return None, why if mine else ""
+        return None, why if mine and why != SHAPE_ONLY else ""
     if isinstance(teacher, Norm) and teacher.x in refitted:
         return None, ""
     if _bytes(student) > WIDEST:
