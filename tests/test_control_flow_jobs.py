@@ -208,11 +208,33 @@ def test_names_of_bodies_are_names(branches):
     assert found.axes
 
 
-def test_sparsify_says_what_it_leaves(branches, tmp_path):
-    result = onnxprune.sparsify(branches, tmp_path / "sparse.onnx", sparsity=0.5)
-    assert {layer for layer, why in result.report.left.items() if "inside the body" in why} == {
-        *("yes.matmul0", "yes.matmul2", "no.matmul0", "no.gemm2")
+INSIDE = {"yes.matmul0", "yes.matmul2", "no.matmul0", "no.gemm2"}
+
+
+def test_layers_in_branches_get_sparse(branches, tmp_path):
+    """By their weights alone without samples; with samples those that some sample runs, fitted to what they see."""
+    path = tmp_path / "sparse.onnx"
+    result = onnxprune.sparsify(branches, path, sparsity=0.5)
+    assert (
+        not result.report.left
+        and {layer.name for layer in result.report.layers} >= INSIDE
+    )
+    for body in bodies(path, "If").values():
+        for tensor in body.initializer:
+            array = numpy_helper.to_array(tensor)
+            assert array.ndim == 1 or 0.3 < (array == 0).mean() < 0.7
+    result = onnxprune.sparsify(
+        branches, path, sparsity=0.5, data=feeds([True], 40), solver="sparsegpt", force=True
+    )
+    assert {layer for layer, why in result.report.left.items() if "no sample takes" in why} == {
+        *("no.matmul0", "no.gemm2")
     }
+    solved = {layer.name: layer for layer in result.report.layers}
+    assert all(solved[name].after < solved[name].before for name in ("yes.matmul0", "yes.matmul2"))
+    result = onnxprune.sparsify(
+        branches, path, sparsity=0.5, data=feeds([True], 20), criterion="snip", force=True
+    )
+    assert {layer for layer, why in result.report.left.items() if "inside the body" in why} == INSIDE
 
 
 def test_slimming_leaves_bodies_alone(branches, tmp_path):

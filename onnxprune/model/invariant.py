@@ -1,7 +1,7 @@
 """What a Loop or a Scan carries and hands on as it is: its body reads it from outside, and nothing is carried.
 
-Exporters of TensorFlow carry the weights of a cell through its loop. What a body returns as it got it is what it got
-in every run, so that the value outside is the same, and its readers are layers with weights of their own.
+Exporters of TensorFlow carry the weights of a cell through its loop. What a body returns as it got it is what it
+got in every run, so that the value outside is the same, and its readers are layers with weights of their own.
 """
 
 from __future__ import annotations

@@ -32,10 +32,11 @@ def normalize(model: ir.Model) -> ir.Model:
 
     Inlines model-local functions, turns Constant nodes into initializers, takes initializers out of the
     graph's inputs (`finalize` lists them again), reads through `Identity(initializer)` and through
-    `Cast(initializer)` (`finalize` casts again), drops what nothing uses, folds arithmetic on weights alone (that
-    stays folded), lets bodies read from outside what Loop and Scan carry unchanged, takes quantised weights for the floats that they mean, leaves out the zeros that recurrent layers
-    begin with anyway, and gives every use of a shared bias, scale or shape constant its own initializer, so that
-    sharing alone ties nothing. Shared weights stay shared: their uses are tied.
+    `Cast(initializer)` (`finalize` casts again), drops what nothing uses, folds arithmetic on weights alone
+    (that stays folded), lets bodies read from outside what Loop and Scan carry unchanged, takes quantised
+    weights for the floats that they mean, leaves out the zeros that recurrent layers begin with anyway, and
+    gives every use of a shared bias, scale or shape constant its own initializer, so that sharing alone
+    ties nothing. Shared weights stay shared: their uses are tied.
 
     Parameters
     ----------

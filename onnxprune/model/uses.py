@@ -10,7 +10,10 @@ import onnx_ir as ir
 READS_SHAPE = ("Shape", "Size")
 
 KEEPS_SHAPE = frozenset(
-    ["Add", "Cast", "Clip", "Concat", "Div", "Gemm", "HardSigmoid", "Identity", "LeakyRelu", "MatMul", "Mul", "Relu", "Sigmoid", "Split", "Sub", "Tanh", "Transpose"]
+    (
+        *("Add", "Sub", "Mul", "Div", "MatMul", "Gemm", "Relu", "LeakyRelu", "Clip", "Tanh", "Sigmoid"),
+        *("HardSigmoid", "Identity", "Cast", "Concat", "Split", "Transpose"),
+    )
 )
 """Operators of which the shape of what they make does not depend on numbers; of Split not on those of its input."""
 

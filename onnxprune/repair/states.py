@@ -54,7 +54,7 @@ def states_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[
         if behind is None:
             lost = {sink.where.node for sink in axis_graph.sinks if sink.axis in kept}
             behind = reached(axis_graph.model.graph, lost)
-        if why := undecided(axis_graph, op, behind):
+        if why := undecided(axis_graph, op.node, behind):
             left[op.node.name or op.node.op_type] = why
             continue
         pairs = gates_to_repair(op.node, made[str(op.outputs[0].name)])

@@ -112,7 +112,7 @@ def layers_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[
         mine = op.node in lost
         if not mine and not any(value in behind for value in op.node.inputs):
             continue
-        if why := undecided(axis_graph, op, behind):
+        if why := undecided(axis_graph, op.node, behind):
             left |= {op.node.name or op.node.op_type: why} if mine else {}
             continue
         if mine and lost[op.node].parameter is None:
@@ -138,18 +138,18 @@ def layers_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[
     return pairs, left
 
 
-def undecided(axis_graph: AxisGraph, op: Op, behind: Collection[ir.Value]) -> str:
+def undecided(axis_graph: AxisGraph, node: ir.Node, behind: Collection[ir.Value]) -> str:
     """Why original and cut model would not show the same runs of a body, or none at all; "" where they do.
 
     `behind` are the values that depend on layers that lost something.
     """
-    graph = op.node.graph
-    if op not in axis_graph.inner_ops or not isinstance(graph, ir.Graph):
+    graph = node.graph
+    if graph is axis_graph.model.graph or not isinstance(graph, ir.Graph):
         return ""
-    if op.node in axis_graph.unshown:
-        return axis_graph.unshown[op.node]
+    if node in axis_graph.unshown:
+        return axis_graph.unshown[node]
     around = nodes_around(graph, owners(axis_graph.model.graph))
-    return UNDECIDED if any(value in behind for node in around for value in decides(node)) else ""
+    return UNDECIDED if any(value in behind for each in around for value in decides(each)) else ""
 
 
 def _seen(axis_graph: AxisGraph, pair: Pair | None, why: str) -> tuple[Pair | None, str]:
