@@ -11,6 +11,7 @@ from structures.control_nets import graphs_of, proto_of
 import onnxprune
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.model.io import load
+from onnxprune.repair.targets import UNDECIDED
 
 MLP = "a = MatMul (r, u)  b = Relu (a)  c = MatMul (b, v)  d = Tanh (c)  o = Gemm (d, w, z)"
 SHAPES = {"u": (6, 16), "v": (16, 12), "w": (12, 5), "z": (5,), "y": (5, 3)}
@@ -285,3 +286,50 @@ def test_states_of_twins_cost_nothing(tmp_path, text, mode):
     assert error < 1e-5 < 1e-3 < without
     repaired = {layer.name for layer in report.repairs if layer.kind == "affine"}
     assert repaired == {"step.matmul0" if text is CELL_SCAN else "step.matmul2", "main.matmul9"}
+
+
+# --- what is left as it is -------------------------------------------------------------------------------
+
+LOOKS = """
+main (float[n, 6] x) => (float[n, 3] q) {
+    f = MatMul (x, k)
+    h = Relu (f)
+    r = MatMul (h, g)
+    most = ReduceMax <keepdims = 0> (r)
+    one = Constant <value_float = 1.0> ()
+    flag = Less (most, one)
+    t = If (flag) <
+        then_branch = yes () => (o) { a = MatMul (r, u)  b = Relu (a)  o = MatMul (b, v) },
+        else_branch = no () => (e) { c = MatMul (r, s)  d = Tanh (c)  e = MatMul (d, w) }>
+    q = MatMul (t, y)
+}
+"""
+LOOKS_SHAPES = {
+    **{"k": (6, 16), "g": (16, 6), "y": (5, 3), "yes:u": (6, 16), "yes:v": (16, 5)},
+    **{"no:s": (6, 16), "no:w": (16, 5)},
+}
+
+
+def test_a_way_that_depends_on_layers_that_lost_inputs(tmp_path):
+    """The cut model may take another branch than the original: then there is nothing to compare."""
+    path = tmp_path / "net.onnx"
+    onnx.save(proto_of(LOOKS, LOOKS_SHAPES), path)
+    data = {"x": samples(0)["x"]}
+    _, report = pruned(path, 0, data=data)
+    left = {layer.name: layer.why for layer in report.repairs if layer.why}
+    assert left == dict.fromkeys(["yes.matmul2", "no.matmul2"], UNDECIDED)
+    _, report = pruned(path, 0, data=data, only=["u", "v", "s", "w"], force=True)  # what decides is not touched
+    assert {layer.name for layer in report.repairs if layer.kind == "affine"} >= {"yes.matmul2", "no.matmul2"}
+
+
+def test_a_bias_in_a_branch_is_no_bias_of_a_layer_outside(tmp_path):
+    """It is added in some runs only."""
+    text = LOOKS.replace("o = MatMul (b, v)", "o = Add (j, z)").replace("a = MatMul (r, u)  b = Relu (a)", "")
+    text = text.replace("flag = Less", "i = MatMul (r, u)  l = Relu (i)  j = MatMul (l, v)  flag = Less")
+    path = tmp_path / "net.onnx"
+    shapes = {key.removeprefix("yes:"): shape for key, shape in LOOKS_SHAPES.items()}
+    onnx.save(proto_of(text, {**shapes, "yes:z": (5,)}), path)
+    out, report = pruned(path, 0, data={"x": samples(0)["x"]}, only=["u"])
+    (mended,) = [layer for layer in report.repairs if layer.lost]
+    assert mended.kind == "affine" and mended.after < mended.before
+    assert weights(out)["z"].tolist() == weights(path)["z"].tolist() and "v/bias" in weights(out)
