@@ -215,10 +215,7 @@ def test_layers_in_branches_get_sparse(branches, tmp_path):
     """By their weights alone without samples; with samples those that some sample runs, fitted to what they see."""
     path = tmp_path / "sparse.onnx"
     result = onnxprune.sparsify(branches, path, sparsity=0.5)
-    assert (
-        not result.report.left
-        and {layer.name for layer in result.report.layers} >= INSIDE
-    )
+    assert not result.report.left and {layer.name for layer in result.report.layers} >= INSIDE
     for body in bodies(path, "If").values():
         for tensor in body.initializer:
             array = numpy_helper.to_array(tensor)

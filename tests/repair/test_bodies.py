@@ -318,7 +318,9 @@ def test_a_way_that_depends_on_layers_that_lost_inputs(tmp_path):
     _, report = pruned(path, 0, data=data)
     left = {layer.name: layer.why for layer in report.repairs if layer.why}
     assert left == dict.fromkeys(["yes.matmul2", "no.matmul2"], UNDECIDED)
-    _, report = pruned(path, 0, data=data, only=["u", "v", "s", "w"], force=True)  # what decides is not touched
+    _, report = pruned(
+        path, 0, data=data, only=["u", "v", "s", "w"], force=True
+    )  # what decides is not touched
     assert {layer.name for layer in report.repairs if layer.kind == "affine"} >= {"yes.matmul2", "no.matmul2"}
 
 
