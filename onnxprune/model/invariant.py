@@ -44,6 +44,8 @@ def _shorten(node: ir.Node, first_input: int, first_output: int, count: int) -> 
             use.node.replace_input_with(use.idx, outer)
         out.replace_all_uses_with(outer)
         gone.append(number)
+    if len(gone) == len(node.outputs):  # a node has one
+        gone.pop()
     if not gone:
         return
     returned = [body.outputs[first_output + number] for number in gone]
