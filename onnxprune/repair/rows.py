@@ -67,7 +67,7 @@ class Collector:
         ]
         self._drawn = [
             [
-                sight.place.draw(self.rng, share, sight.sizes[batch])
+                sight.draw(self.rng, share, batch)
                 for sight, share in zip(self._sights, self._shares, strict=True)
             ]
             for batch in range(len(self.batches))
@@ -198,8 +198,9 @@ class Collector:
         else:
             runner, wanted = self.student, [view for n in numbers for view in self.targets[n].needs]
         shown = runner.advance(list(dict.fromkeys(wanted)), extend, more)
-        for found, rows in zip(shown, self._goals, strict=True):
-            yield [read_moments(found, f"probe{n}", len(rows[n])) for n in numbers]
+        for batch, found in enumerate(shown):
+            counts = [self._sights[n].rows(self._drawn[batch][n], batch) for n in numbers]
+            yield [read_moments(found, f"probe{n}", c) for n, c in zip(numbers, counts, strict=True)]
 
 
 def _nearest(probe: Probe, goal: ir.Value, made: ir.Value, flat: Flat) -> ir.Value:

@@ -130,11 +130,12 @@ def _rows(
     def more(batch: int) -> Feed:
         feed: dict[str, Array] = {}
         for probe, sight, share in zip(probes, where, shares, strict=True):
-            feed |= probe.feed(sight.place.draw(rng, share, sight.sizes[batch]))
+            feed |= probe.feed(sight.draw(rng, share, batch))
         return feed
 
-    for found in teacher.advance(views, extend, more):
-        yield [found[f"states{n}/rows"] for n in range(len(layers))]
+    for batch, found in enumerate(teacher.advance(views, extend, more)):
+        rows = [found[f"states{n}/rows"] for n in range(len(layers))]
+        yield [r if sight.sizes[batch] else r[:, :0] for r, sight in zip(rows, where, strict=True)]
 
 
 def _moments(gates: Gates, states: Array, kept: Kept) -> Moments:

@@ -12,12 +12,13 @@ import onnx_ir as ir
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.errors import DataError
 from onnxprune.graph.build import AxisGraph
+from onnxprune.model.opset import raise_opset
 from onnxprune.model.taps import Tap, add_taps
 from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.consumers import Consumer, consumer_of
 from onnxprune.statistics.moments import Matrix, Moments
 from onnxprune.statistics.norms import LinearMap
-from onnxprune.statistics.probes import Probe
+from onnxprune.statistics.probes import LEAST_OPSET, Probe
 from onnxprune.statistics.views import Sight, name_of, sights, view_of, why_unseen
 
 ROWS = 48
@@ -112,7 +113,7 @@ def divide(items: Iterable[T], need: Callable[[T], float], budget: float) -> lis
 def read_moments(found: Mapping[str, Any], name: str, rows: int) -> Moments:
     """Moments of so many rows, from the outputs that a probe of this name has; zeros where there are none.
 
-    Sums over nothing are not zero with every version of onnxruntime.
+    What a probe shows then is made of a row of zeros (see `onnxprune.statistics.probes`).
     """
     total, gram = (found[f"{name}/{key}"].astype(np.float64) for key in ("total", "gram"))
     if not rows:
@@ -128,11 +129,13 @@ def _one_pass(
     seed: int,
 ) -> dict[ir.Value, InputStatistics]:
     rng = np.random.default_rng(seed)
+    views = [view_of(layer, layer.x) for layer in layers]
+    taps = [view for view in views if isinstance(view, Tap)]
     model = axis_graph.model.clone()
+    model = raise_opset(model, LEAST_OPSET) if taps else model
     graph = model.graph
     known = {str(v.name): v for v in graph.inputs} | {str(o.name): o for n in graph for o in n.outputs}
-    views = [view_of(layer, layer.x) for layer in layers]
-    known |= add_taps(graph, [view for view in views if isinstance(view, Tap)])
+    known |= add_taps(graph, taps)
     shares = [share_of_rows(layer, sight) for layer, sight in layers.items()]
     probes = []
     names: list[str] = []
@@ -151,9 +154,8 @@ def _one_pass(
         more: dict[str, Any] = {}
         counts = []
         for probe, sight, share in zip(probes, layers.values(), shares, strict=True):
-            size = sight.sizes[batch]
-            drawn = sight.place.draw(rng, share, size)
-            count = sight.place.drawn_rows(drawn, size)
+            drawn = sight.draw(rng, share, batch)
+            count = sight.rows(drawn, batch)
             counts.append(count)
             more |= probe.feed(drawn, count)
         got = run(session, {**feed, **more}, names)

@@ -18,11 +18,9 @@ from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.model.nested import bodies_of, every_node, read_by
 from onnxprune.model.opset import raise_opset
 from onnxprune.model.taps import Tap, View, add_taps, decides, owners, sources
+from onnxprune.statistics.probes import LEAST_OPSET
 
 log = logging.getLogger(__name__)
-
-_LEAST_OPSET = 9
-"""What is added to pieces needs Where."""
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
@@ -183,7 +181,7 @@ class Piecewise:
         later = {self.home(node) for node in again} | {self.home(self._owners[tap.body]) for tap in taps}
         done = self._done | (needed - self._behind(needed, later))
         piece, outputs, live = self._piece(values, needed, done)
-        piece = raise_opset(ir.Model(piece, ir_version=self.model.ir_version), _LEAST_OPSET).graph
+        piece = raise_opset(ir.Model(piece, ir_version=self.model.ir_version), LEAST_OPSET).graph
         known = {str(v.name): v for v in (*piece.inputs, *piece.initializers.values())}
         known |= {str(out.name): out for node in piece for out in node.outputs}
         known |= add_taps(piece, taps)

@@ -97,6 +97,10 @@ class Drawn:
     inside: Array
 
 
+LEAST_OPSET = 9
+"""What is added needs Where and ConstantOfShape."""
+
+
 class Added:
     """Nodes, inputs and outputs that are added to a graph under one prefix.
 
@@ -208,13 +212,14 @@ class Probe(Added):
             "places": drawn.places,
             "index": drawn.index,
             "inside": drawn.inside[:, None],
-            "ones": np.ones((1, 1, rows), np.float32),
+            "ones": np.ones((1, 1, rows if self._flat is None else max(rows, 1)), np.float32),
         }
         return {f"{self.name}/{key}": every[key] for key in self._inputs if key in every}
 
     def input_rows(self, x: ir.Value) -> ir.Value:
         """Rows of the layer's input: (groups, rows, taps x columns), float32; those of a norm are normalised."""
         c = self.consumer
+        x = self._at_least(x, c.groups * c.columns, () if self._flat is None else self._flat.x_dims[2:])
         if (
             not c.convolves and c.groups > 1
         ):  # directions of a recurrent layer: (steps, directions, samples, ...)
@@ -244,6 +249,7 @@ class Probe(Added):
 
     def output_rows(self, y: ir.Value, channels: int) -> ir.Value:
         """Rows of a tensor that lies like the layer's output: (rows, channels), float32."""
+        y = self._at_least(y, channels, () if self._flat is None else self._flat.y_dims[2:])
         if not self.consumer.convolves:
             flat = self.op("Reshape", y, self._ints(-1, channels))
             return self._float(self.op("Gather", flat, self._places(), axis=0))
@@ -257,6 +263,20 @@ class Probe(Added):
         made = self.op("MatMul", self.input_rows(x), self.constant("weight", c.matrix().transpose(0, 2, 1)))
         made = self.op("Add", made, self.constant("bias", c.bias_vector()))
         return self.op("Reshape", made, self._ints(-1, c.outputs))
+
+    def _at_least(self, value: ir.Value, channels: int, dims: tuple[int, ...]) -> ir.Value:
+        """The value; where it comes without a shape and has no elements, zeros for one row or image.
+
+        onnxruntime 1.31 ends the process where it multiplies some empty matrices.
+        """
+        if self._flat is None:
+            return value
+        dtype = value.dtype or ir.DataType.FLOAT
+        zero = ir.Tensor(np.zeros(1, dtype.numpy()), dtype=dtype)
+        missing = self.op("Equal", self.op("Size", value), self._ints(0))
+        unit = channels * (math.prod(dims) if self.consumer.convolves else 1)
+        length = self.op("Mul", self.op("Cast", missing, to=ir.DataType.INT64), self._ints(unit))
+        return self.op("Concat", value, self.op("ConstantOfShape", length, value=zero), axis=0)
 
     def _channels_last(self, value: ir.Value, channels: int, dims: tuple[int, ...] | None = None) -> ir.Value:
         """As (images, positions, channels): gathering positions then copies whole rows.

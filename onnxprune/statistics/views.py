@@ -18,7 +18,7 @@ from onnxprune.model.taps import Tap, View, add_taps
 from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.gates import Gates, R
 from onnxprune.statistics.norms import LinearMap
-from onnxprune.statistics.probes import Geometry
+from onnxprune.statistics.probes import Drawn, Geometry
 
 NEVER = "no sample takes the way that it is on"
 UNKNOWN = "the shape of what it sees inside the body of another node is not known"
@@ -38,6 +38,15 @@ class Sight:
 
     place: Geometry
     sizes: tuple[int, ...]
+
+    def draw(self, rng: np.random.Generator, share: float, batch: int) -> Drawn:
+        """Choose about `share` of the positions in a batch; where there are none, that of a row of zeros."""
+        return self.place.draw(rng, share, max(self.sizes[batch], 1))
+
+    def rows(self, drawn: Drawn, batch: int) -> int:
+        """How many rows a batch gives at the drawn positions."""
+        size = self.sizes[batch]
+        return self.place.drawn_rows(drawn, size) if size else 0
 
 
 def is_inside(layer: LinearMap) -> bool:
