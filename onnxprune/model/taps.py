@@ -165,8 +165,8 @@ def add_taps(graph: ir.Graph, taps: Iterable[Tap]) -> dict[str, ir.Value]:
     flat = ir.Value(name=data.name, type=ir.TensorType(data.dtype), shape=data.shape, const_value=data)
     graph.register_initializer(flat)
     return {
-        name: _Hoist(graph, known, flat, tap.value.dtype or ir.DataType.FLOAT).out(
-            values[str(tap.value.name)], bodies[key_of(tap.body)], tap.order
+        name: _Hoist(graph, known, values, flat, tap.value.dtype or ir.DataType.FLOAT).out(
+            str(tap.value.name), bodies[key_of(tap.body)], tap.order
         )
         for name, tap in wanted.items()
     }
@@ -178,15 +178,25 @@ def _made(graph: ir.Graph) -> list[ir.Value]:
 
 @dataclass(frozen=True)
 class _Hoist:
-    """One value on its way out; `flat` is the target of a Reshape."""
+    """One value on its way out.
+
+    Attributes
+    ----------
+    known, values
+        The nodes that bodies are of, and values by name: loops may be made once more.
+    flat
+        The target of a Reshape.
+    """
 
     main: ir.Graph
     known: dict[ir.Graph, ir.Node]
+    values: dict[str, ir.Value]
     flat: ir.Value
     dtype: ir.DataType
 
-    def out(self, value: ir.Value, body: ir.Graph, order: tuple[int, ...]) -> ir.Value:
+    def out(self, name: str, body: ir.Graph, order: tuple[int, ...]) -> ir.Value:
         """Hand a value out of a body and all that it is in."""
+        value = self.values[name]
         if order:
             value = self._node(body, None, "Transpose", [value], {"perm": list(order)})
         value = self._node(body, None, "Reshape", [value, self.flat])
@@ -252,6 +262,7 @@ class _Hoist:
         for old, out in zip(olds, outs, strict=True):
             name, old.name = old.name, None
             out.name = name
+            self.values[str(name)] = out
             graph.outputs[:] = [out if each is old else each for each in graph.outputs]
             old.replace_all_uses_with(out)
         graph.remove(node, safe=True)

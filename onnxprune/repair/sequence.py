@@ -288,7 +288,7 @@ def ready(
 ) -> list[Target]:
     """The first layers whose inputs do not depend on layers that are still to be repaired."""
     found: list[Target] = []
-    for pair in pairs:
+    for pair in (each.as_it_is() for each in pairs):
         target = target_of(axis_graph, student, kept, pair, waiting)
         if student.ahead(target.needs) & set(waiting):
             if found:

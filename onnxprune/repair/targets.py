@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +18,7 @@ from onnxprune.repair.flat import Flat, flat_behind
 from onnxprune.repair.gates import SHARED, gates_to_repair, outputs_left
 from onnxprune.rules.op import Op
 from onnxprune.statistics.consumers import SHAPE_ONLY, read_back
-from onnxprune.statistics.gates import Gates, W
+from onnxprune.statistics.gates import Gates, W, gates_of
 from onnxprune.statistics.norms import LinearMap, Norm, linear_map_of
 from onnxprune.statistics.piecewise import Piecewise
 from onnxprune.statistics.views import is_inside, view_of, why_unseen
@@ -42,6 +42,15 @@ class Pair:
     def node(self) -> ir.Node:
         """The layer of the cut model."""
         return self.student.node
+
+    def as_it_is(self) -> Pair:
+        """The same with the layer as it is now: what it sees may have got a bias since."""
+        if isinstance(self.student, Gates):
+            slot = self.student.slot
+            found: LinearMap | str = next(g for g in gates_of(self.node) if g.slot == slot)
+        else:
+            found = linear_map_of(self.node)
+        return self if isinstance(found, str) else replace(self, student=found)
 
 
 @dataclass(frozen=True)

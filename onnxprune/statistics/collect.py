@@ -134,8 +134,8 @@ def _one_pass(
     model = axis_graph.model.clone()
     model = raise_opset(model, LEAST_OPSET) if taps else model
     graph = model.graph
-    known = {str(v.name): v for v in graph.inputs} | {str(o.name): o for n in graph for o in n.outputs}
-    known |= add_taps(graph, taps)
+    known = add_taps(graph, taps)  # may make loops, and what they put out, once more
+    known |= {str(v.name): v for v in graph.inputs} | {str(o.name): o for n in graph for o in n.outputs}
     shares = [share_of_rows(layer, sight) for layer, sight in layers.items()]
     probes = []
     names: list[str] = []

@@ -182,9 +182,9 @@ class Piecewise:
         done = self._done | (needed - self._behind(needed, later))
         piece, outputs, live = self._piece(values, needed, done)
         piece = raise_opset(ir.Model(piece, ir_version=self.model.ir_version), LEAST_OPSET).graph
-        known = {str(v.name): v for v in (*piece.inputs, *piece.initializers.values())}
+        known = add_taps(piece, taps)  # may make loops, and what they put out, once more
+        known |= {str(v.name): v for v in (*piece.inputs, *piece.initializers.values())}
         known |= {str(out.name): out for node in piece for out in node.outputs}
-        known |= add_taps(piece, taps)
         if extend is not None:
             extend(piece, known)
         shown = [str(v.name) for v in piece.outputs if str(v.name) not in outputs]

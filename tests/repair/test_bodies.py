@@ -335,3 +335,31 @@ def test_a_bias_in_a_branch_is_no_bias_of_a_layer_outside(tmp_path):
     (mended,) = [layer for layer in report.repairs if layer.lost]
     assert mended.kind == "affine" and mended.after < mended.before
     assert weights(out)["z"].tolist() == weights(path)["z"].tolist() and "v/bias" in weights(out)
+
+
+def test_a_layer_sees_the_bias_that_the_one_before_got(tmp_path):
+    """A fit with a bias gives the mean of its target exactly, for the input that the layer really has."""
+    text = """
+    main (float[n, 6] x) => (float[n, 3] q) {
+        a = MatMul (x, u)
+        b = Relu (a)
+        c = MatMul (b, v)
+        d = MatMul (c, w)
+        q = Tanh (d)
+    }
+    """
+    path = tmp_path / "net.onnx"
+    onnx.save(proto_of(text, {"u": (6, 16), "v": (16, 8), "w": (8, 3)}), path)
+    data = {"x": samples(0)["x"] + 1}
+    out, report = pruned(path, 0, data=data, test=data, only=["u"])
+    assert [layer.kind for layer in report.repairs][0] == "affine"
+    found = weights(out)
+
+    def linear(w):
+        c = np.maximum(data["x"] @ w["u"], 0) @ w["v"] + w.get("v/bias", 0)
+        return c @ w["w"] + w.get("w/bias", 0)
+
+    fitted = np.arange(SAMPLES) // 6 % 5 < 4  # every fifth of ten batches is held out
+    want = linear(weights(path))
+    miss = np.abs((linear(found) - want)[fitted].mean(axis=0))
+    assert "v/bias" in found and (miss < 1e-4 * np.abs(want).max()).all()
