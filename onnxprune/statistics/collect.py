@@ -155,9 +155,8 @@ def _one_pass(
         counts = []
         for probe, sight, share in zip(probes, layers.values(), shares, strict=True):
             drawn = sight.draw(rng, share, batch)
-            count = sight.rows(drawn, batch)
-            counts.append(count)
-            more |= probe.feed(drawn, count)
+            counts.append(sight.rows(drawn, batch))
+            more |= probe.feed(drawn, sight.shown(drawn, batch))
         got = run(session, {**feed, **more}, names)
         for n, layer in enumerate(layers):
             part = read_moments(got, f"probe{n}", counts[n])

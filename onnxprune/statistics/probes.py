@@ -212,7 +212,7 @@ class Probe(Added):
             "places": drawn.places,
             "index": drawn.index,
             "inside": drawn.inside[:, None],
-            "ones": np.ones((1, 1, rows if self._flat is None else max(rows, 1)), np.float32),
+            "ones": np.ones((1, 1, rows), np.float32),
         }
         return {f"{self.name}/{key}": every[key] for key in self._inputs if key in every}
 

@@ -43,10 +43,13 @@ class Sight:
         """Choose about `share` of the positions in a batch; where there are none, that of a row of zeros."""
         return self.place.draw(rng, share, max(self.sizes[batch], 1))
 
+    def shown(self, drawn: Drawn, batch: int) -> int:
+        """How many rows are shown at the drawn positions, those of zeros included."""
+        return self.place.drawn_rows(drawn, max(self.sizes[batch], 1))
+
     def rows(self, drawn: Drawn, batch: int) -> int:
         """How many rows a batch gives at the drawn positions."""
-        size = self.sizes[batch]
-        return self.place.drawn_rows(drawn, size) if size else 0
+        return self.shown(drawn, batch) if self.sizes[batch] else 0
 
 
 def is_inside(layer: LinearMap) -> bool:

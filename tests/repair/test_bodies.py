@@ -220,6 +220,26 @@ def test_other_layers_in_branches(tmp_path, plain, inner, shapes, other, shape):
         np.testing.assert_allclose(found[name], array, atol=atol, err_msg=name)
 
 
+@pytest.mark.parametrize("criterion", ["obs", "wanda"])
+def test_convolutions_that_some_samples_run(tmp_path, criterion):
+    """In batches that take the other branch, there is nothing to unfold."""
+    text = CONV_CHOICE.replace(
+        "e = Conv <strides = [2, 2]> (r, s)",
+        "f = Conv (r, t1)  g = Tanh (f)  e = Conv <strides = [2, 2]> (g, s)",
+    )
+    text = text.replace("value_float = 100.0", "value_float = 2.5")
+    shapes = {"yes:u": (16, 3, 3, 3), "yes:v": (6, 16, 2, 2), "no:t1": (12, 3, 1, 1), "no:s": (6, 12, 2, 2)}
+    path = tmp_path / "net.onnx"
+    onnx.save(proto_of(text, {**shapes, "y": (4, 6, 1, 1)}), path)
+    rng = np.random.default_rng(3)
+    scales = rng.choice([0.3, 3.0], 60)
+    data = [{"r": (rng.standard_normal((1, 3, 8, 8)) * scale).astype(np.float32)} for scale in scales]
+    _, report = pruned(path, 0, data=data, criterion=criterion)
+    kinds = {layer.name: layer.kind for layer in report.repairs if layer.lost}
+    assert kinds["yes.conv2"] == kinds["no.conv2"] == "affine"
+    assert all(layer.after < layer.before for layer in report.repairs if layer.kind == "affine")
+
+
 # --- loops that come back to what they made --------------------------------------------------------------
 
 CELL = "p = MatMul (s, w)  e = Gemm (row, u, z)  a = Add (p, e)  next = Tanh (a)"
