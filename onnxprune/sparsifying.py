@@ -29,7 +29,7 @@ from onnxprune.report.tables import plural, some
 from onnxprune.rules import RuleTable
 from onnxprune.sparsity.benefit import buys, kernel_note, pays_from
 from onnxprune.sparsity.choices import CONST, STORAGES, Settled, Sparsity
-from onnxprune.sparsity.handled import handled
+from onnxprune.sparsity.handled import handled, seen
 from onnxprune.sparsity.heads import find_heads, make_heads_sparse
 from onnxprune.sparsity.layers import WeightLayer, same_layers
 from onnxprune.sparsity.rounds import Outcome, make_sparse, zeros_of
@@ -222,6 +222,8 @@ def sparsify_model(
             "samples are to be learned from, but onnxruntime cannot run the model as it is",
             "Take --solver mask with a criterion that looks at weights alone, such as normed_abs.",
         )
+    if evidence is not None and not whole_heads:
+        layers, left = seen(opened.analysis.axis_graph, layers, left, evidence)
     widest = max(layer.grid.columns for layer in layers)
     with few_threads(widest if evidence is not None else 0):
         if whole_heads:

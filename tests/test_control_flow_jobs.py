@@ -24,7 +24,6 @@ from structures.control_nets import graphs_of, network, units
 
 import onnxprune
 from onnxprune.errors import GradientError
-from onnxprune.graph.axes import Axis
 from onnxprune.select import _first_convs
 
 
@@ -121,21 +120,31 @@ def test_an_old_file(tmp_path):
 
 @pytest.mark.parametrize("criterion", ["wanda", "obs", "auto", "flap"])
 def test_criteria_that_look_at_activations(branches, tmp_path, criterion):
-    """What layers in bodies see cannot be seen: their groups go by weights, and they are left unrepaired."""
+    """What layers in bodies see in the runs that samples take is what they are scored by and fitted to."""
     data = feeds([True, False], 20)
     report = onnxprune.prune(
         branches, ratio=0.5, data=data, criterion=criterion, scope="global", slim=False
     ).report
     assert report.target.met
-    left = {
-        layer.name: layer.why
-        for layer in report.repairs
-        if layer.kind == "none" and "inside the body" in layer.why
+    lost = [layer for layer in report.repairs if layer.lost]
+    assert {layer.kind for layer in lost} == {"affine"} and len(lost) > 2
+    assert all(layer.after < layer.before for layer in lost)
+    assert not any("went by l2" in line for line in report.warnings)
+
+
+def test_what_no_sample_takes_is_left_as_it_is(branches):
+    """The other branch goes by weights, and is not repaired."""
+    report = onnxprune.prune(
+        branches, ratio=0.5, data=feeds([True], 20), criterion="wanda", scope="global", slim=False
+    ).report
+    left = {layer.name: layer.why for layer in report.repairs if layer.kind == "none"}
+    assert {name for name, why in left.items() if "no sample takes" in why} == {"no.matmul0", "no.gemm2"}
+    assert {layer.name for layer in report.repairs if layer.kind == "affine"} >= {
+        "yes.matmul0",
+        "yes.matmul2",
     }
-    assert set(left) >= {"yes.matmul0", "yes.matmul2", "no.matmul0", "no.gemm2"}
-    if criterion in ("wanda", "flap"):
-        (note,) = [line for line in report.warnings if "went by l2" in line]
-        assert "main.matmul0, yes.matmul0, no.matmul0" in note
+    (note,) = [line for line in report.warnings if "went by l2" in line]
+    assert ": main.matmul0, no.matmul0 went" in note
 
 
 RECURRENT = """
@@ -160,11 +169,12 @@ RECURRENT_SHAPES = {
 
 @pytest.mark.parametrize("criterion", ["wanda", "obs", "auto"])
 def test_recurrent_layers_in_branches(tmp_path, criterion):
-    """They are cut, and left unrepaired with the reason that everything in a body has."""
+    """They are cut, and both of their products are fitted to what they see."""
     path = saved(tmp_path, RECURRENT, RECURRENT_SHAPES)
     report = onnxprune.prune(path, ratio=0.5, data=feeds([True, False], 20), criterion=criterion).report
     assert report.target.met and not report.soundness.rejected_groups
-    assert any("gru" in layer.name and "inside the body" in layer.why for layer in report.repairs)
+    repaired = {layer.name for layer in report.repairs if layer.kind == "affine"}
+    assert {"yes.gru2 (W)", "yes.gru2 (R)"} <= repaired
 
 
 @pytest.mark.parametrize("criterion", ["fisher", "taylor", "snip"])
@@ -198,11 +208,30 @@ def test_names_of_bodies_are_names(branches):
     assert found.axes
 
 
-def test_sparsify_says_what_it_leaves(branches, tmp_path):
-    result = onnxprune.sparsify(branches, tmp_path / "sparse.onnx", sparsity=0.5)
-    assert {layer for layer, why in result.report.left.items() if "inside the body" in why} == {
-        *("yes.matmul0", "yes.matmul2", "no.matmul0", "no.gemm2")
+INSIDE = {"yes.matmul0", "yes.matmul2", "no.matmul0", "no.gemm2"}
+
+
+def test_layers_in_branches_get_sparse(branches, tmp_path):
+    """By their weights alone without samples; with samples those that some sample runs, fitted to what they see."""
+    path = tmp_path / "sparse.onnx"
+    result = onnxprune.sparsify(branches, path, sparsity=0.5)
+    assert not result.report.left and {layer.name for layer in result.report.layers} >= INSIDE
+    for body in bodies(path, "If").values():
+        for tensor in body.initializer:
+            array = numpy_helper.to_array(tensor)
+            assert array.ndim == 1 or 0.3 < (array == 0).mean() < 0.7
+    result = onnxprune.sparsify(
+        branches, path, sparsity=0.5, data=feeds([True], 40), solver="sparsegpt", force=True
+    )
+    assert {layer for layer, why in result.report.left.items() if "no sample takes" in why} == {
+        *("no.matmul0", "no.gemm2")
     }
+    solved = {layer.name: layer for layer in result.report.layers}
+    assert all(solved[name].after < solved[name].before for name in ("yes.matmul0", "yes.matmul2"))
+    result = onnxprune.sparsify(
+        branches, path, sparsity=0.5, data=feeds([True], 20), criterion="snip", force=True
+    )
+    assert {layer for layer, why in result.report.left.items() if "inside the body" in why} == INSIDE
 
 
 def test_slimming_leaves_bodies_alone(branches, tmp_path):
@@ -231,7 +260,8 @@ def test_axes_of_bodies_in_the_analysis(branches):
     }
     inner = {op.node.name for op in analysis.axis_graph.inner_ops}
     assert {"yes.matmul0", "no.gemm2"} <= inner and "main.matmul0" not in inner
-    assert all(isinstance(axis, Axis) for axis in analysis.axis_graph.inner_sinks)
+    sinks = {sink.where.node.name for sink in analysis.axis_graph.inner_sinks}
+    assert sinks == {"yes.matmul0", "yes.matmul2", "no.matmul0", "no.gemm2"}
 
 
 @pytest.mark.parametrize("inside", [True, False])

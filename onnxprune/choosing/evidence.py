@@ -37,6 +37,7 @@ from onnxprune.statistics.moments import Matrix, Moments
 from onnxprune.statistics.paths import Route
 from onnxprune.statistics.products import Product, find_products
 from onnxprune.statistics.sensitivity import Trial, refitted
+from onnxprune.statistics.views import why_unseen
 from onnxprune.surgery.keep import kept_positions
 from onnxprune.surgery.mask import mask
 
@@ -123,7 +124,8 @@ class Evidence:
     def consumers(self) -> dict[ir.Value, Consumer]:
         """Every layer that is a linear map of an activation, by its weight; of recurrent ones, their products."""
         graph = self.analysis.axis_graph
-        return {**consumers(graph), **all_gates(graph)}
+        gates = {weight: each for weight, each in all_gates(graph).items() if not why_unseen(graph, each)}
+        return {**consumers(graph), **gates}
 
     @property
     def refits(self) -> bool:
@@ -159,9 +161,16 @@ class Evidence:
         units = {use.axis: use.unit for use in group.axes}
         return [(product, units[product.axes[0]]) for product in self.products if product.axes[0] in units]
 
+    def sees(self, group: Group) -> bool:
+        """Whether samples show what all layers inside bodies see that consume a group's units."""
+        axes = {use.axis for use in group.axes}
+        sinks = [sink for sink in self.analysis.axis_graph.inner_sinks if sink.axis in axes]
+        inside = [sink.axis.value if sink.parameter is None else sink.parameter.value for sink in sinks]
+        return all(weight in self.consumers and self.statistics[weight].moments.count for weight in inside)
+
     def shows(self, group: Group) -> bool:
         """Whether `change` sees it when units of a group go."""
-        if any(use.axis in self.analysis.axis_graph.inner_sinks for use in group.axes):
+        if not self.sees(group):
             return False
         products = self.products_of(group) if self.refits else []
         return any(isinstance(product.route, Route) for product, _ in products) or bool(self.layers(group))
@@ -249,9 +258,9 @@ class Evidence:
         """The order in which a group's units go at the least cost, or the errors of another order.
 
         None where no linear map consumes them, and no product of two activations sums over them, or where a layer
-        inside a body does.
+        inside a body does that no sample shows.
         """
-        if any(use.axis in self.analysis.axis_graph.inner_sinks for use in group.axes):
+        if not self.sees(group):
             return None
         products = self.products_of(group)
         turned = [pair for pair in products if pair[0].turns and self.refits]
@@ -313,7 +322,7 @@ class Evidence:
         """
         if self.products_of(group) or not self.refits:
             return None
-        if any(use.axis in self.analysis.axis_graph.inner_sinks for use in group.axes):
+        if not self.sees(group):
             return None
         parts = [
             (layer.matrix(), self.statistics[layer.weight].moments.covariance, unit)
@@ -352,7 +361,7 @@ class Evidence:
                 lost[layer.weight] = lost[layer.weight] | mine if layer.weight in lost else mine
         layers, weights, seen = [], [], []
         for weight, flags in lost.items():
-            if flags.any():
+            if flags.any() and self.statistics[weight].moments.count:
                 layers.append(self.consumers[weight])
                 seen.append(self.statistics[weight].moments)
                 matrix = layers[-1].matrix()

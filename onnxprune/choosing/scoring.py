@@ -113,7 +113,7 @@ def score_groups(
         mine = [group for name, group in analysis.groups.items() if name not in excluded]
         learned = learn_masks(evidence.differentiation, mine, choices.target.dropped)
     scorer = _Scorer(analysis, choices, criterion, evidence, np.random.default_rng(choices.seed), learned)
-    unseen = _unseen(analysis, criterion) if evidence is not None else set()
+    unseen = _unseen(analysis, criterion, evidence) if evidence is not None else set()
     ladders: list[Ladder] = []
     by_weights: list[int] = []
     for number, (group_id, group) in enumerate(analysis.groups.items()):
@@ -155,20 +155,28 @@ def _notes(
         notes.append(learned.sentence("units"))
     if by_weights:
         notes.append(
-            f"{criterion.name} looks at what layers see, which no session shows inside the bodies of If, Loop "
-            f"and Scan: {', '.join(by_weights)} went by {WITHOUT_DATA}, scaled to the mean score of the others"
+            f"{criterion.name} looks at what layers see, which the samples do not show of some that are inside the "
+            f"bodies of If, Loop and Scan: {', '.join(by_weights)} went by {WITHOUT_DATA}, scaled to the mean "
+            "score of the others"
         )
     return tuple(notes)
 
 
-def _unseen(analysis: Analysis, criterion: AnyCriterion) -> set[str]:
-    """Groups that layers inside bodies consume, where the criterion looks at what those see."""
-    inside = analysis.axis_graph.inner_sinks
-    looks = (criterion.kinds - KINDS) or criterion.kinds & {MASKS}
-    if not criterion.needs_data or not looks or not inside:
+def _unseen(analysis: Analysis, criterion: AnyCriterion, evidence: Evidence) -> set[str]:
+    """Groups that layers inside bodies consume, where the criterion looks at what those see, and nothing shows it.
+
+    Masks, for their gradients, cannot be put into bodies at all.
+    """
+    inside = {sink.axis for sink in analysis.axis_graph.inner_sinks}
+    masks, looks = MASKS in criterion.kinds, bool(criterion.kinds - KINDS)
+    if not criterion.needs_data or not (masks or looks) or not inside:
         return set()
-    groups = analysis.groups.items()
-    return {name for name, group in groups if any(use.axis in inside for use in group.axes)}
+    groups = [
+        (name, group)
+        for name, group in analysis.groups.items()
+        if any(use.axis in inside for use in group.axes)
+    ]
+    return {name for name, group in groups if masks or not evidence.sees(group)}
 
 
 def _on_one_scale(ladders: Sequence[Ladder], others: Sequence[int]) -> list[Ladder]:

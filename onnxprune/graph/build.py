@@ -16,6 +16,7 @@ from onnxprune.graph.dynamic import pin_dynamic
 from onnxprune.graph.relations import Average, Balance, Relations, Sink
 from onnxprune.model.nested import every_node
 from onnxprune.model.shapes import Shapes
+from onnxprune.model.taps import owners, unshown
 from onnxprune.rules.barriers import barrier_of
 from onnxprune.rules.op import Op
 from onnxprune.rules.rule import QUANTIZER, RuleTable, domain_of
@@ -96,10 +97,16 @@ class AxisGraph:
         return found
 
     @cached_property
-    def inner_sinks(self) -> frozenset[Axis]:
-        """Axes that nodes of bodies sum over, where no session can show what they see."""
-        inside = [sink for sink in self.sinks if sink.where.node.graph is not self.model.graph]
-        return frozenset(sink.axis for sink in inside)
+    def inner_sinks(self) -> tuple[Sink, ...]:
+        """Where nodes of bodies sum over axes."""
+        return tuple(sink for sink in self.sinks if sink.where.node.graph is not self.model.graph)
+
+    @cached_property
+    def unshown(self) -> Mapping[ir.Node, str]:
+        """Nodes of bodies of which no session shows what they see, and why."""
+        known = owners(self.model.graph)
+        nodes = [op.node for op in self.inner_ops]
+        return {node: why for node in nodes if (why := unshown(node, known, self.model.opset_imports))}
 
 
 def build_axis_graph(

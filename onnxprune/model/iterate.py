@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.model.counted import count_runs
 from onnxprune.model.inferred import Dims, Inferred, agreed, declared, fill_type
 from onnxprune.model.nested import bodies_of, every_node
 
@@ -226,7 +227,13 @@ def _axes(node: ir.Node, name: str, count: int) -> list[int]:
 
 
 def trip_count(node: ir.Node, data: Mapping[ir.Value, np.ndarray]) -> int | None:
-    """How often a Loop runs, where that is a known number; a Loop that may stop before has none."""
+    """How often a Loop runs, where that is a known number; one that may stop before has none, unless it counts."""
+    count = _stated(node, data)
+    return count_runs(node, data) if count is None else count
+
+
+def _stated(node: ir.Node, data: Mapping[ir.Value, np.ndarray]) -> int | None:
+    """How often a Loop runs that has a number of runs and no other end."""
     trip, start = (*node.inputs[:2], None, None)[:2]
     count = None if trip is None else data.get(trip)
     (body,) = bodies_of(node)

@@ -19,6 +19,7 @@ from onnxprune.model.constants import fold_constants
 from onnxprune.model.edit import drop_unused, replace_by_initializer, used_names
 from onnxprune.model.inline import inline_functions
 from onnxprune.model.integer import lower_integer
+from onnxprune.model.invariant import read_from_outside
 from onnxprune.model.nested import every_graph, every_node
 from onnxprune.model.origin import note_twins, remember, twins
 from onnxprune.model.quantize import take_quantized
@@ -34,10 +35,11 @@ def normalize(model: ir.Model) -> ir.Model:
 
     Inlines model-local functions, turns Constant nodes into initializers, takes initializers out of the
     graph's inputs (`finalize` lists them again), reads through `Identity(initializer)` and through
-    `Cast(initializer)` (`finalize` casts again), drops what nothing uses, folds arithmetic on weights alone (that
-    stays folded), takes quantised weights for the floats that they mean, leaves out the zeros that recurrent layers
-    begin with anyway, and gives every use of a shared bias, scale, shape constant or table of positions its own
-    initializer, so that sharing alone ties nothing. Shared weights stay shared: their uses are tied.
+    `Cast(initializer)` (`finalize` casts again), drops what nothing uses, folds arithmetic on weights alone
+    (that stays folded), lets bodies read from outside what Loop and Scan carry unchanged, takes quantised
+    weights for the floats that they mean, leaves out the zeros that recurrent layers begin with anyway, and
+    gives every use of a shared bias, scale, shape constant or table of positions its own initializer, so that
+    sharing alone ties nothing. Shared weights stay shared: their uses are tied.
 
     Parameters
     ----------
@@ -59,6 +61,7 @@ def normalize(model: ir.Model) -> ir.Model:
     move_initializers_out(graph)
     for part in parts:
         _alias_identities(part)
+    read_from_outside(graph)
     drop_unused(graph, keep=origin.idle)
     lower_integer(model)
     take_casts(graph)

@@ -7,6 +7,19 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
+READS_SHAPE = ("Shape", "Size")
+
+KEEPS_SHAPE = frozenset(
+    (
+        *("Add", "Sub", "Mul", "Div", "MatMul", "Gemm", "Relu", "LeakyRelu", "Clip", "Tanh", "Sigmoid"),
+        *("HardSigmoid", "Identity", "Cast", "Concat", "Split", "Transpose"),
+    )
+)
+"""Operators of which the shape of what they make does not depend on numbers; of Split not on those of its input."""
+
+FAR = 64
+"""Nodes behind another one that are looked at."""
+
 
 class Use(NamedTuple):
     """A node, and as which input it reads a value."""
@@ -25,3 +38,30 @@ def only_user(value: ir.Value) -> ir.Node | None:
     """The node that alone reads a value, once."""
     use = only_use(value)
     return None if use is None else use.node
+
+
+def gives_shapes_only(node: ir.Node) -> bool:
+    """Whether only shapes of what a node makes are used, some nodes further on: its numbers do not matter.
+
+    What nothing uses, and what goes into or out of bodies, is not said to be so.
+    """
+    queue, seen = [node], {node}
+    while queue:
+        each = queue.pop()
+        used = False
+        for value in each.outputs:
+            if value.is_graph_output():
+                return False
+            for use in value.uses():
+                used, user = True, use.node
+                if user in seen or (user.op_type in READS_SHAPE and not user.domain):
+                    continue
+                if user.op_type not in KEEPS_SHAPE or user.domain or use.idx and user.op_type == "Split":
+                    return False
+                if user.graph is not node.graph or len(seen) == FAR:
+                    return False
+                seen.add(user)
+                queue.append(user)
+        if not used:
+            return False
+    return True

@@ -28,6 +28,10 @@ Array = np.ndarray[Any, Any]
 FUSED = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "FusedMatMul", "Einsum", "Gemm")
 """Operators that sum products of activations in a form that is not looked into."""
 
+INSIDE = (
+    "it multiplies two activations inside the body of another node, where such products are not looked into"
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Factor:
@@ -77,17 +81,19 @@ def products_to_repair(
     unit
         For how many samples its shapes hold.
     """
-    lost = {
+    every = {
         sink.where.node: sink.where
         for sink in axis_graph.sinks
-        if sink.parameter is None and sink.axis in kept and sink.where not in axis_graph.inner_ops
+        if sink.parameter is None and sink.axis in kept
     }
+    lost = {node: op for node, op in every.items() if op not in axis_graph.inner_ops}
+    inside = [node for node in every if node not in lost and node.op_type in ("MatMul", *FUSED)]
+    left = {node.name or node.op_type: INSIDE for node in inside}
     if not lost:
-        return [], {}
+        return [], left
     made = {str(out.name): node for node in cut.graph for out in node.outputs}
     router = Router(axis_graph, consumers(axis_graph))
     found: list[Factor] = []
-    left: dict[str, str] = {}
     for op in lost.values():
         factor = _factor(op, router, made, kept, unit)
         if isinstance(factor, Factor):

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph.build import AxisGraph
 from onnxprune.repair.fit import Fit
 from onnxprune.repair.flat import Flat
 from onnxprune.repair.targets import Target
 from onnxprune.statistics.batches import Batches
-from onnxprune.statistics.collect import geometry, share_of_rows
+from onnxprune.statistics.collect import read_moments, share_of_rows
 from onnxprune.statistics.gates import Gates
 from onnxprune.statistics.moments import Moments
+from onnxprune.statistics.norms import LinearMap
 from onnxprune.statistics.piecewise import Feed, Piecewise
-from onnxprune.statistics.probes import Drawn, Geometry, Probe
+from onnxprune.statistics.probes import Drawn, Probe
+from onnxprune.statistics.views import Sight, name_of, view_of
 
 Array = np.ndarray[Any, Any]
 Show = Callable[[Probe, int, ir.Value, ir.Value, ir.Value | None], None]
@@ -34,8 +35,6 @@ class Collector:
 
     Parameters
     ----------
-    axis_graph
-        Of the original.
     teacher, student
         The original and the cut model, run piece by piece over the same batches.
     targets
@@ -44,15 +43,17 @@ class Collector:
         The batches.
     rng
         For the positions that are drawn.
+    seen
+        Where the original's layers are seen, by their keys.
     """
 
-    axis_graph: AxisGraph
     teacher: Piecewise
     student: Piecewise
     targets: Sequence[Target]
     batches: Batches
     rng: np.random.Generator
-    _where: list[Geometry] = field(init=False)
+    seen: Mapping[str, Sight]
+    _sights: list[Sight] = field(init=False)
     _shares: list[float] = field(init=False)
     _drawn: list[list[Drawn]] = field(init=False)
     _goals: list[list[Array]] = field(init=False)
@@ -60,17 +61,16 @@ class Collector:
     def __post_init__(self) -> None:
         """Draw the positions once, so that both models show the same ones."""
         teachers = [target.pair.teacher for target in self.targets]
-        self._where = [geometry(self.axis_graph, layer, self.batches.unit) for layer in teachers]
+        self._sights = [self.seen[layer.key] for layer in teachers]
         self._shares = [
-            share_of_rows(layer, place, self.batches.samples)
-            for layer, place in zip(teachers, self._where, strict=True)
+            share_of_rows(layer, sight) for layer, sight in zip(teachers, self._sights, strict=True)
         ]
         self._drawn = [
             [
-                place.draw(self.rng, share, size)
-                for place, share in zip(self._where, self._shares, strict=True)
+                sight.draw(self.rng, share, batch)
+                for sight, share in zip(self._sights, self._shares, strict=True)
             ]
-            for size in self.batches.sizes
+            for batch in range(len(self.batches))
         ]
 
     def collect(self) -> list[tuple[Moments, Moments]]:
@@ -106,8 +106,8 @@ class Collector:
         def extend(graph: ir.Graph, known: Mapping[str, ir.Value]) -> None:
             for n, target in enumerate(self.targets):
                 layer = target.pair.teacher
-                probe = Probe(graph, layer, f"probe{n}", self._where[n].count(self._shares[n]))
-                value = known[str(target.value.name)]
+                probe = self._probe(graph, n, layer)
+                value = known[name_of(view_of(layer, target.value))]
                 product = isinstance(layer, Gates)  # its result is inside the node
                 rows = probe.product_rows(value) if product else probe.output_rows(value, layer.outputs)
                 probe.show(rows, "rows")
@@ -117,7 +117,8 @@ class Collector:
             drawn = zip(probes, self._drawn[batch], strict=True)
             return {name: array for probe, d in drawn for name, array in probe.feed(d).items()}
 
-        for found in self.teacher.advance([target.value for target in self.targets], extend, more):
+        goals = [view_of(target.pair.teacher, target.value) for target in self.targets]
+        for found in self.teacher.advance(goals, extend, more):
             rows = [found[f"probe{n}/rows"] for n in range(len(self.targets))]
             yield [
                 r if target.kept is None else r[:, target.kept]
@@ -147,19 +148,38 @@ class Collector:
 
         return self._student_moments(numbers, show)
 
+    def _probe(self, graph: ir.Graph, number: int, layer: LinearMap) -> Probe:
+        place = self._sights[number].place
+        count = place.count(self._shares[number])
+        return Probe(graph, layer, f"probe{number}", count, place if place.flat else None)
+
     def _student_moments(self, numbers: Sequence[int], show: Show) -> Iterator[list[Moments]]:
         """Per batch and some of the layers: what `show` makes of their rows in the cut model."""
+        parts: dict[bool, list[int]] = {}
+        for n in numbers:
+            parts.setdefault(self.targets[n].circular, []).append(n)
+        ways = [self._shown(part, show, circular) for circular, part in parts.items()]
+        order = np.argsort([n for part in parts.values() for n in part])
+        for batch in zip(*ways, strict=True):
+            found = [moments for part in batch for moments in part]
+            yield [found[n] for n in order]
+
+    def _shown(self, numbers: Sequence[int], show: Show, circular: bool) -> Iterator[list[Moments]]:
+        """The same for layers that are all circular, of which the original's inputs are looked at, or all not."""
         probes: list[Probe] = []
 
         def extend(graph: ir.Graph, known: Mapping[str, ir.Value]) -> None:
             for n in numbers:
                 target, layer = self.targets[n], self.targets[n].pair.student
-                probe = Probe(graph, layer, f"probe{n}", self._where[n].count(self._shares[n]))
-                x = probe.input_rows(known[str(layer.x.name)])
+                seen = target.pair.teacher if circular else layer
+                probe = self._probe(graph, n, seen)
+                x = probe.input_rows(known[name_of(view_of(seen, seen.x))])
+                if circular and target.inputs is not None:
+                    x = probe.picked(x, target.inputs)
                 goal = probe.in_groups(probe.given("target", ir.DataType.FLOAT, 2), layer.outputs)
                 skip = None
                 if target.skip is not None:
-                    rows = probe.output_rows(known[str(target.skip.name)], layer.outputs)
+                    rows = probe.output_rows(known[name_of(view_of(layer, target.skip))], layer.outputs)
                     skip = probe.in_groups(rows, layer.outputs)
                 show(probe, n, x, goal, skip)
                 probes.append(probe)
@@ -172,16 +192,15 @@ class Collector:
                 feed[f"{probe.name}/target"] = rows
             return feed
 
-        wanted = list(dict.fromkeys(value for n in numbers for value in self.targets[n].needs))
-        for found, rows in zip(self.student.advance(wanted, extend, more), self._goals, strict=True):
-            yield [
-                Moments(
-                    float(len(rows[n])),
-                    found[f"probe{n}/total"][:, 0].astype(np.float64),
-                    found[f"probe{n}/gram"].astype(np.float64),
-                )
-                for n in numbers
-            ]
+        if circular:
+            layers = [self.targets[n].pair.teacher for n in numbers]
+            runner, wanted = self.teacher, [view_of(layer, layer.x) for layer in layers]
+        else:
+            runner, wanted = self.student, [view for n in numbers for view in self.targets[n].needs]
+        shown = runner.advance(list(dict.fromkeys(wanted)), extend, more)
+        for batch, found in enumerate(shown):
+            counts = [self._sights[n].rows(self._drawn[batch][n], batch) for n in numbers]
+            yield [read_moments(found, f"probe{n}", c) for n, c in zip(numbers, counts, strict=True)]
 
 
 def _nearest(probe: Probe, goal: ir.Value, made: ir.Value, flat: Flat) -> ir.Value:
@@ -199,9 +218,15 @@ def _in_sides(batches: Iterable[Sequence[Moments]], layers: int) -> list[list[Mo
     for batch, found in enumerate(batches):
         side = 1 if batch % HELD_OUT == HELD_OUT - 1 else 0
         for known, part in zip(sides, found, strict=True):
-            old = known[side]
-            known[side] = part if old is None else old + part
+            add_part(known, side, part)
     return sides
+
+
+def add_part(known: list[Moments | None], side: int, part: Moments) -> None:
+    """Add moments of a batch to those of a side; one in which a layer never ran says nothing. Mutates `known`."""
+    old = known[side]
+    if part.count:
+        known[side] = part if old is None else old + part
 
 
 def _completed(whole: Moments, part: Moments) -> Moments:
@@ -214,7 +239,8 @@ def _completed(whole: Moments, part: Moments) -> Moments:
 
 
 def both(seen: Moments | None, held: Moments | None) -> tuple[Moments, Moments]:
-    """Moments to fit on and to choose on; the same where nothing was held out."""
-    if seen is None:
+    """Moments to fit on and to choose on; the same where nothing was held out, or nothing else ran."""
+    first = held if seen is None else seen
+    if first is None:
         raise ValueError("no batch to fit on")
-    return seen, seen if held is None else held
+    return first, first if held is None else held

@@ -28,6 +28,7 @@ from onnxprune.repair.write import TOO_LARGE, fits, stored_as, write
 from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.norms import LinearMap
 from onnxprune.statistics.piecewise import Piecewise
+from onnxprune.statistics.views import NEVER, Sight, is_inside, sights
 
 Array = np.ndarray[Any, Any]
 
@@ -120,11 +121,19 @@ def repair(
         factors = []
     layers, stay = states_to_repair(axis_graph, cut, kept)
     more |= stay
+    teachers = [*(pair.teacher for pair in pairs), *(states.teacher for states in layers)]
+    found = sights(axis_graph, teachers, batches, provider)
+    seen = {layer.key: sight for layer, sight in zip(teachers, found, strict=True)}
+    never = {key for key, sight in seen.items() if not sum(sight.sizes)}
+    more |= {pair.student.label: NEVER for pair in pairs if pair.lost and pair.teacher.key in never}
+    more |= {states.student.label: NEVER for states in layers if states.teacher.key in never}
+    pairs = [pair for pair in pairs if pair.teacher.key not in never]
+    layers = [states for states in layers if states.teacher.key not in never]
     steps = _in_order(student, pairs, factors)
     rng = np.random.default_rng(seed)
     turned = {turn.product.label: turn for turn in turns}
     waiting = [step.node for step in steps]
-    mending = _Mending(axis_graph, teacher, student, batches, kinds, turned, rng, left | more, waiting)
+    mending = _Mending(axis_graph, teacher, student, batches, kinds, turned, rng, seen, left | more, waiting)
     if layers:
         mending.states(layers, kept)
     while steps:
@@ -154,6 +163,8 @@ class _Mending:
     ----------
     turned
         By name, products that were turned before the cut.
+    seen
+        Where the original's layers are seen, by their keys.
     left
         By name, why layers are left as they are.
     waiting
@@ -169,6 +180,7 @@ class _Mending:
     kinds: Sequence[str]
     turned: Mapping[str, Turn]
     rng: np.random.Generator
+    seen: Mapping[str, Sight]
     left: dict[str, str]
     waiting: list[ir.Node]
     done: list[LayerRepair] = field(default_factory=list)
@@ -176,7 +188,7 @@ class _Mending:
 
     def states(self, layers: Sequence[States], kept: Kept) -> None:
         """Refit what recurrent layers make of their own states."""
-        found = refit_states(self.axis_graph, self.teacher, layers, kept, self.batches, self.kinds, self.rng)
+        found = refit_states(self.teacher, layers, kept, self.batches, self.kinds, self.seen, self.rng)
         for layer, best in zip(layers, found, strict=True):
             self._take(layer.student, layer.teacher, best, lost=True)
 
@@ -184,6 +196,9 @@ class _Mending:
         """Refit layers that do not depend on each other."""
         for target in targets:
             self.waiting.remove(target.pair.student.node)
+        targets = [target for target in targets if target.pair.lost or not target.circular]
+        if not targets:
+            return
         for target, found in zip(targets, self._fits(targets), strict=True):
             self._take(target.pair.student, target.pair.teacher, found, lost=target.pair.lost)
 
@@ -205,7 +220,7 @@ class _Mending:
 
     def _fits(self, targets: Sequence[Target]) -> list[Fit | None]:
         """The best weights of some layers; None where what a layer sees is not finite."""
-        collector = Collector(self.axis_graph, self.teacher, self.student, targets, self.batches, self.rng)
+        collector = Collector(self.teacher, self.student, targets, self.batches, self.rng, self.seen)
         moments = collector.collect()
         finite = [all(np.isfinite(each.gram).all() for each in pair) for pair in moments]
         fits = []
@@ -273,9 +288,12 @@ def ready(
 ) -> list[Target]:
     """The first layers whose inputs do not depend on layers that are still to be repaired."""
     found: list[Target] = []
-    for pair in pairs:
+    for pair in (each.as_it_is() for each in pairs):
         target = target_of(axis_graph, student, kept, pair, waiting)
-        if found and student.ahead(target.needs) & set(waiting):
-            break
+        if student.ahead(target.needs) & set(waiting):
+            if found:
+                break
+            if is_inside(pair.student):  # layers behind it come back to it in the next run of the body
+                target = target_of(axis_graph, student, kept, pair, waiting, circular=True)
         found.append(target)
     return found

@@ -16,16 +16,19 @@ import onnx_ir as ir
 
 from onnxprune.graph.axes import Axis, Kept
 from onnxprune.graph.build import AxisGraph
+from onnxprune.model.nested import every_node
+from onnxprune.model.taps import reached
 from onnxprune.repair.fit import Fit, fit
 from onnxprune.repair.gates import gates_to_repair, outputs_left
-from onnxprune.repair.rows import HELD_OUT, both
-from onnxprune.repair.targets import INSIDE
+from onnxprune.repair.rows import HELD_OUT, add_part, both
+from onnxprune.repair.targets import undecided
 from onnxprune.statistics.batches import Batches
-from onnxprune.statistics.collect import geometry, share_of_rows
+from onnxprune.statistics.collect import share_of_rows
 from onnxprune.statistics.gates import Gates, R
 from onnxprune.statistics.moments import Moments
 from onnxprune.statistics.piecewise import Feed, Piecewise
 from onnxprune.statistics.probes import Probe
+from onnxprune.statistics.views import Sight, name_of, view_of, why_unseen
 
 Array = np.ndarray[Any, Any]
 
@@ -40,15 +43,19 @@ class States:
 
 def states_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[list[States], dict[str, str]]:
     """Recurrent layers that lost hidden units, and by name why others that did are left as they are."""
-    made = {str(out.name): node for node in cut.graph for out in node.outputs if out.name}
+    made = {str(out.name): node for node in every_node(cut.graph) for out in node.outputs if out.name}
+    behind: set[ir.Value] | None = None
     found: list[States] = []
     left: dict[str, str] = {}
     for op in axis_graph.ops:
         fed_back = [s for s in axis_graph.sinks if s.where is op and s.slot == R and s.axis in kept]
         if not fed_back:
             continue
-        if op in axis_graph.inner_ops:
-            left[op.node.name or op.node.op_type] = INSIDE
+        if behind is None:
+            lost = {sink.where.node for sink in axis_graph.sinks if sink.axis in kept}
+            behind = reached(axis_graph.model.graph, lost)
+        if why := undecided(axis_graph, op.node, behind):
+            left[op.node.name or op.node.op_type] = why
             continue
         pairs = gates_to_repair(op.node, made[str(op.outputs[0].name)])
         if isinstance(pairs, str):
@@ -57,18 +64,20 @@ def states_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[
             left[op.node.name or op.node.op_type] = "its states of all steps are no output"
         elif op.node.op_type == "GRU" and not op.int("linear_before_reset", 0):
             left[op.node.name or op.node.op_type] = "its states are reset before they are multiplied"
+        elif why := why_unseen(axis_graph, pairs[R][1]):
+            left[op.node.name or op.node.op_type] = why
         else:
             found.append(States(*pairs[R]))
     return found, left
 
 
 def refit_states(
-    axis_graph: AxisGraph,
     teacher: Piecewise,
     layers: Sequence[States],
     kept: Kept,
     batches: Batches,
     kinds: Sequence[str],
+    seen: Mapping[str, Sight],
     rng: np.random.Generator,
 ) -> list[Fit | None]:
     """The best R and bias of each layer; None where states are not finite.
@@ -79,52 +88,54 @@ def refit_states(
         Of the original; not moved on.
     kept
         Positions that the cut model has.
+    seen
+        Where layers are seen, by their keys.
     """
     sides: list[list[Moments | None]] = [[None, None] for _ in layers]
-    for number, rows in enumerate(_rows(axis_graph, teacher.fork(), layers, batches, rng)):
+    for number, rows in enumerate(_rows(teacher.fork(), layers, batches, seen, rng)):
         side = 1 if number % HELD_OUT == HELD_OUT - 1 else 0
         for known, layer, states in zip(sides, layers, rows, strict=True):
-            part, old = _moments(layer.teacher, states, kept), known[side]
-            known[side] = part if old is None else old + part
+            add_part(known, side, _moments(layer.teacher, states, kept))
     fits: list[Fit | None] = []
     for layer, known in zip(layers, sides, strict=True):
-        seen, held = both(*known)
+        whole, held = both(*known)
         student = layer.student
         bias = student.bias_vector().reshape(student.groups, -1)
-        finite = np.isfinite(seen.gram).all() and np.isfinite(held.gram).all()
-        fits.append(fit(seen, held, student.matrix(), bias, kinds) if finite else None)
+        finite = np.isfinite(whole.gram).all() and np.isfinite(held.gram).all()
+        fits.append(fit(whole, held, student.matrix(), bias, kinds) if finite else None)
     return fits
 
 
 def _rows(
-    axis_graph: AxisGraph,
     teacher: Piecewise,
     layers: Sequence[States],
     batches: Batches,
+    known_at: Mapping[str, Sight],
     rng: np.random.Generator,
 ) -> Iterator[list[Array]]:
     """Per batch and layer: states of the original at positions that are drawn, (directions, rows, hidden)."""
-    where = [geometry(axis_graph, layer.teacher, batches.unit) for layer in layers]
-    shares = [
-        share_of_rows(layer.teacher, place, batches.samples)
-        for layer, place in zip(layers, where, strict=True)
-    ]
+    where = [known_at[layer.teacher.key] for layer in layers]
+    shares = [share_of_rows(layer.teacher, sight) for layer, sight in zip(layers, where, strict=True)]
+    views = [view_of(layer.teacher, layer.teacher.x) for layer in layers]
     probes: list[Probe] = []
 
     def extend(graph: ir.Graph, known: Mapping[str, ir.Value]) -> None:
         for n, layer in enumerate(layers):
-            probe = Probe(graph, layer.teacher, f"states{n}", where[n].count(shares[n]))
-            probe.show(probe.input_rows(known[str(layer.teacher.x.name)]), "rows")
+            place = where[n].place
+            flat = place if place.flat else None
+            probe = Probe(graph, layer.teacher, f"states{n}", place.count(shares[n]), flat)
+            probe.show(probe.input_rows(known[name_of(views[n])]), "rows")
             probes.append(probe)
 
     def more(batch: int) -> Feed:
         feed: dict[str, Array] = {}
-        for probe, place, share in zip(probes, where, shares, strict=True):
-            feed |= probe.feed(place.draw(rng, share, batches.sizes[batch]))
+        for probe, sight, share in zip(probes, where, shares, strict=True):
+            feed |= probe.feed(sight.draw(rng, share, batch))
         return feed
 
-    for found in teacher.advance([layer.teacher.x for layer in layers], extend, more):
-        yield [found[f"states{n}/rows"] for n in range(len(layers))]
+    for batch, found in enumerate(teacher.advance(views, extend, more)):
+        rows = [found[f"states{n}/rows"] for n in range(len(layers))]
+        yield [r if sight.sizes[batch] else r[:, :0] for r, sight in zip(rows, where, strict=True)]
 
 
 def _moments(gates: Gates, states: Array, kept: Kept) -> Moments:

@@ -12,6 +12,8 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Axis, Bools, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model import edit
+from onnxprune.model.bodies import mark_inner
+from onnxprune.model.nested import every_node
 from onnxprune.model.quantized import QuantizedTensor
 from onnxprune.model.uses import only_use
 from onnxprune.repair.gates import outputs_left
@@ -31,7 +33,7 @@ def write(layer: LinearMap, weight: Array, bias: Array) -> None:
 
     What other nodes share stays as it is for them.
     """
-    node, graph = layer.node, layer.node.graph
+    node, graph = layer.node, layer.weight.graph  # bodies use initializers of the main graph
     if not isinstance(graph, ir.Graph) or layer.weight.dtype is None:
         raise ValueError(f"{layer.label} belongs to no graph")
     if isinstance(layer, Norm):
@@ -44,8 +46,9 @@ def write(layer: LinearMap, weight: Array, bias: Array) -> None:
         _give(graph, adds, slot, layer.to_bias(bias))
         return
     new = edit.add_initializer(graph, f"{layer.weight.name}/bias", bias, layer.weight.dtype)
+    mark_inner(new, layer.weight)
     if node.op_type == "MatMul":
-        _add(layer.y, new)
+        _add(graph, layer.y, new)
         _round_before(graph, layer.y)
         return
     beta = node.attributes.get("beta")
@@ -84,7 +87,7 @@ def with_biases(model: ir.Model) -> ir.Model:
     model
         Mutated; what it computes changes, how long it takes is what it takes after a repair.
     """
-    for node in tuple(model.graph):
+    for node in tuple(every_node(model.graph)):
         layer = linear_map_of(node)
         if isinstance(layer, str | Norm) or layer.bias is not None:
             continue
@@ -101,17 +104,18 @@ def _give(graph: ir.Graph, node: ir.Node, slot: int, array: Array) -> None:
     if only_use(value) is not None:
         edit.set_array(value, array)
     else:
-        node.replace_input_with(slot, edit.add_initializer(graph, str(value.name), array, data.dtype))
+        new = edit.add_initializer(graph, str(value.name), array, data.dtype)
+        mark_inner(new, value)
+        node.replace_input_with(slot, new)
 
 
-def _add(value: ir.Value, bias: ir.Value) -> None:
+def _add(graph: ir.Graph, value: ir.Value, bias: ir.Value) -> None:
     """Put an Add behind a value, which may be an output of the graph: the sum takes its name then."""
-    graph = value.graph
-    if not value.is_graph_output():
-        edit.insert_after(value, "Add", [bias])
+    if not value.is_graph_output() or value.graph is not graph:
+        edit.insert_after(value, "Add", [bias], main=graph)
         return
     node = value.producer()
-    if node is None or not isinstance(graph, ir.Graph):
+    if node is None:
         raise ValueError(f"{value.name!r} is made by no node")
     name = str(value.name)
     users = tuple(value.uses())
@@ -165,7 +169,7 @@ def write_masked(
     repaired
         By a layer's key (`Consumer.key`): weight and bias of the cut model's layer.
     """
-    made = {key: layer for node in masked.graph for key, layer in _layers(node).items()}
+    made = {key: layer for node in every_node(masked.graph) for key, layer in _layers(node).items()}
     for key, original in ((k, v) for op in axis_graph.ops for k, v in _layers(op.node).items()):
         if key not in repaired:
             continue

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model import edit
+from onnxprune.model.nested import every_node
 from onnxprune.patterns import Grid
 from onnxprune.select import matcher
 from onnxprune.statistics.consumers import OPERATORS, Consumer, consumer_of
@@ -89,7 +90,7 @@ class Found:
     left: Mapping[str, str]
 
 
-INSIDE_A_BODY = "it is inside the body of another node (If, Loop, Scan), where no session shows what it sees"
+INSIDE_A_BODY = "it is inside the body of another node (If, Loop, Scan)"
 NOT_SELECTED = "no --only pattern names it"
 IGNORED = "an --ignore pattern names it"
 
@@ -107,13 +108,17 @@ WEIGHTED = (
 """Operators of which one wants to know why their weights stay dense."""
 
 
-def find_layers(axis_graph: AxisGraph, *, only: Sequence[str] = (), ignore: Sequence[str] = ()) -> Found:
+def find_layers(
+    axis_graph: AxisGraph, *, only: Sequence[str] = (), ignore: Sequence[str] = (), inside: bool = False
+) -> Found:
     """Layers with a weight of their own, and why others stay dense.
 
     Parameters
     ----------
     only, ignore
         Globs on node or initializer names, or `re:` and a regular expression.
+    inside
+        Whether layers in bodies are looked for, too.
 
     Raises
     ------
@@ -131,7 +136,7 @@ def find_layers(axis_graph: AxisGraph, *, only: Sequence[str] = (), ignore: Sequ
             continue
         consumer = consumer_of(op.node)
         label = op.node.name or op.label
-        if op in axis_graph.inner_ops:
+        if op in axis_graph.inner_ops and not inside:
             left[label] = INSIDE_A_BODY
             continue
         if isinstance(consumer, str):
@@ -149,7 +154,7 @@ def find_layers(axis_graph: AxisGraph, *, only: Sequence[str] = (), ignore: Sequ
 
 def same_layers(model: ir.Model, layers: Sequence[WeightLayer]) -> list[WeightLayer]:
     """The same layers in a copy of the model, found by the name of what they put out."""
-    made = {str(out.name): node for node in model.graph for out in node.outputs}
+    made = {str(out.name): node for node in every_node(model.graph) for out in node.outputs}
     found = []
     for layer in layers:
         consumer = consumer_of(made[str(layer.consumer.node.outputs[0].name)])

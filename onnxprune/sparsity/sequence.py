@@ -25,6 +25,7 @@ from onnxprune.sparsity.select import Scored, select
 from onnxprune.sparsity.solving import Order, Solved, affordable, solve_again, solve_layer
 from onnxprune.statistics.batches import Batches
 from onnxprune.statistics.piecewise import Piecewise
+from onnxprune.statistics.views import sights
 
 Progress = Callable[[int, int], None]
 
@@ -120,6 +121,9 @@ class Solver:
         """
         teacher = Piecewise(axis_graph.model, self.batches, self.provider, self.budget / 2)
         student = Piecewise(sparse, list(self.batches), self.provider, self.budget / 2)
+        layers = [work.original.consumer for work in works]
+        found = sights(axis_graph, layers, self.batches, self.provider)
+        seen = {layer.key: sight for layer, sight in zip(layers, found, strict=True)}
         rng = np.random.default_rng(self.seed)
         waiting = [work.mine.consumer.node for work in works]
         done: dict[str, tuple[Bools, LayerSolution]] = {}
@@ -129,7 +133,7 @@ class Solver:
             now = rest[: len(targets)]
             for work in now:
                 waiting.remove(work.mine.consumer.node)
-            collector = Collector(axis_graph, teacher, student, targets, self.batches, rng)
+            collector = Collector(teacher, student, targets, self.batches, rng, seen)
             for work, solved in zip(now, self._solved(collector, targets, now), strict=True):
                 done[work.mine.name] = self._written(work, solved)
             self.progress(len(done), len(works))

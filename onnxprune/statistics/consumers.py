@@ -15,12 +15,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph.axes import Index
-from onnxprune.model.uses import only_use
+from onnxprune.model.uses import gives_shapes_only, only_use
 
 Array = np.ndarray[Any, Any]
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """What can be seen as a linear map; FusedConv and the like are not among them, because of their activation."""
+
+SHAPE_ONLY = "only the shape of what it makes is used"
 
 
 @dataclass(frozen=True)
@@ -243,8 +245,11 @@ def consumer_of(node: ir.Node) -> Consumer | str:
         return "its input is transposed"
     if x.const_value is not None:
         return "it multiplies constants"
-    if sum(1 for _ in weight.uses()) > 1:
-        return "other layers share its weight"
+    if len(weight.uses()) > 1:
+        if gives_shapes_only(node):
+            return SHAPE_ONLY
+        if sum(not gives_shapes_only(use.node) for use in weight.uses()) > 1:
+            return "other layers share its weight"
     y = node.outputs[0]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and not _is_vector(bias, _rows(node, weight)):
@@ -275,11 +280,16 @@ def _bias_behind(node: ir.Node, rows: int) -> tuple[ir.Value, ir.Value | None]:
     product = node.outputs[0]
     value = read_back(product)
     use = only_use(value)
-    if use is not None and use.node.op_type == "Cast" and not use.node.domain:
+    if (
+        use is not None
+        and use.node.op_type == "Cast"
+        and not use.node.domain
+        and use.node.graph is node.graph
+    ):
         value = use.node.outputs[0]
         use = only_use(value)
     floats = value.dtype is None or value.dtype.is_floating_point()
-    if use is None or use.node.op_type != "Add" or not floats:
+    if use is None or use.node.op_type != "Add" or not floats or use.node.graph is not node.graph:
         return product, None
     add, slot = use
     other = add.inputs[1 - slot]

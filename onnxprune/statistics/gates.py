@@ -121,5 +121,5 @@ def gates_of(node: ir.Node) -> list[Gates]:
 
 
 def all_gates(axis_graph: AxisGraph) -> dict[ir.Value, Gates]:
-    """The products of all recurrent layers that a session can show, by weight."""
-    return {gates.weight: gates for op in axis_graph.main_ops for gates in gates_of(op.node)}
+    """The products of all recurrent layers, by weight."""
+    return {gates.weight: gates for op in axis_graph.ops for gates in gates_of(op.node)}

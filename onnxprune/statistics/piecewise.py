@@ -15,18 +15,17 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.calibrate.sessions import open_session, run
-from onnxprune.model.nested import read_by
+from onnxprune.model.nested import bodies_of, every_node, read_by
 from onnxprune.model.opset import raise_opset
+from onnxprune.model.taps import Tap, View, add_taps, decides, owners, sources
+from onnxprune.statistics.probes import LEAST_OPSET
 
 log = logging.getLogger(__name__)
-
-_LEAST_OPSET = 9
-"""What is added to pieces needs Where."""
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
 Extend = Callable[[ir.Graph, Mapping[str, ir.Value]], None]
-"""Adds nodes to the graph of a piece, or other weights, given its values by name."""
+"""Adds nodes to the graph of a piece, or other weights, given its values and taps by name."""
 
 
 class Piecewise:
@@ -64,6 +63,7 @@ class Piecewise:
         self._last = tuple(last)
         self._done: set[ir.Node] = set()
         self._held: list[dict[str, Array]] | None = None
+        self._owners = owners(model.graph)
 
     def fork(self) -> Piecewise:
         """Another one at the same place; what is held is shared."""
@@ -84,10 +84,33 @@ class Piecewise:
         """Nodes that do not have to run again."""
         return frozenset(self._done)
 
-    def ahead(self, values: Iterable[ir.Value]) -> set[ir.Node]:
-        """Nodes that have to run before these values are there."""
+    def ahead(self, views: Iterable[View]) -> set[ir.Node]:
+        """Nodes that have to run before these values are there, those in bodies included.
+
+        Of what is in a body only what the value depends on counts, in this run of the body or in one before.
+        """
         found: set[ir.Node] = set()
-        queue = [value.producer() for value in values]
+        made_of = sources(self.model.graph) if self._owners else {}
+        queue = [view.value if isinstance(view, Tap) else view for view in views]
+        queue += [value for view in views if isinstance(view, Tap) for value in self._deciding(view.body)]
+        while queue:
+            value = queue.pop()
+            node = value.producer()
+            if node is None:
+                queue += made_of.pop(value, [])  # each once
+                continue
+            if node in found or node.graph is None or self.home(node) in self._done:
+                continue
+            found.add(node)
+            for body in bodies_of(node):
+                found.update(every_node(body))
+            queue += read_by(node)
+        return found
+
+    def _needed(self, views: Iterable[View]) -> set[ir.Node]:
+        """Nodes of the main graph that have to run before these values are there."""
+        found: set[ir.Node] = set()
+        queue = [self._maker(view) for view in views]
         while queue:
             node = queue.pop()
             if node is None or node in self._done or node in found or node.graph is not self.model.graph:
@@ -96,9 +119,27 @@ class Piecewise:
             queue += [value.producer() for value in reads(node)]
         return found
 
+    def _maker(self, view: View) -> ir.Node | None:
+        return self.home(self._owners[view.body]) if isinstance(view, Tap) else view.producer()
+
+    def _deciding(self, body: ir.Graph) -> list[ir.Value]:
+        """Values that say whether a body runs, at all levels."""
+        found: list[ir.Value] = []
+        inner: object = body
+        while isinstance(inner, ir.Graph) and inner in self._owners:
+            found += decides(self._owners[inner])
+            inner = self._owners[inner].graph
+        return found
+
+    def home(self, node: ir.Node) -> ir.Node:
+        """The node of the main graph that a node of a body is inside of; of the main graph: itself."""
+        while isinstance(node.graph, ir.Graph) and node.graph in self._owners:
+            node = self._owners[node.graph]
+        return node
+
     def has_run(self, node: ir.Node) -> bool:
         """Whether changing a node comes too late."""
-        return node in self._done
+        return self.home(node) in self._done
 
     def _behind(self, nodes: Collection[ir.Node], first: Collection[ir.Node]) -> set[ir.Node]:
         """Those of the nodes that are among the first or depend on them."""
@@ -110,7 +151,7 @@ class Piecewise:
 
     def advance(
         self,
-        wanted: Sequence[ir.Value],
+        wanted: Sequence[View],
         extend: Extend | None = None,
         more: Callable[[int], Feed] = lambda _: {},
         again: Collection[ir.Node] = (),
@@ -120,7 +161,8 @@ class Piecewise:
         Parameters
         ----------
         wanted
-            Values of the model.
+            Values of the model. Nodes with a body that is looked into will run again, and `extend` has to say what
+            is to be shown of it.
         extend
             Adds nodes, inputs and outputs to the piece, or gives its initializers other values.
         more
@@ -133,16 +175,20 @@ class Piecewise:
         dict
             By name: the outputs that `extend` added; where there are none the values that were wanted.
         """
-        needed = self.ahead(wanted)
-        done = self._done | (needed - self._behind(needed, again))
-        piece, outputs, live = self._piece(wanted, needed, done)
-        piece = raise_opset(ir.Model(piece, ir_version=self.model.ir_version), _LEAST_OPSET).graph
-        known = {str(v.name): v for v in (*piece.inputs, *piece.initializers.values())}
+        needed = self._needed(wanted)
+        taps = [view for view in wanted if isinstance(view, Tap)]
+        values = [view for view in wanted if not isinstance(view, Tap)]
+        later = {self.home(node) for node in again} | {self.home(self._owners[tap.body]) for tap in taps}
+        done = self._done | (needed - self._behind(needed, later))
+        piece, outputs, live = self._piece(values, needed, done)
+        piece = raise_opset(ir.Model(piece, ir_version=self.model.ir_version), LEAST_OPSET).graph
+        known = add_taps(piece, taps)  # may make loops, and what they put out, once more
+        known |= {str(v.name): v for v in (*piece.inputs, *piece.initializers.values())}
         known |= {str(out.name): out for node in piece for out in node.outputs}
         if extend is not None:
             extend(piece, known)
         shown = [str(v.name) for v in piece.outputs if str(v.name) not in outputs]
-        names = shown or [str(v.name) for v in wanted]
+        names = shown or [str(v.name) for v in values]
         given = {v.name: v.dtype for v in piece.inputs}
         session = open_session(
             ir.Model(piece, ir_version=max(self.model.ir_version, 8)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,12 +29,15 @@ class Geometry:
         Shapes of its input and of its output.
     unit
         For how many samples these shapes hold.
+    flat
+        Whether tensors come without a shape (see `onnxprune.model.taps`).
     """
 
     consumer: LinearMap
     x_dims: tuple[int, ...]
     y_dims: tuple[int, ...]
     unit: int = 1
+    flat: bool = False
 
     @property
     def images(self) -> int:
@@ -91,6 +95,10 @@ class Drawn:
     places: Array
     index: Array
     inside: Array
+
+
+LEAST_OPSET = 9
+"""What is added needs Where and ConstantOfShape."""
 
 
 class Added:
@@ -182,12 +190,21 @@ class Probe(Added):
         Prefix of the names of what is added.
     count
         Positions that are drawn per image (see `Geometry.draw`): a Reshape takes one unknown extent only.
+    flat
+        Where the rows are, if tensors come without a shape.
     """
 
-    def __init__(self, graph: ir.Graph, consumer: LinearMap, name: str, count: int) -> None:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        consumer: LinearMap,
+        name: str,
+        count: int,
+        flat: Geometry | None = None,
+    ) -> None:
         dtypes = {consumer.weight.dtype, consumer.x.dtype} - {None}  # of a norm, they may differ
         super().__init__(graph, name, dtypes != {ir.DataType.FLOAT})
-        self.consumer, self.count = consumer, count
+        self.consumer, self.count, self._flat = consumer, count, flat
 
     def feed(self, drawn: Drawn, rows: int = 0) -> Feed:
         """What the inputs that were added have to be for one batch of `rows` rows."""
@@ -202,10 +219,15 @@ class Probe(Added):
     def input_rows(self, x: ir.Value) -> ir.Value:
         """Rows of the layer's input: (groups, rows, taps x columns), float32; those of a norm are normalised."""
         c = self.consumer
+        x = self._at_least(x, c.groups * c.columns, () if self._flat is None else self._flat.x_dims[2:])
         if (
             not c.convolves and c.groups > 1
         ):  # directions of a recurrent layer: (steps, directions, samples, ...)
-            apart = self.op("Transpose", x, perm=[1, 0, 2, 3])
+            if self._flat is not None:  # (rows, directions, ...) in one
+                whole = self.op("Reshape", x, self._ints(-1, c.groups, c.columns))
+                apart = self.op("Transpose", whole, perm=[1, 0, 2])
+            else:
+                apart = self.op("Transpose", x, perm=[1, 0, 2, 3])
             flat = self.op("Reshape", apart, self._ints(c.groups, -1, c.columns))
             return self._float(self.op("Gather", flat, self._places(), axis=1))
         if not c.convolves:
@@ -214,7 +236,8 @@ class Probe(Added):
             return self._float(self.op("Reshape", picked, self._ints(1, -1, c.columns)))
         index = self.given("index", ir.DataType.INT64, 1)
         inside = self.given("inside", ir.DataType.FLOAT, 2)
-        seen = self.op("Gather", self._channels_last(x, c.columns * c.groups), index, axis=1)
+        places = None if self._flat is None else self._flat.x_dims[2:]
+        seen = self.op("Gather", self._channels_last(x, c.columns * c.groups, places), index, axis=1)
         whole = self.op("Mul", self._float(seen), inside)
         apart = self.op("Reshape", whole, self._ints(-1, c.taps, c.groups, c.columns))
         turned = self.op("Transpose", apart, perm=[2, 0, 1, 3])
@@ -226,10 +249,12 @@ class Probe(Added):
 
     def output_rows(self, y: ir.Value, channels: int) -> ir.Value:
         """Rows of a tensor that lies like the layer's output: (rows, channels), float32."""
+        y = self._at_least(y, channels, () if self._flat is None else self._flat.y_dims[2:])
         if not self.consumer.convolves:
             flat = self.op("Reshape", y, self._ints(-1, channels))
             return self._float(self.op("Gather", flat, self._places(), axis=0))
-        picked = self.op("Gather", self._channels_last(y, channels), self._places(), axis=1)
+        places = None if self._flat is None else self._flat.y_dims[2:]
+        picked = self.op("Gather", self._channels_last(y, channels, places), self._places(), axis=1)
         return self._float(self.op("Reshape", picked, self._ints(-1, channels)))
 
     def product_rows(self, x: ir.Value) -> ir.Value:
@@ -239,15 +264,42 @@ class Probe(Added):
         made = self.op("Add", made, self.constant("bias", c.bias_vector()))
         return self.op("Reshape", made, self._ints(-1, c.outputs))
 
-    def _channels_last(self, value: ir.Value, channels: int) -> ir.Value:
-        """As (images, positions, channels): gathering positions then copies whole rows."""
-        flat = self.op("Reshape", value, self._ints(0, channels, -1))
+    def _at_least(self, value: ir.Value, channels: int, dims: tuple[int, ...]) -> ir.Value:
+        """The value; where it comes without a shape and has no elements, zeros for one row or image.
+
+        onnxruntime 1.31 ends the process where it multiplies some empty matrices.
+        """
+        if self._flat is None:
+            return value
+        dtype = value.dtype or ir.DataType.FLOAT
+        zero = ir.Tensor(np.zeros(1, dtype.numpy()), dtype=dtype)
+        missing = self.op("Equal", self.op("Size", value), self._ints(0))
+        unit = channels * (math.prod(dims) if self.consumer.convolves else 1)
+        length = self.op("Mul", self.op("Cast", missing, to=ir.DataType.INT64), self._ints(unit))
+        return self.op("Concat", value, self.op("ConstantOfShape", length, value=zero), axis=0)
+
+    def _channels_last(self, value: ir.Value, channels: int, dims: tuple[int, ...] | None = None) -> ir.Value:
+        """As (images, positions, channels): gathering positions then copies whole rows.
+
+        `dims` are the extents of the positions, where the value has none.
+        """
+        shape = (0, channels, -1) if dims is None else (-1, channels, math.prod(dims))
+        flat = self.op("Reshape", value, self._ints(*shape))
         return self.op("Transpose", flat, perm=[0, 2, 1])
 
     def in_groups(self, rows: ir.Value, channels: int) -> ir.Value:
         """Rows of outputs (rows, channels) as (groups, rows, channels per group)."""
         groups = self.consumer.groups
         apart = self.op("Reshape", rows, self._ints(-1, groups, channels // groups))
+        return self.op("Transpose", apart, perm=[1, 0, 2])
+
+    def picked(self, rows: ir.Value, index: Array) -> ir.Value:
+        """Some features of rows (groups, rows, features), by their places (groups left, features left)."""
+        c = self.consumer
+        flat = self.op("Transpose", rows, perm=[1, 0, 2])
+        flat = self.op("Reshape", flat, self._ints(-1, c.groups * c.taps * c.columns))
+        left = self.op("Gather", flat, self._ints(*index.ravel().tolist()), axis=1)
+        apart = self.op("Reshape", left, self._ints(-1, *index.shape))
         return self.op("Transpose", apart, perm=[1, 0, 2])
 
     def positive(self, rows: ir.Value) -> str:

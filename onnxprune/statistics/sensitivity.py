@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.statistics.consumers import Consumer
 from onnxprune.statistics.moments import Matrix, Moments
-from onnxprune.statistics.piecewise import Piecewise
+from onnxprune.statistics.piecewise import Piecewise, reads
 
 Array = np.ndarray[Any, Any]
 Feed = Mapping[str, Array]
@@ -63,7 +63,7 @@ class Trial:
         more.
         """
         values = [self._model.graph.initializers[name] for name in weights]
-        users = {node for value in values for node in value.consumers()}
+        users = {self._places[0].home(node) for value in values for node in value.consumers()}
 
         def extend(piece: ir.Graph, _known: Mapping[str, ir.Value]) -> None:
             for name, array in weights.items():
@@ -94,11 +94,16 @@ class Trial:
 def _places(start: Piecewise, layers: Sequence[Consumer]) -> list[Piecewise]:
     """Where trials may start, the first one at the inputs; later ones have run more of the model."""
     order = {node: number for number, node in enumerate(start.model.graph)}
-    nodes = sorted(layers, key=lambda layer: order[layer.node])
+    nodes = sorted((start.home(layer.node) for layer in layers), key=lambda node: order[node])
     places = [start]
     for number in range(1, PLACES):
         further = places[-1].fork()
-        wanted = [layer.x for layer in nodes[number * len(nodes) // PLACES :][:1]]
+        wanted = [
+            value
+            for node in nodes[number * len(nodes) // PLACES :][:1]
+            for value in reads(node)
+            if value.const_value is None
+        ]
         if not further.ahead(wanted):
             continue
         for _ in further.advance(wanted):
