@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
 
+from onnxprune.calibrate.checks import kind
 from onnxprune.calibrate.data import read_dataset
-from onnxprune.calibrate.dataset import Dataset, InputSpec, hold_out, input_specs, symbol
+from onnxprune.calibrate.dataset import Dataset, InputSpec, hold_out, input_specs, is_batchable, symbol
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.calibrate.synthetic import synthetic_count, synthetic_dataset
 from onnxprune.errors import ModelError, UsageError
@@ -26,6 +27,9 @@ PROOF_SAMPLES = 4
 """Real samples on which masked == removed is proven."""
 
 SYNTHETIC_SAMPLES = 2
+
+CROWD = 16
+"""Positions that integers may index where nothing says how many there are: nodes of a graph, say."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Inputs:
         Sizes of symbolic dims.
     notes
         What was decided on the way, for the report.
+    ranges
+        For generated integers by input: the number of values, counted from 0.
     """
 
     data: Dataset
@@ -54,6 +60,7 @@ class Inputs:
     notes: tuple[str, ...]
     fit: Dataset
     division: str = ""
+    ranges: Mapping[str, int] = field(default_factory=dict)
 
 
 def choose_inputs(
@@ -135,9 +142,8 @@ def _generated(
     source: LoadedModel, specs: Sequence[InputSpec], given: Mapping[str, int], provider: str, seed: int
 ) -> Inputs:
     """Random samples of the first sizes that the model accepts: these are what a proof wants."""
-    ranges = index_ranges(source.ir)
     failure: ModelError | None = None
-    for sizes in candidates(source.ir.graph.inputs, given):
+    for sizes, ranges in _attempts(source.ir, specs, given):
         made = synthetic_dataset(specs, sizes, samples=SYNTHETIC_SAMPLES, seed=seed, int_ranges=ranges)
         known = lengths(specs, {name: array.shape for name, array in made.feeds[0].items()})
         if known:
@@ -146,8 +152,31 @@ def _generated(
             )
         failure = _refusal(source.ir, made, provider)
         if failure is None:
-            return Inputs(made, made, sizes, _notes(sizes, given), made)
+            return Inputs(made, made, sizes, _notes(sizes, given), made, ranges=ranges)
     raise _no_input(failure)
+
+
+def _attempts(
+    model: ir.Model, specs: Sequence[InputSpec], given: Mapping[str, int]
+) -> Iterator[tuple[dict[str, int], Mapping[str, int]]]:
+    """Sizes of symbolic dims and ranges of integers to try.
+
+    Integers without a table may index positions of other inputs (the nodes of a graph). Then an axis that leads some
+    inputs only is no batch, and one position of it is not enough; at last all integers are zero.
+    """
+    inputs, ranges = model.graph.inputs, index_ranges(model)
+    for sizes in candidates(inputs, given):
+        yield sizes, ranges
+    free = [spec.name for spec in specs if kind(spec.dtype) == "int" and spec.name not in ranges]
+    if not free:
+        return
+    leading = {symbol(spec, 0) for spec in specs if spec.shape and not isinstance(spec.shape[0], int)}
+    many = {} if is_batchable(specs) else dict.fromkeys(leading - given.keys(), CROWD)
+    for most in (CROWD, 2) if many else ():
+        for sizes in candidates(inputs, {**given, **many}):
+            yield sizes, {**ranges, **dict.fromkeys(free, most)}
+    for sizes in candidates(inputs, given):
+        yield sizes, {**ranges, **dict.fromkeys(free, 1)}
 
 
 def _lifelike(
@@ -155,7 +184,7 @@ def _lifelike(
 ) -> Dataset:
     """Samples to calibrate on, which look like what the model was made for as far as its graph tells."""
     shapes = {name: array.shape for name, array in made.proof.feeds[0].items()}
-    known = drawings(model, specs, shapes)
+    known = drawings(model, specs, shapes, made.ranges)
     dataset = synthetic_dataset(specs, made.bindings, samples=count, seed=seed, drawings=known)
     drawn = "; ".join(f"{name}: {known[name]}" for name in list(known)[:4])
     more = f"; and {len(known) - 4} more" if len(known) > 4 else ""
@@ -177,8 +206,8 @@ def _divide(dataset: Dataset) -> tuple[Dataset, Dataset, str]:
     learned, measured = hold_out(dataset)
     if measured is dataset:
         note = (
-            f"{len(dataset)} samples are too few to hold some back: what is measured is measured on the samples "
-            "that the model was calibrated on"
+            f"{len(dataset)} sample{' is' if len(dataset) == 1 else 's are'} too few to hold some back: what is "
+            "measured is measured on the samples that the model was calibrated on"
         )
         return dataset, dataset, note
     note = (
