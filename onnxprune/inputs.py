@@ -161,8 +161,8 @@ def _attempts(
 ) -> Iterator[tuple[dict[str, int], Mapping[str, int]]]:
     """Sizes of symbolic dims and ranges of integers to try.
 
-    Integers without a table may index positions of other inputs (the nodes of a graph). Then an axis that leads some
-    inputs only is no batch, and one position of it is not enough; at last all integers are zero.
+    Integers without a table may index positions of other inputs (the nodes of a graph). Then an axis that leads
+    some inputs only is no batch, and one position of it is not enough; at last all integers are zero.
     """
     inputs, ranges = model.graph.inputs, index_ranges(model)
     for sizes in candidates(inputs, given):

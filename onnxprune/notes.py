@@ -94,16 +94,16 @@ def _is_of_unknown_size(op: Op, analysis: Analysis) -> bool:
 
 
 def _held_by_states(analysis: Analysis) -> list[str]:
-    """That layers keep their channels for states or caches which callers hand in, where these are much of the cost."""
+    """That layers keep their channels for states or caches that callers hand in, where that costs much."""
     held = [b for b in analysis.blocked if b.reason is Reason.GRAPH_INPUT and b.where.startswith("input ")]
     share = sum(b.macs for b in held) / max(analysis.cost.macs, 1)
     if share < HELD:
         return []
     names = some([b.where.removeprefix("input ") for b in held], 4)
     return [
-        f"{share:.0%} of the MACs lie in layers that keep their channels for inputs ({names}): where these are states "
-        "or caches and callers can follow, --refit-io with their names and those of the outputs that go with them "
-        "lets them get smaller"
+        f"{share:.0%} of the MACs lie in layers that keep their channels for inputs ({names}): where these are "
+        "states or caches and callers can follow, --refit-io with their names and those of the outputs that go with "
+        "them lets them get smaller"
     ]
 
 

@@ -78,9 +78,7 @@ def repair_line(report: Report) -> str:
         text += f" and {len([r for r in done if not r.lost])} of {behind} behind them"
     if mended := [layer for layer in done if layer.lost]:
         before, after = (float(np.median([getattr(r, k) for r in mended])) for k in ("before", "after"))
-        text += (
-            f": median error of the former's outputs {before:.1%} -> {after:.1%} of the variance, {_on(report)}"
-        )
+        text += f": median error of the former's outputs {before:.1%} -> {after:.1%} of the variance, {_on(report)}"
     if left:
         text += f"; {some([f'{layer.name} ({layer.why})' for layer in left], 2)} left as they are"
     return text
