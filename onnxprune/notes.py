@@ -102,8 +102,8 @@ def _held_by_states(analysis: Analysis) -> list[str]:
     names = some([b.where.removeprefix("input ") for b in held], 4)
     return [
         f"{share:.0%} of the MACs lie in layers that keep their channels for inputs ({names}): where these are "
-        "states or caches and callers can follow, --refit-io with their names and those of the outputs that go with "
-        "them lets them get smaller"
+        "states or caches and callers can follow, --refit-io with their names and those of the outputs that go "
+        "with them lets them get smaller"
     ]
 
 

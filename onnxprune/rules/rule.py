@@ -121,7 +121,7 @@ class RuleTable(Mapping[Key, Rule]):
         dims: Mapping[ir.Value, Dims],
         data: Mapping[ir.Value, np.ndarray[Any, Any]],
     ) -> Sequence[Inferred] | None:
-        """What is known about a node's outputs (see `onnxprune.model.shapes.Custom`), by its rule if there is one."""
+        """What is known of the outputs of a node (see `onnxprune.model.shapes.Custom`), by its rule if any."""
         rule = self.of(node)
         extents = EXTENTS.get((node.domain, node.op_type)) if rule is None else rule.extents
         return None if extents is None else extents(Op(node, Shapes(dims, data), version))
