@@ -105,3 +105,37 @@ def test_what_is_held_out_is_said_only_where_something_is(tmp_path):
         page = terminal.render(result.report)
         assert ("held out" in page) == held and ("held-out" in page) == held
         assert ("1 sample is too few" in page) != held
+
+
+def sparse(path):
+    """A model with a sparse weight, and a function of its own."""
+    text = """
+    <ir_version: 9, opset_import: ["" : 20, "own" : 1]>
+    net (float[n,6] x) => (float[n,3] y)
+    { h = own.Block(x, w1)  k = MatMul(h, w2)  y = MatMul(k, w3) }
+    <domain: "own", opset_import: ["" : 20]>
+    Block (a, w) => (b) { c = MatMul(a, w)  b = Relu(c) }
+    """
+    saved(path, text, w1=(6, 32), w3=(16, 3))
+    model = onnx.load(path)
+    places = np.arange(0, 512, 7)
+    values = numpy_helper.from_array(np.linspace(1, 2, len(places), dtype=np.float32), "w2")
+    tensor = onnx.helper.make_sparse_tensor(values, numpy_helper.from_array(places), [32, 16])
+    model.graph.sparse_initializer.append(tensor)
+    onnx.save(model, path)
+    return path
+
+
+def test_other_forms_of_the_file_are_said(tmp_path):
+    path = sparse(tmp_path / "net.onnx")
+    for made in (onnxprune.slim(path), onnxprune.prune(path, ratio=0.5)):
+        dense, inlined = (line for line in made.report.warnings if "dense" in line or "functions" in line)
+        assert dense.startswith("1 sparse tensor of the file is written dense")
+        assert inlined == "functions of the model (Block) are written as the nodes inside them"
+
+
+def test_what_is_stored_sparse_is_not_said_to_be_dense(tmp_path):
+    path = sparse(tmp_path / "net.onnx")
+    made = onnxprune.sparsify(path, tmp_path / "sparse.onnx", sparsity=0.0, lock=True, storage="sparse")
+    assert not any("dense" in line for line in made.report.warnings)
+    assert [t.values.name for t in onnx.load(tmp_path / "sparse.onnx").graph.sparse_initializer] == ["w2"]
