@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxprune.calibrate.checks import kind
 from onnxprune.calibrate.data import read_dataset
 from onnxprune.calibrate.dataset import Dataset, InputSpec, hold_out, input_specs, is_batchable, symbol
-from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.calibrate.sessions import open_session, run, why_widened
 from onnxprune.calibrate.synthetic import synthetic_count, synthetic_dataset
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.evaluate.pieces import is_huge, open_runner
@@ -27,6 +27,9 @@ PROOF_SAMPLES = 4
 """Real samples on which masked == removed is proven."""
 
 SYNTHETIC_SAMPLES = 2
+
+REASON = 240
+"""Characters of what onnxruntime says that a note quotes."""
 
 CROWD = 16
 """Positions that integers may index where nothing says how many there are: nodes of a graph, say."""
@@ -150,9 +153,10 @@ def _generated(
             made = synthetic_dataset(
                 specs, sizes, samples=SYNTHETIC_SAMPLES, seed=seed, int_ranges=ranges, drawings=known
             )
-        failure = _refusal(source.ir, made, provider)
+        failure, unloaded = _refusal(source.ir, made, provider)
         if failure is None:
-            return Inputs(made, made, sizes, _notes(sizes, given), made, ranges=ranges)
+            notes = (*_notes(sizes, given), *unloaded)
+            return Inputs(made, made, sizes, notes, made, ranges=ranges)
     raise _no_input(failure)
 
 
@@ -188,7 +192,7 @@ def _lifelike(
     dataset = synthetic_dataset(specs, made.bindings, samples=count, seed=seed, drawings=known)
     drawn = "; ".join(f"{name}: {known[name]}" for name in list(known)[:4])
     more = f"; and {len(known) - 4} more" if len(known) > 4 else ""
-    failure = _refusal(model, dataset, provider)
+    failure, _ = _refusal(model, dataset, provider)
     if failure is not None:
         raise _no_input(failure)
     return replace(dataset, notes=(f"synthetic samples were drawn as {drawn}{more}",))
@@ -217,25 +221,29 @@ def _divide(dataset: Dataset) -> tuple[Dataset, Dataset, str]:
     return learned, measured, note
 
 
-def _refusal(model: ir.Model, data: Dataset, provider: str) -> ModelError | None:
-    """Why the model does not run on `data`; None where it does, or where only the proof can tell."""
+def _refusal(model: ir.Model, data: Dataset, provider: str) -> tuple[ModelError | None, tuple[str, ...]]:
+    """Why the model does not run on `data`; None where it does, or where only the proof can tell, with a note."""
     if foreign_nodes(model):
-        return None
+        return None, ()
     huge = is_huge(model)
     try:
         session = open_session(model, provider, optimize=False, lean=huge)
     except ModelError as error:
         if model.graph.num_nodes():
             log.debug("the model as it is does not load: %s", error)
-        return None  # a missing kernel for its float type, say: the proof runs in float32
+        return None, ()  # the proof can tell
     try:
         if huge:
             open_runner(model, provider).run(data.feeds[0])
         else:
             run(session, data.feeds[0])
     except ModelError as error:
-        return error
-    return None
+        return error, ()
+    why = " ".join(why_widened(session).split())
+    if not why:
+        return None, ()
+    why = why if len(why) <= REASON else f"{why[:REASON]}..."
+    return None, (f"the model itself does not run here, only a copy of it in float32: {why}",)
 
 
 def one_by_one(model: ir.Model, dataset: Dataset, provider: str) -> Dataset:

@@ -178,3 +178,24 @@ def test_messages_are_pruned(tmp_path):
     report = onnxprune.prune(message_passing(tmp_path), tmp_path / "small.onnx", ratio=0.5).report
     assert [(group.units, group.kept) for group in report.groups] == [(16, 8), (16, 8)]
     assert report.soundness.checked and report.soundness.inner
+
+
+def test_a_file_that_only_runs_widened_is_said_to(tmp_path):
+    """As converters to float16 leave it: a value is declared to be of another type than the one that is made."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float16[n,6] x) => (float16[n,3] y)
+    <float16[6,16] w1, float16[16,3] w2>
+    { h0 = MatMul(x, w1)  h = Relu(h0)  y = MatMul(h, w2) }
+    """
+    model = onnx.parser.parse_model(text)
+    for name, shape in {"w1": (6, 16), "w2": (16, 3)}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float16), name))
+    notes = {}
+    for kind in (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT):
+        del model.graph.value_info[:]
+        model.graph.value_info.append(onnx.helper.make_tensor_value_info("h0", kind, ("n", 16)))
+        onnx.save(model, tmp_path / "half.onnx")
+        notes[kind] = choose_inputs(onnxprune.load(tmp_path / "half.onnx")).notes
+    (note,) = set(notes[onnx.TensorProto.FLOAT]) - set(notes[onnx.TensorProto.FLOAT16])
+    assert "only a copy of it in float32" in note and "h0" in note

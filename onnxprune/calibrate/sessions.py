@@ -113,13 +113,18 @@ def open_session(
             log.debug("neither does its copy in float32 load: %s", other)
             raise error from None
         log.debug("runs in float32, because the model itself does not load: %s", error)
-        session._onnxprune_widened = True
+        session._onnxprune_widened = error.what
         return session
 
 
 def is_widened(session: onnxruntime.InferenceSession) -> bool:
     """Whether a session of `open_session` runs a copy in float32, because the model itself cannot be run."""
-    return bool(getattr(session, "_onnxprune_widened", False))
+    return bool(why_widened(session))
+
+
+def why_widened(session: onnxruntime.InferenceSession) -> str:
+    """Why a session runs a copy in float32; empty where it does not."""
+    return str(getattr(session, "_onnxprune_widened", ""))
 
 
 def _open(
