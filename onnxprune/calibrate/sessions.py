@@ -294,10 +294,16 @@ def run(
             return {name: from_ort_value(value) for name, value in zip(names, found, strict=True)}
         return dict(zip(names, session.run(names, dict(feed)), strict=True))
     except Exception as error:
-        raise ModelError(
-            f"onnxruntime failed on inputs {_describe(feed)}: {trim(error)}",
-            "The model may only fit other extents of its dynamic axes (see --bind), or a batch of 1.",
-        ) from error
+        said = trim(error)
+        hint = _HINTS[any(words in said for words in _INDEX)]
+        raise ModelError(f"onnxruntime failed on inputs {_describe(feed)}: {said}", hint) from error
+
+
+_HINTS = (
+    "The model may only fit other extents of its dynamic axes (see --bind), or a batch of 1.",
+    "An integer of these inputs looks up more than there is: check their values.",
+)
+_INDEX = ("out of data bounds", "invalid index", "out of bounds")  # of Gather, GatherND and the like
 
 
 def check_outputs(names: Iterable[str], known: Collection[str]) -> None:
@@ -390,7 +396,5 @@ def trim(error: BaseException) -> str:
 
 
 def _describe(feed: Mapping[str, Array]) -> str:
-    return (
-        ", ".join(f"{name!r} {array.dtype.name}{list(array.shape)}" for name, array in feed.items())
-        or "(none)"
-    )
+    parts = (f"{name!r} {array.dtype.name}{list(array.shape)}" for name, array in feed.items())
+    return ", ".join(parts) or "(none)"

@@ -77,7 +77,10 @@ def repair_line(report: Report) -> str:
         behind = len(report.repairs) - len(lost)
         text += f" and {len([r for r in done if not r.lost])} of {behind} behind them"
     if mended := [layer for layer in done if layer.lost]:
-        before, after = (float(np.median([getattr(r, k) for r in mended])) for k in ("before", "after"))
+        # an error of nothing is rounded to either side of it
+        before, after = (
+            max(float(np.median([getattr(r, k) for r in mended])), 0.0) for k in ("before", "after")
+        )
         text += f": median error of the former's outputs {before:.1%} -> {after:.1%} of the variance, {_on(report)}"
     if left:
         text += f"; {some([f'{layer.name} ({layer.why})' for layer in left], 2)} left as they are"
