@@ -303,7 +303,7 @@ _HINTS = (
     "The model may only fit other extents of its dynamic axes (see --bind), or a batch of 1.",
     "An integer of these inputs looks up more than there is: check their values.",
 )
-_INDEX = ("out of data bounds", "invalid index", "out of bounds")  # of Gather, GatherND and the like
+_INDEX = ("out of data bounds", "invalid index", "out of bounds")
 
 
 def check_outputs(names: Iterable[str], known: Collection[str]) -> None:
