@@ -268,7 +268,7 @@ def _analyze(
     if not axis_graph.parameters:
         raise ModelError(
             f"{source.path} has no float weights, so there is nothing to look at or to prune",
-            "Is it a quantised model, or a graph of pre- or post-processing?",
+            "Is it a model of trees, or a graph of pre- or post-processing?",
         )
     parts = partition(axis_graph, attention)
     return Analysis(
