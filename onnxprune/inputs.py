@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxprune.calibrate.checks import kind
 from onnxprune.calibrate.data import read_dataset
 from onnxprune.calibrate.dataset import Dataset, InputSpec, hold_out, input_specs, is_batchable, symbol
-from onnxprune.calibrate.sessions import open_session, run, why_widened
+from onnxprune.calibrate.sessions import LOOKED_UP, open_session, run, why_widened
 from onnxprune.calibrate.synthetic import synthetic_count, synthetic_dataset
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.evaluate.pieces import is_huge, open_runner
@@ -146,7 +146,11 @@ def _generated(
 ) -> Inputs:
     """Random samples of the first sizes that the model accepts: these are what a proof wants."""
     failure: ModelError | None = None
-    for sizes, ranges in _attempts(source.ir, specs, given):
+    tables = index_ranges(source.ir)
+    beyond = False  # whether an integer ever looked up more than there is
+    for sizes, ranges in _attempts(source.ir, specs, given, tables):
+        if ranges.keys() != tables.keys() and not beyond:
+            break
         made = synthetic_dataset(specs, sizes, samples=SYNTHETIC_SAMPLES, seed=seed, int_ranges=ranges)
         known = lengths(specs, {name: array.shape for name, array in made.feeds[0].items()})
         if known:
@@ -154,6 +158,7 @@ def _generated(
                 specs, sizes, samples=SYNTHETIC_SAMPLES, seed=seed, int_ranges=ranges, drawings=known
             )
         failure, unloaded = _refusal(source.ir, made, provider)
+        beyond = beyond or (failure is not None and failure.hint == LOOKED_UP)
         if failure is None:
             notes = (*_notes(sizes, given), *unloaded)
             return Inputs(made, made, sizes, notes, made, ranges=ranges)
@@ -161,14 +166,14 @@ def _generated(
 
 
 def _attempts(
-    model: ir.Model, specs: Sequence[InputSpec], given: Mapping[str, int]
+    model: ir.Model, specs: Sequence[InputSpec], given: Mapping[str, int], ranges: Mapping[str, int]
 ) -> Iterator[tuple[dict[str, int], Mapping[str, int]]]:
     """Sizes of symbolic dims and ranges of integers to try.
 
     Integers without a table may index positions of other inputs (the nodes of a graph). Then an axis that leads
     some inputs only is no batch, and one position of it is not enough; at last all integers are zero.
     """
-    inputs, ranges = model.graph.inputs, index_ranges(model)
+    inputs = model.graph.inputs
     for sizes in candidates(inputs, given):
         yield sizes, ranges
     free = [spec.name for spec in specs if kind(spec.dtype) == "int" and spec.name not in ranges]

@@ -295,14 +295,12 @@ def run(
         return dict(zip(names, session.run(names, dict(feed)), strict=True))
     except Exception as error:
         said = trim(error)
-        hint = _HINTS[any(words in said for words in _INDEX)]
+        hint = LOOKED_UP if any(words in said for words in _INDEX) else OTHER_SIZES
         raise ModelError(f"onnxruntime failed on inputs {_describe(feed)}: {said}", hint) from error
 
 
-_HINTS = (
-    "The model may only fit other extents of its dynamic axes (see --bind), or a batch of 1.",
-    "An integer of these inputs looks up more than there is: check their values.",
-)
+OTHER_SIZES = "The model may only fit other extents of its dynamic axes (see --bind), or a batch of 1."
+LOOKED_UP = "An integer of these inputs looks up more than there is: check their values."
 _INDEX = ("out of data bounds", "invalid index", "out of bounds")
 
 
