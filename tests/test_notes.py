@@ -139,3 +139,14 @@ def test_what_is_stored_sparse_is_not_said_to_be_dense(tmp_path):
     made = onnxprune.sparsify(path, tmp_path / "sparse.onnx", sparsity=0.0, lock=True, storage="sparse")
     assert not any("dense" in line for line in made.report.warnings)
     assert [t.values.name for t in onnx.load(tmp_path / "sparse.onnx").graph.sparse_initializer] == ["w2"]
+
+
+def test_constants_that_were_nodes_are_said_to_be_folded(tmp_path):
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float[n,6] x) => (float[n,3] y)
+    { two = Constant<value_float=2.0>()  t = Mul(x, two)  h = MatMul(t, w1)  r = Relu(h)  y = MatMul(r, w2) }
+    """
+    report = onnxprune.slim(saved(tmp_path / "net.onnx", text, w1=(6, 8), w2=(8, 3))).report
+    assert (report.before.nodes, report.after.nodes) == (5, 4)
+    assert report.warnings[-1].endswith("the output is the same model, 1 node of constants folded")
