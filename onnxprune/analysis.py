@@ -270,8 +270,8 @@ def _analyze(
     axis_graph = build_axis_graph(graph, shapes, table, allow_inexact=allow_inexact, refit_io=open_io)
     if not axis_graph.parameters:
         raise ModelError(
-            f"{source.path} has no float weights, so there is nothing to prune",
-            "Is it a quantised model, or a graph of pre- or post-processing?",
+            f"{source.path} has no float weights, so there is nothing to look at or to prune",
+            "Is it a model of trees, or a graph of pre- or post-processing?",
         )
     parts = partition(axis_graph, attention)
     return Analysis(

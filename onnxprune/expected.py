@@ -27,7 +27,10 @@ _ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 
 
 def drawings(
-    model: ir.Model, specs: Sequence[InputSpec], sizes: Mapping[str, tuple[int, ...]]
+    model: ir.Model,
+    specs: Sequence[InputSpec],
+    sizes: Mapping[str, tuple[int, ...]],
+    ranges: Mapping[str, int] | None = None,
 ) -> dict[str, Drawing]:
     """What calibration samples for a model should look like, input by input.
 
@@ -42,8 +45,10 @@ def drawings(
         What the model takes.
     sizes
         Shape of one sample by name of the input.
+    ranges
+        The number of values of integer inputs by name; by default `index_ranges`.
     """
-    ranges = index_ranges(model)
+    ranges = ranges or index_ranges(model)
     values = {value.name: value for value in model.graph.inputs}
     found = {}
     for spec in specs:

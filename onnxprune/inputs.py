@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
 
+from onnxprune.calibrate.checks import kind
 from onnxprune.calibrate.data import read_dataset
-from onnxprune.calibrate.dataset import Dataset, InputSpec, hold_out, input_specs, symbol
-from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.calibrate.dataset import Dataset, InputSpec, hold_out, input_specs, is_batchable, symbol
+from onnxprune.calibrate.sessions import LOOKED_UP, open_session, run, why_widened
 from onnxprune.calibrate.synthetic import synthetic_count, synthetic_dataset
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.evaluate.pieces import is_huge, open_runner
@@ -26,6 +27,12 @@ PROOF_SAMPLES = 4
 """Real samples on which masked == removed is proven."""
 
 SYNTHETIC_SAMPLES = 2
+
+REASON = 240
+"""Characters of what onnxruntime says that a note quotes."""
+
+CROWD = 16
+"""Positions that integers may index where nothing says how many there are: nodes of a graph, say."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,8 @@ class Inputs:
         Sizes of symbolic dims.
     notes
         What was decided on the way, for the report.
+    ranges
+        For generated integers by input: the number of values, counted from 0.
     """
 
     data: Dataset
@@ -54,6 +63,7 @@ class Inputs:
     notes: tuple[str, ...]
     fit: Dataset
     division: str = ""
+    ranges: Mapping[str, int] = field(default_factory=dict)
 
 
 def choose_inputs(
@@ -135,19 +145,47 @@ def _generated(
     source: LoadedModel, specs: Sequence[InputSpec], given: Mapping[str, int], provider: str, seed: int
 ) -> Inputs:
     """Random samples of the first sizes that the model accepts: these are what a proof wants."""
-    ranges = index_ranges(source.ir)
     failure: ModelError | None = None
-    for sizes in candidates(source.ir.graph.inputs, given):
+    tables = index_ranges(source.ir)
+    beyond = False  # whether an integer ever looked up more than there is
+    for sizes, ranges in _attempts(source.ir, specs, given, tables):
+        if ranges.keys() != tables.keys() and not beyond:
+            break
         made = synthetic_dataset(specs, sizes, samples=SYNTHETIC_SAMPLES, seed=seed, int_ranges=ranges)
         known = lengths(specs, {name: array.shape for name, array in made.feeds[0].items()})
         if known:
             made = synthetic_dataset(
                 specs, sizes, samples=SYNTHETIC_SAMPLES, seed=seed, int_ranges=ranges, drawings=known
             )
-        failure = _refusal(source.ir, made, provider)
+        failure, unloaded = _refusal(source.ir, made, provider)
+        beyond = beyond or (failure is not None and failure.hint == LOOKED_UP)
         if failure is None:
-            return Inputs(made, made, sizes, _notes(sizes, given), made)
+            notes = (*_notes(sizes, given), *unloaded)
+            return Inputs(made, made, sizes, notes, made, ranges=ranges)
     raise _no_input(failure)
+
+
+def _attempts(
+    model: ir.Model, specs: Sequence[InputSpec], given: Mapping[str, int], ranges: Mapping[str, int]
+) -> Iterator[tuple[dict[str, int], Mapping[str, int]]]:
+    """Sizes of symbolic dims and ranges of integers to try.
+
+    Integers without a table may index positions of other inputs (the nodes of a graph). Then an axis that leads
+    some inputs only is no batch, and one position of it is not enough; at last all integers are zero.
+    """
+    inputs = model.graph.inputs
+    for sizes in candidates(inputs, given):
+        yield sizes, ranges
+    free = [spec.name for spec in specs if kind(spec.dtype) == "int" and spec.name not in ranges]
+    if not free:
+        return
+    leading = {symbol(spec, 0) for spec in specs if spec.shape and not isinstance(spec.shape[0], int)}
+    many = {} if is_batchable(specs) else dict.fromkeys(leading - given.keys(), CROWD)
+    for most in (CROWD, 2) if many else ():
+        for sizes in candidates(inputs, {**given, **many}):
+            yield sizes, {**ranges, **dict.fromkeys(free, most)}
+    for sizes in candidates(inputs, given):
+        yield sizes, {**ranges, **dict.fromkeys(free, 1)}
 
 
 def _lifelike(
@@ -155,11 +193,11 @@ def _lifelike(
 ) -> Dataset:
     """Samples to calibrate on, which look like what the model was made for as far as its graph tells."""
     shapes = {name: array.shape for name, array in made.proof.feeds[0].items()}
-    known = drawings(model, specs, shapes)
+    known = drawings(model, specs, shapes, made.ranges)
     dataset = synthetic_dataset(specs, made.bindings, samples=count, seed=seed, drawings=known)
     drawn = "; ".join(f"{name}: {known[name]}" for name in list(known)[:4])
     more = f"; and {len(known) - 4} more" if len(known) > 4 else ""
-    failure = _refusal(model, dataset, provider)
+    failure, _ = _refusal(model, dataset, provider)
     if failure is not None:
         raise _no_input(failure)
     return replace(dataset, notes=(f"synthetic samples were drawn as {drawn}{more}",))
@@ -177,8 +215,8 @@ def _divide(dataset: Dataset) -> tuple[Dataset, Dataset, str]:
     learned, measured = hold_out(dataset)
     if measured is dataset:
         note = (
-            f"{len(dataset)} samples are too few to hold some back: what is measured is measured on the samples "
-            "that the model was calibrated on"
+            f"{len(dataset)} sample{' is' if len(dataset) == 1 else 's are'} too few to hold some back: what is "
+            "measured is measured on the samples that the model was calibrated on"
         )
         return dataset, dataset, note
     note = (
@@ -188,25 +226,29 @@ def _divide(dataset: Dataset) -> tuple[Dataset, Dataset, str]:
     return learned, measured, note
 
 
-def _refusal(model: ir.Model, data: Dataset, provider: str) -> ModelError | None:
-    """Why the model does not run on `data`; None where it does, or where only the proof can tell."""
+def _refusal(model: ir.Model, data: Dataset, provider: str) -> tuple[ModelError | None, tuple[str, ...]]:
+    """Why the model does not run on `data`; None where it does, or where only the proof can tell, with a note."""
     if foreign_nodes(model):
-        return None
+        return None, ()
     huge = is_huge(model)
     try:
         session = open_session(model, provider, optimize=False, lean=huge)
     except ModelError as error:
         if model.graph.num_nodes():
             log.debug("the model as it is does not load: %s", error)
-        return None  # a missing kernel for its float type, say: the proof runs in float32
+        return None, ()  # the proof can tell
     try:
         if huge:
             open_runner(model, provider).run(data.feeds[0])
         else:
             run(session, data.feeds[0])
     except ModelError as error:
-        return error
-    return None
+        return error, ()
+    why = " ".join(why_widened(session).split())
+    if not why:
+        return None, ()
+    why = why if len(why) <= REASON else f"{why[:REASON]}..."
+    return None, (f"the model itself does not run here, only a copy of it in float32: {why}",)
 
 
 def one_by_one(model: ir.Model, dataset: Dataset, provider: str) -> Dataset:

@@ -267,6 +267,7 @@ def open_model(
         test=job.test,
         calibrate=calibrate,
     )
+    inputs = replace(inputs, notes=(*inputs.notes, *source.notes))
     job.say("analysing")
     analysis = analyze(
         source,

@@ -341,7 +341,11 @@ def _warnings(
     measured: Measurements,
     evidence: Evidence | None,
 ) -> tuple[str, ...]:
-    lines = [*opened.inputs.notes, *measured.notes]
+    lines = [
+        line
+        for line in (*opened.inputs.notes, *measured.notes)
+        if storage != "sparse" or io.DENSE not in line  # what becomes of them is said below
+    ]
     if evidence is not None and opened.inputs.division:
         lines.append(opened.inputs.division)
     folds = settled.criterion is not None and settled.criterion.fold is not None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from small_nets import Net, attention, convnet, feeds, save
 
 import onnxprune
 from onnxprune.errors import UsageError
-from onnxprune.inputs import PROOF_SAMPLES, choose_inputs
+from onnxprune.inputs import CROWD, PROOF_SAMPLES, choose_inputs
 
 
 def loaded(model: ir.Model, tmp_path):
@@ -109,3 +110,92 @@ def test_sizes_end_up_in_the_report(tmp_path):
     report = onnxprune.prune(path, macs=1).report
     assert dict(report.bindings) == {"n": 1, "length": 64}
     assert report.before.macs == 64 * 4
+
+
+def message_passing(tmp_path, size="nodes"):
+    """Nodes send what they hold along edges, and add up what comes: as PyTorch writes `scatter_add`."""
+    text = f"""
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float[{size},6] x, int64[2,edges] edge_index) => (float[{size},3] y)
+    <float[6,16] w1, float[16,16] w2, float[16,3] w3, float zero = {{0}}>
+    {{
+        h0 = MatMul(x, w1)
+        h = Relu(h0)
+        first = Constant<value_int=0>()
+        second = Constant<value_int=1>()
+        source = Gather<axis=0>(edge_index, first)
+        target = Gather<axis=0>(edge_index, second)
+        sent0 = Gather<axis=0>(h, source)
+        sent = MatMul(sent0, w2)
+        shape = Shape(sent)
+        last = Constant<value_ints=[-1]>()
+        column = Unsqueeze(target, last)
+        index = Expand(column, shape)
+        bounds = Shape(index)
+        start = Constant<value_ints=[0, 0]>()
+        part = Slice(sent, start, bounds)
+        all = Shape(h)
+        empty = Expand(zero, all)
+        sum = ScatterElements<axis=0, reduction="add">(empty, index, part)
+        y = MatMul(sum, w3)
+    }}
+    """
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    sizes = {"w1": (6, 16), "w2": (16, 16), "w3": (16, 3)}
+    for name, shape in sizes.items():
+        array = rng.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.save(model, tmp_path / "graph.onnx")
+    return tmp_path / "graph.onnx"
+
+
+def test_edges_join_nodes_that_are_there(tmp_path):
+    found = choose_inputs(onnxprune.load(message_passing(tmp_path)))
+    assert found.bindings["nodes"] == CROWD
+    edges = [feed["edge_index"] for feed in found.data.feeds]
+    assert all(each.min() >= 0 and 4 < each.max() < CROWD for each in edges)
+    assert any("nodes=16" in note for note in found.notes)
+
+
+def test_calibration_takes_edges_of_the_same_kind(tmp_path):
+    found = choose_inputs(onnxprune.load(message_passing(tmp_path)), data="synthetic:3")
+    assert all(4 < feed["edge_index"].max() < CROWD for feed in found.fit.feeds)
+
+
+def test_a_size_that_was_given_stays(tmp_path):
+    found = choose_inputs(onnxprune.load(message_passing(tmp_path)), bindings={"nodes": 5})
+    assert found.bindings["nodes"] == 5 and found.data.feeds[0]["edge_index"].max() < 5
+
+
+def test_where_one_position_is_all_there_is_integers_are_zero(tmp_path):
+    found = choose_inputs(onnxprune.load(message_passing(tmp_path, size="1")))
+    assert found.data.feeds[0]["edge_index"].max() == 0
+
+
+def test_messages_are_pruned(tmp_path):
+    """Its slice takes all channels, whatever the number of edges is: no reason to keep them."""
+    report = onnxprune.prune(message_passing(tmp_path), tmp_path / "small.onnx", ratio=0.5).report
+    assert [(group.units, group.kept) for group in report.groups] == [(16, 8), (16, 8)]
+    assert report.soundness.checked and report.soundness.inner
+
+
+def test_a_file_that_only_runs_widened_is_said_to(tmp_path):
+    """As converters to float16 leave it: a value is declared to be of another type than the one that is made."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    net (float16[n,6] x) => (float16[n,3] y)
+    <float16[6,16] w1, float16[16,3] w2>
+    { h0 = MatMul(x, w1)  h = Relu(h0)  y = MatMul(h, w2) }
+    """
+    model = onnx.parser.parse_model(text)
+    for name, shape in {"w1": (6, 16), "w2": (16, 3)}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float16), name))
+    notes = {}
+    for kind in (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT):
+        del model.graph.value_info[:]
+        model.graph.value_info.append(onnx.helper.make_tensor_value_info("h0", kind, ("n", 16)))
+        onnx.save(model, tmp_path / "half.onnx")
+        notes[kind] = choose_inputs(onnxprune.load(tmp_path / "half.onnx")).notes
+    (note,) = set(notes[onnx.TensorProto.FLOAT]) - set(notes[onnx.TensorProto.FLOAT16])
+    assert "only a copy of it in float32" in note and "h0" in note

@@ -69,18 +69,23 @@ def resolve_providers(provider: str) -> list[str]:
         return [CPU] if problem else [CUDA, CPU]
     known = {name.lower(): name for name in (*onnxruntime.get_all_providers(), *available, *ALIASES.values())}
     name = ALIASES.get(provider.lower()) or known.get(provider.lower())
-    choices = f"Available here: {', '.join(_short(name) for name in available)}, or auto."
     if name is None:
         near = did_you_mean(provider.lower(), [*ALIASES, "auto"])
-        raise UsageError(f"there is no execution provider {provider!r}{near}", choices)
+        raise UsageError(f"there is no execution provider {provider!r}{near}", _choices(available))
     if name not in available:
-        raise UsageError(f"the installed onnxruntime has no {name}", choices)
+        raise UsageError(f"the installed onnxruntime has no {name}", _choices(available))
     if name == CPU:
         return [CPU]
     problem = why_unusable(name)
     if problem:
-        raise UsageError(f"{name} does not work on this machine: {problem}", choices)
+        raise UsageError(f"{name} does not work on this machine: {problem}", _choices(available))
     return [name, CUDA, CPU] if name == TENSORRT else [name, CPU]
+
+
+def _choices(available: Sequence[str]) -> str:
+    """The providers that work here, for a hint."""
+    working = [_short(name) for name in available if name == CPU or not why_unusable(name)]
+    return f"Available here: {', '.join(working)}, or auto."
 
 
 def with_options(providers: Sequence[str], *, deterministic: bool) -> list[tuple[str, dict[str, Any]]]:

@@ -113,13 +113,18 @@ def open_session(
             log.debug("neither does its copy in float32 load: %s", other)
             raise error from None
         log.debug("runs in float32, because the model itself does not load: %s", error)
-        session._onnxprune_widened = True
+        session._onnxprune_widened = error.what
         return session
 
 
 def is_widened(session: onnxruntime.InferenceSession) -> bool:
     """Whether a session of `open_session` runs a copy in float32, because the model itself cannot be run."""
-    return bool(getattr(session, "_onnxprune_widened", False))
+    return bool(why_widened(session))
+
+
+def why_widened(session: onnxruntime.InferenceSession) -> str:
+    """Why a session runs a copy in float32; empty where it does not."""
+    return str(getattr(session, "_onnxprune_widened", ""))
 
 
 def _open(
@@ -289,10 +294,14 @@ def run(
             return {name: from_ort_value(value) for name, value in zip(names, found, strict=True)}
         return dict(zip(names, session.run(names, dict(feed)), strict=True))
     except Exception as error:
-        raise ModelError(
-            f"onnxruntime failed on inputs {_describe(feed)}: {trim(error)}",
-            "The model may only fit other extents of its dynamic axes (see --bind), or a batch of 1.",
-        ) from error
+        said = trim(error)
+        hint = LOOKED_UP if any(words in said for words in _INDEX) else OTHER_SIZES
+        raise ModelError(f"onnxruntime failed on inputs {_describe(feed)}: {said}", hint) from error
+
+
+OTHER_SIZES = "The model may only fit other extents of its dynamic axes (see --bind), or a batch of 1."
+LOOKED_UP = "An integer of these inputs looks up more than there is: check their values."
+_INDEX = ("out of data bounds", "invalid index", "out of bounds")
 
 
 def check_outputs(names: Iterable[str], known: Collection[str]) -> None:
@@ -385,7 +394,5 @@ def trim(error: BaseException) -> str:
 
 
 def _describe(feed: Mapping[str, Array]) -> str:
-    return (
-        ", ".join(f"{name!r} {array.dtype.name}{list(array.shape)}" for name, array in feed.items())
-        or "(none)"
-    )
+    parts = (f"{name!r} {array.dtype.name}{list(array.shape)}" for name, array in feed.items())
+    return ", ".join(parts) or "(none)"

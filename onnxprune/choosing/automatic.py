@@ -60,7 +60,7 @@ def choose_criterion(
     others = ", ".join(f"{name} {change:.2g}" for name, change in changes.items() if name != best)
     note = (
         f"criterion auto took {best}: before the repair its cut changes the outputs by {changes[best]:.2g} of "
-        f"their variance on held-out samples ({others})"
+        f"their variance on {evidence.tried} ({others})"
     )
     return replace(found[best], criterion=best, notes=(note,) if others else ())
 

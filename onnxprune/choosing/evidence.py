@@ -114,6 +114,12 @@ class Evidence:
         """Samples for statistics, and samples to try on."""
         return hold_out(self.data)
 
+    @property
+    def tried(self) -> str:
+        """Where changes of the outputs are measured, in words."""
+        learned, other = self.divided
+        return "the samples" if learned is other else "held-out samples"
+
     @cached_property
     def used(self) -> list[Consumer]:
         """Layers that consume units of some group, each once."""

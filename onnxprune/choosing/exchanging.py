@@ -69,7 +69,7 @@ def exchanged(
     note = (
         f"after the elimination {plural(swapped, 'unit')} of {plural(len(shares), 'group')} came back in exchange "
         f"for others: the error of the layers behind them falls by {np.mean(shares):.1%} on average, the change of "
-        f"the outputs on held-out samples from {before:.3g} to {after:.3g} of their variance"
+        f"the outputs on {evidence.tried} from {before:.3g} to {after:.3g} of their variance"
     )
     return other, (note,)
 

@@ -284,13 +284,13 @@ class Prover:
         return worst
 
     def _outputs(self) -> set[str]:
-        return {str(value.name) for value in self.axis_graph.model.graph.outputs}
+        """What the graph shows, and what operators read that onnxruntime cannot run: the last that is seen."""
+        model = self.axis_graph.model
+        read = [v for node in foreign_nodes(model) for v in node.inputs if v is not None]
+        return {str(value.name) for value in (*model.graph.outputs, *read)}
 
     def _probes(self, kept: Kept) -> Probes:
-        """What is compared besides the graph's outputs: the result of every contraction that lost terms.
-
-        An output that happens to be zero or saturated on the inputs at hand would prove nothing.
-        """
+        """What is compared besides the graph's outputs: the result of every contraction that lost terms."""
         probes: Probes = {}
         for sink in self.axis_graph.sinks:
             value = sink.where.outputs[0]

@@ -143,10 +143,9 @@ def build_axis_graph(
         relations.enter(op)
         if rule is None:
             relations.leave(Reason.SUBGRAPH if op.bodies else barrier_of((domain, node.op_type)))
-        elif not rule.hands_on and any(
-            op.dims(value) is None for value in (*node.inputs, *op.outputs) if value is not None
-        ):
-            relations.leave(Reason.UNKNOWN_SHAPE)
+        elif not rule.hands_on and (unknown := _unknown(op)):
+            maker = op.untold(unknown[0]).producer()
+            relations.leave(Reason.UNKNOWN_SHAPE, "" if maker is None else Op(maker, shapes, 0).label)
         else:
             rule.relate(op, relations)
             relations.leave()
@@ -175,6 +174,11 @@ def build_axis_graph(
         tuple(relations.averages),
         tuple(relations.isolated),
     )
+
+
+def _unknown(op: Op) -> list[ir.Value]:
+    """What the operator reads and makes of which nobody knows the rank."""
+    return [v for v in (*op.node.inputs, *op.outputs) if v is not None and op.dims(v) is None]
 
 
 def _is_weight(value: ir.Value, parameter: Parameter) -> bool:

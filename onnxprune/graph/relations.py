@@ -194,10 +194,10 @@ class Relations:
         """
         self._relate("choice", a, b, a_index, b_index, factor)
 
-    def pin(self, axis: Axis, reason: Reason) -> None:
-        """`axis` keeps all positions, because of `reason`."""
+    def pin(self, axis: Axis, reason: Reason, where: str = "") -> None:
+        """`axis` keeps all positions, because of `reason`, which this operator imposes or the one at `where`."""
         self._mention(axis)
-        barrier = Barrier(reason, self._where.label)
+        barrier = Barrier(reason, where or self._where.label)
         if self._extent(axis) == 1:
             self._small.append((axis, barrier))
         else:
@@ -269,10 +269,10 @@ class Relations:
         self._op = op
         self._mentioned = set()
 
-    def leave(self, reason: Reason = Reason.NOT_MENTIONED) -> None:
+    def leave(self, reason: Reason = Reason.NOT_MENTIONED, where: str = "") -> None:
         """Pin every axis of the operator that its rule did not mention (closed world).
 
-        What bodies are given and what they return is the operator's to speak about, too.
+        What bodies are given and what they return is the operator's to speak about, too. `where` is as for `pin`.
         """
         op = self._where
         inner = [value for body in op.bodies for value in (*body.inputs, *body.outputs)]
@@ -281,7 +281,7 @@ class Relations:
                 continue
             for axis in op.axes(value):
                 if axis not in self._mentioned:
-                    self.pin(axis, reason)
+                    self.pin(axis, reason, where)
         self._op = None
 
     def finish(self) -> None:

@@ -26,6 +26,15 @@ def agreed(a: Inferred, b: Inferred) -> Inferred:
     return tuple(m if m == n else None for m, n in zip(a[0], b[0], strict=True)), dtype
 
 
+def completed(one: Inferred, other: Inferred) -> Inferred:
+    """What one source says, and the other where it says nothing; of extents only where both have as many."""
+    if one[0] is None:
+        return other
+    if other[0] is None or len(other[0]) != len(one[0]):
+        return one
+    return tuple(m if m is not None else n for m, n in zip(one[0], other[0], strict=True)), one[1]
+
+
 def is_tracked(dtype: ir.DataType, size: int) -> bool:
     """Whether values of such a tensor are kept."""
     if dtype in (ir.DataType.STRING, ir.DataType.UNDEFINED) or dtype.bitwidth < 8:

@@ -49,6 +49,8 @@ class LoadedModel:
         Size of the file together with its external data.
     data_files
         The files of its external weights; empty where the weights lie in the .onnx file.
+    notes
+        What is not written again as the file has it, for reports.
     """
 
     path: Path
@@ -56,9 +58,14 @@ class LoadedModel:
     ir: ir.Model
     bytes: int
     data_files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"LoadedModel({str(self.path)!r}, {self.ir.graph.num_nodes()} nodes, {self.bytes:,} bytes)"
+
+
+DENSE = "written dense"
+"""What a note says of sparse tensors."""
 
 
 @rarely_collected
@@ -91,7 +98,7 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
         for tensor in all_tensors(proto):
             check_tensor(tensor)
         files = locate_external(proto, path)
-        densify(proto)
+        notes = _notes(proto, densify(proto))
         open_unknown_dims(all_graphs(proto))
         if proto.training_info:
             log.warning("%s: its training_info is left out", path)
@@ -101,7 +108,25 @@ def load(path: str | os.PathLike[str]) -> LoadedModel:
         bind_external(model, path)
         _sort(model)
     size += sum(file.stat().st_size for file in files)
-    return LoadedModel(path, digest, model, size, files)
+    return LoadedModel(path, digest, model, size, files, notes)
+
+
+def _notes(proto: onnx.ModelProto, sparse: int) -> tuple[str, ...]:
+    """What of a file is written in another form; `sparse` tensors were made dense."""
+    lines = []
+    if sparse:
+        what = "1 sparse tensor of the file is" if sparse == 1 else f"{sparse} sparse tensors of the file are"
+        lines.append(
+            f"{what} {DENSE}, which takes more bytes where most are zero (`onnxprune sparsify --lock "
+            "--sparsity 0 --storage sparse` writes them sparse again)"
+        )
+    if proto.functions:
+        names = sorted({function.name for function in proto.functions})
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(
+            f"functions of the model ({', '.join(names[:3])}{more}) are written as the nodes inside them"
+        )
+    return tuple(lines)
 
 
 @contextlib.contextmanager

@@ -16,12 +16,13 @@ import onnx_ir as ir
 from onnxprune.model import edit, rounding
 from onnxprune.model.biases import DOMAINS, integer, mark_biases
 from onnxprune.model.quantized import Layout, QuantizedTensor, Scheme, Written
+from onnxprune.model.scaled import take_scaled
 
 Array = np.ndarray[Any, Any]
 
 
 def take_quantized(graph: ir.Graph) -> None:
-    """Replace each DequantizeLinear of constants by a float initializer.
+    """Replace each DequantizeLinear of constants, and each product that says the same, by a float initializer.
 
     Parameters
     ----------
@@ -29,6 +30,7 @@ def take_quantized(graph: ir.Graph) -> None:
         Mutated. Constants are initializers. Nodes and initializers that are not needed any more stay,
         without users.
     """
+    take_scaled(graph)
     for node in tuple(graph):
         if node.op_type == "DequantizeLinear" and node.domain in DOMAINS:
             tensor = _taken(graph, node)

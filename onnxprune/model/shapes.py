@@ -23,6 +23,7 @@ from onnxprune.model.inferred import (
     MAX_DATA,
     Dims,
     Inferred,
+    completed,
     declared,
     fill_type,
     from_proto,
@@ -361,11 +362,11 @@ class _Engine:
             log.debug("no shape for %s (%s): %s", node.name, node.op_type, error)
             return None
         found = tuple(from_proto(inferred.get(f"o{index}")) for index in range(len(node.outputs)))
-        if all(shape is not None for shape, _ in found):
+        if all(shape is not None and None not in shape for shape, _ in found):
             return found
         # onnx has operators without inference, for some of their outputs (the mask of an old Dropout), too
         made = self._ask_custom(node, version, dims, data)
-        return tuple(one if one[0] is not None else own for one, own in zip(found, made, strict=True))
+        return tuple(completed(one, own) for one, own in zip(found, made, strict=True))
 
     def _ask_custom(
         self,

@@ -24,13 +24,18 @@ SPARSE_FROM = 6
 """The IR version from which on graphs have sparse initializers."""
 
 
-def densify(proto: onnx.ModelProto) -> None:
+def densify(proto: onnx.ModelProto) -> int:
     """Turn sparse initializers and the `sparse_value` of Constant nodes into dense tensors of the same name.
 
     Parameters
     ----------
     proto
         Mutated.
+
+    Returns
+    -------
+    int
+        How many there were.
 
     Raises
     ------
@@ -39,20 +44,24 @@ def densify(proto: onnx.ModelProto) -> None:
     UnsupportedError
         The dense tensor would be larger than 2 GiB, or another attribute is sparse.
     """
+    count = 0
     for graph in all_graphs(proto):
+        count += len(graph.sparse_initializer)
         for sparse in graph.sparse_initializer:
             graph.initializer.append(dense_tensor(sparse))
         del graph.sparse_initializer[:]
     for body in (proto.graph.node, *(function.node for function in proto.functions)):
         for node in nodes_of(body):
             for attribute in node.attribute:
-                _densify_attribute(node, attribute)
+                count += _densify_attribute(node, attribute)
+    return count
 
 
-def _densify_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> None:
+def _densify_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> bool:
+    """Make the attribute dense; whether it was sparse."""
     kinds = onnx.AttributeProto
     if attribute.ref_attr_name or attribute.type not in (kinds.SPARSE_TENSOR, kinds.SPARSE_TENSORS):
-        return
+        return False
     if node.op_type != "Constant" or attribute.name != "sparse_value":
         raise UnsupportedError(
             f"attribute {attribute.name!r} of node {node.name!r} ({node.op_type}) is sparse, "
@@ -63,6 +72,7 @@ def _densify_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> 
     attribute.ClearField("sparse_tensor")
     attribute.name, attribute.type = "value", kinds.TENSOR
     attribute.t.CopyFrom(dense)
+    return True
 
 
 def dense_tensor(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:

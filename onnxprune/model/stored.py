@@ -13,6 +13,7 @@ from onnxprune.model import edit
 from onnxprune.model.biases import settle_biases
 from onnxprune.model.quantize import same_tensor, turn
 from onnxprune.model.quantized import QuantizedTensor, Written
+from onnxprune.model.scaled import give_scaled
 
 Array = np.ndarray[Any, Any]
 
@@ -52,6 +53,7 @@ def give_quantized(graph: ir.Graph, leave: Collection[str] = ()) -> None:
     for name, value in tuple(graph.initializers.items()):
         if isinstance(value.const_value, QuantizedTensor) and name not in leave:
             _write(graph, value, value.const_value, order)
+    give_scaled(graph)
     graph.meta[_CHANGED] = tuple(changed)
 
 

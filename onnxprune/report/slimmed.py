@@ -167,7 +167,7 @@ def render(report: SlimReport, *, verbose: bool = False, width: int | None = Non
         for group in shown:
             counts = (group.units, group.zero, group.constant, group.duplicate, group.units - group.gone)
             table.append([group.name, *map(str, counts)])
-        lines += ["", *columns(table, right=(1, 2, 3, 4, 5))]
+        lines += ["", *columns(table, right=(1, 2, 3, 4, 5), width=width)]
         if len(shown) < len(report.groups):
             lines.append(f"... and {plural(len(report.groups) - len(shown), 'group')} (-v lists all)")
     if report.left:

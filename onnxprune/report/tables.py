@@ -11,6 +11,7 @@ from onnxprune.report.report import BarrierResult, Report
 
 _EXAMPLES = 2
 _SHORT = 10.0
+_HELD_OUT = 5  # every fifth batch is (`onnxprune.repair.rows`), and small batches are made of few samples
 
 
 def number(value: float) -> str:
@@ -46,6 +47,19 @@ def some(names: Sequence[str], limit: int = 6) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def shortened(name: str, limit: int) -> str:
+    """A long name without its middle: exporters join the names of all the nodes that they have merged into one.
+
+    Examples
+    --------
+    >>> shortened("model/conv2d_1/BiasAdd;model/conv2d_1/Conv2D;model/bn_1/Fused", 24)
+    'model/conv2d...l/bn_1/Fused'
+    """
+    if len(name) <= limit + 3:
+        return name
+    return f"{name[: limit // 2]}...{name[len(name) - (limit - limit // 2) :]}"
+
+
 def fidelity_head(report: Report) -> str:
     """What stands before the figures of an output: on generated samples they say little about real ones."""
     return "fidelity on synthetic samples" if report.calibration["measured"] == "synthetic" else "fidelity"
@@ -63,13 +77,19 @@ def repair_line(report: Report) -> str:
         behind = len(report.repairs) - len(lost)
         text += f" and {len([r for r in done if not r.lost])} of {behind} behind them"
     if mended := [layer for layer in done if layer.lost]:
-        before, after = (float(np.median([getattr(r, k) for r in mended])) for k in ("before", "after"))
-        text += (
-            f": median error of the former's outputs {before:.1%} -> {after:.1%} of the variance, held out"
+        # an error of nothing is rounded to either side of it
+        before, after = (
+            max(float(np.median([getattr(r, k) for r in mended])), 0.0) for k in ("before", "after")
         )
+        text += f": median error of the former's outputs {before:.1%} -> {after:.1%} of the variance, {_on(report)}"
     if left:
         text += f"; {some([f'{layer.name} ({layer.why})' for layer in left], 2)} left as they are"
     return text
+
+
+def _on(report: Report) -> str:
+    """On which rows errors were measured: batches are too few to hold some out where samples are."""
+    return "held out" if report.calibration["samples"] >= _HELD_OUT else "on the samples themselves"
 
 
 def time_line(report: Report) -> str:
@@ -158,8 +178,9 @@ def soundness_line(report: Report) -> str:
         inner += f", with {number(s.branches)} branch{'' if s.branches == 1 else 'es'} of Ifs forced"
     if s.loops:
         inner += f", with {plural(s.loops, 'Loop')} made to run twice"
+    where = "all that onnxruntime can run" if s.detached else "all outputs"
     return (
-        f"masked == removed on {plural(s.samples, f'{s.tier} input')}, in all outputs{inner}{_FORMS[s.form]}: "
+        f"masked == removed on {plural(s.samples, f'{s.tier} input')}, in {where}{inner}{_FORMS[s.form]}: "
         + ("equal bit for bit, " if s.form and s.equal else f"max |difference| {s.max_abs_diff:.2g}, ")
         + f"max |output| {s.max_abs_output:.3g}"
     )
@@ -230,9 +251,12 @@ def barrier_lines(
         count = plural(len(total.layers), "layer")
         lines += wrap(f"{head}{count}: {total.explanation}", width, indent=len(head) + 2)
         for member in members if verbose else members[:_EXAMPLES]:
-            names = some(member.layers, 10**6 if verbose else _EXAMPLES)
+            whole = verbose or width is None
+            layers = [name if whole else shortened(name, _longest(width)) for name in member.layers]
+            names = some(layers, 10**6 if verbose else _EXAMPLES)
             itself = any(member.where == name or repr(name) in member.where for name in member.layers)
-            place = "" if itself else f", held by {member.where}"
+            where = member.where if whole else shortened(member.where, _longest(width))
+            place = "" if itself else f", held by {where}"
             lines += wrap(f"{' ' * len(head)}  {names}{place}", width, indent=len(head) + 4)
         if not verbose and len(members) > _EXAMPLES:
             lines.append(
@@ -265,13 +289,16 @@ def columns(
     Parameters
     ----------
     width
-        Lines longer than this are cut off; None: nothing is.
+        Cells that take too much of this lose their middle, and lines longer than this are cut off; None: nothing
+        is.
 
     Examples
     --------
     >>> columns([["a", "10"], ["bb", "9"]], right=[1])
     ['a   10', 'bb   9']
     """
+    if width is not None:
+        rows = [[*(shortened(cell, _longest(width)) for cell in row[:-1]), row[-1]] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
     lines = [
         "  ".join(
@@ -281,6 +308,11 @@ def columns(
         for row in rows
     ]
     return lines if width is None else [_fit(line, width) for line in lines]
+
+
+def _longest(width: int | None) -> int:
+    """Characters of a name in a terminal of this width."""
+    return max((width or 0) * 2 // 5, 24)
 
 
 def _fit(line: str, width: int) -> str:

@@ -143,6 +143,11 @@ def _span(entry: int, extent: int | None, start: int, end: int, step: int) -> _S
     return _Span(entry, *slice(start, lower, step).indices(extent))
 
 
+def _is_whole(op: Op, span: _Span, a: Axis, b: Axis) -> bool:
+    """Whether all positions are taken at every binding, whatever the bounds of other axes do."""
+    return span.step == 1 and op.extent(a) == op.extent(b) and not op.dynamic(a) and not op.dynamic(b)
+
+
 def _slice(op: Op, relations: Relations) -> None:
     x, y = op.input(0), op.output()
     spans = _spans(op)
@@ -156,6 +161,9 @@ def _slice(op: Op, relations: Relations) -> None:
         if span is not None and not op.varies(1, 2, 3, 4):
             source = span.positions
             relations.tie(a, b, source, arange(len(source)))
+            continue
+        if span is not None and _is_whole(op, span, a, b):
+            relations.tie(a, b)
             continue
         if op.extent(a) is None:
             reason = Reason.UNKNOWN_SHAPE

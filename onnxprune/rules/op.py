@@ -69,6 +69,16 @@ class Op:
         """Extents of `value`, or None where its rank is unknown."""
         return self.shapes.dims.get(value)
 
+    def untold(self, value: ir.Value) -> ir.Value:
+        """The first value on the way to `value`, whose rank is not known, that nobody could infer the shape of."""
+        node = value.producer()
+        while node is not None:
+            behind = [v for v in node.inputs if v is not None and self.dims(v) is None]
+            if not behind or behind[0].producer() is None:
+                break
+            value, node = behind[0], behind[0].producer()
+        return value
+
     def dims_elsewhere(self, value: ir.Value) -> Dims | None:
         """Extents of `value` at another binding of the symbolic dims, or None where there is none."""
         return self.shapes.other.get(value)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.model.shapes import Dims, Inferred, Shapes
+from onnxprune.rules.classical import EXTENTS
 from onnxprune.rules.op import Op
 
 if TYPE_CHECKING:
@@ -120,11 +121,10 @@ class RuleTable(Mapping[Key, Rule]):
         dims: Mapping[ir.Value, Dims],
         data: Mapping[ir.Value, np.ndarray[Any, Any]],
     ) -> Sequence[Inferred] | None:
-        """What the rule of a node's operator says about its outputs (see `onnxprune.model.shapes.Custom`)."""
+        """What is known of the outputs of a node (see `onnxprune.model.shapes.Custom`), by its rule if any."""
         rule = self.of(node)
-        if rule is None or rule.extents is None:
-            return None
-        return rule.extents(Op(node, Shapes(dims, data), version))
+        extents = EXTENTS.get((node.domain, node.op_type)) if rule is None else rule.extents
+        return None if extents is None else extents(Op(node, Shapes(dims, data), version))
 
     def __or__(self, other: Mapping[Key, Rule]) -> RuleTable:
         return RuleTable({**self._rules, **other})

@@ -74,12 +74,8 @@ class Site:
 
     def _unknown(self, value: ir.Value) -> str:
         """That a shape is not known, and the node on the way to it whose outputs nobody could infer."""
-        found, node = value, value.producer()
-        while node is not None:
-            behind = [v for v in node.inputs if v is not None and self.op.dims(v) is None]
-            if not behind or behind[0].producer() is None:
-                break
-            found, node = behind[0], behind[0].producer()
+        found = self.op.untold(value)
+        node = found.producer()
         why = f"the shape of {value.name!r} is not known"
         if node is None or node is self.op.node:
             return why

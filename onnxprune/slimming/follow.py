@@ -25,7 +25,7 @@ Step = Callable[[Op, Constants], "list[Known | None]"]
 
 
 def find_constants(axis_graph: AxisGraph) -> Constants:
-    """Follow what is known through the main graph.
+    """Follow what is known through the main graph; in bodies, see the zeros of masks.
 
     Parameters
     ----------
@@ -39,7 +39,37 @@ def find_constants(axis_graph: AxisGraph) -> Constants:
             continue
         for value, state in zip(op.node.outputs, step(op, found), strict=False):
             found.note(value, state)
+    for op in axis_graph.ops:
+        if op.node.graph is not axis_graph.model.graph:
+            slot = mask_slot(op.node, found)
+            if slot is not None and found.dims(op.output()) is not None:
+                found.note(op.output(), _masked(op, slot, found))
     return found
+
+
+def mask_slot(node: ir.Node, constants: Constants) -> int | None:
+    """The input of a product that is a vector of zeros and ones, at least one of them 0."""
+    if node.op_type != "Mul" or node.domain or len(node.inputs) != 2:
+        return None
+    for slot in (0, 1):
+        value, other = node.inputs[slot], node.inputs[1 - slot]
+        array = constants.array(value)
+        if array is None or other is None or constants.dims(other) != constants.dims(node.outputs[0]):
+            continue
+        if (
+            sum(extent > 1 for extent in array.shape) == 1
+            and np.isin(array, (0, 1)).all()
+            and (array == 0).any()
+        ):
+            return slot
+    return None
+
+
+def _masked(op: Op, slot: int, constants: Constants) -> Known:
+    """The zeros that a mask makes, whatever it multiplies."""
+    off = np.asarray(constants.array(op.input(slot))) == 0
+    off = off.reshape((1,) * (op.rank(op.output()) - off.ndim) + off.shape)
+    return Known(np.zeros(off.shape), off)
 
 
 def _nothing(rank: int) -> Known:

@@ -25,6 +25,7 @@ from onnxprune.model.normalize import normalize
 from onnxprune.model.serialize import weight_bytes
 from onnxprune.report.report import Size
 from onnxprune.report.slimmed import SlimReport
+from onnxprune.report.tables import plural
 from onnxprune.rules import RuleTable
 from onnxprune.slimming.steps import Slimming
 
@@ -236,7 +237,9 @@ def _report(
     if job.data is None:
         lines.append("no data was given: the proof ran on generated inputs")
     if not done.gone and not done.branches:
-        lines.append("nothing was found that contributes nothing: the output is the same model")
+        fewer = source.ir.graph.num_nodes() - done.model.graph.num_nodes()
+        folded = f", {plural(fewer, 'node')} of constants folded" if fewer > 0 else ""
+        lines.append(f"nothing was found that contributes nothing: the output is the same model{folded}")
     return SlimReport(
         path=str(source.path),
         sha256=source.sha256,

@@ -21,10 +21,11 @@ from onnxprune.graph.axes import Bools
 from onnxprune.graph.groups import Group
 from onnxprune.inspection.removable import allowed
 from onnxprune.model.finalize import finalize
+from onnxprune.model.nested import every_node
 from onnxprune.report.slimmed import Left, SlimGroup
 from onnxprune.slimming.branches import bypass, cut_branches
 from onnxprune.slimming.fold import fold_units
-from onnxprune.slimming.follow import find_constants
+from onnxprune.slimming.follow import find_constants, mask_slot
 from onnxprune.slimming.known import Constants
 from onnxprune.slimming.merge import find_duplicates, merge_units
 from onnxprune.slimming.same import find_likeness
@@ -174,15 +175,17 @@ class Slimming:
         masks = {
             str(op.output().name): slot
             for op in graph.ops
-            if (slot := _mask_slot(op.node, constants)) is not None
+            if (slot := mask_slot(op.node, constants)) is not None
         }
         model = remove(graph, kept_positions(groups, keep))
         gone = 0
-        for node in tuple(model.graph):
+        for node in tuple(every_node(model.graph)):
             slot = masks.get(str(node.outputs[0].name)) if node.outputs else None
             array = None if slot is None else node.inputs[slot].const_value  # type: ignore[union-attr]
-            if slot is not None and array is not None and (np.asarray(array.numpy()) == 1).all():
-                bypass(model.graph, node, 1 - slot)
+            part = node.graph
+            ones = array is not None and bool((np.asarray(array.numpy()) == 1).all())
+            if slot is not None and ones and isinstance(part, ir.Graph):
+                bypass(part, node, 1 - slot)
                 gone += 1
         return finalize(model), gone
 
@@ -270,21 +273,3 @@ def _held(group: Group) -> str:
     if group.blocks is None:
         return "a layer keeps one unit at least"
     return f"each of {group.block_count} blocks keeps equally many units, and one at least"
-
-
-def _mask_slot(node: ir.Node, constants: Constants) -> int | None:
-    """The input of a product that is a vector of zeros and ones, at least one of them 0."""
-    if node.op_type != "Mul" or node.domain or len(node.inputs) != 2:
-        return None
-    for slot in (0, 1):
-        value, other = node.inputs[slot], node.inputs[1 - slot]
-        array = constants.array(value)
-        if array is None or other is None or constants.dims(other) != constants.dims(node.outputs[0]):
-            continue
-        if (
-            sum(extent > 1 for extent in array.shape) == 1
-            and np.isin(array, (0, 1)).all()
-            and (array == 0).any()
-        ):
-            return slot
-    return None

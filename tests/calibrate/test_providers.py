@@ -63,7 +63,7 @@ def test_what_cannot_be_had_lists_what_can(machine, asked, message):
     machine([CUDA, "DmlExecutionProvider"], broken=[CUDA])
     with pytest.raises(UsageError, match=message) as caught:
         resolve_providers(asked)
-    assert caught.value.hint == "Available here: cuda, dml, cpu, or auto."
+    assert caught.value.hint == "Available here: dml, cpu, or auto."
 
 
 def test_the_probe_works_on_the_cpu_and_fails_without_a_device(monkeypatch):

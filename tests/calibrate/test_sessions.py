@@ -245,3 +245,12 @@ def test_messages_are_trimmed():
     assert found.startswith("Load model failed: xxx")
     assert len(found) <= 400
     assert sessions_module.trim(RuntimeError()) == "RuntimeError"
+
+
+LOOKED_UP = """<ir_version: 8, opset_import: ["" : 17]>
+    g (int64[n] ids) => (float[n,2] y) <float[3,2] w = {1,2,3,4,5,6}> { y = Gather<axis=0>(w, ids) }"""
+
+
+def test_an_index_beyond_a_table_is_a_matter_of_values():
+    with pytest.raises(ModelError, match="looks up more than there is"):
+        run(open_session(ir.from_onnx_text(LOOKED_UP)), {"ids": np.array([0, 3])})

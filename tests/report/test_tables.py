@@ -11,7 +11,17 @@ import onnxprune
 from onnxprune.report import analysis as analysis_reporter
 from onnxprune.report import markdown, terminal
 from onnxprune.report.report import BarrierResult
-from onnxprune.report.tables import barrier_lines, by_reason, columns, number, plural, share, some, wrap
+from onnxprune.report.tables import (
+    barrier_lines,
+    by_reason,
+    columns,
+    number,
+    plural,
+    share,
+    shortened,
+    some,
+    wrap,
+)
 
 
 def test_numbers():
@@ -29,6 +39,25 @@ def test_columns():
     assert columns(rows, right=(1,)) == ["name       count  note", "a          1,000", "long name      7  x"]
     assert columns(rows, right=(1,), width=12) == ["name     ...", "a        ...", "long name..."]
     assert columns([]) == []
+
+
+LONG = "model_1/conv2d_3/BiasAdd;model_1/conv2d_3/Conv2D;model_1/batch_normalization_3/FusedBatchNormV3"
+
+
+def test_long_names_leave_room_for_figures():
+    rows = [["layer", "units", "made by -> read by"], [LONG, "32", f"{LONG}[0] -> {LONG}[1]"]]
+    assert columns(rows)[1].startswith(f"{LONG}  32")
+    line = columns(rows, width=100)[1]
+    assert len(line) == 100 and line.startswith("model_1/conv2d_3/Bia...n_3/FusedBatchNormV3  32")
+    assert shortened("abcdefgh", 4) == "ab...gh" and shortened("abcdefg", 4) == "abcdefg"
+    assert shortened(LONG, 25) != LONG and len(shortened(LONG, 25)) == 28
+
+
+def test_long_names_of_layers_that_are_held():
+    held = [BarrierResult("REDUCED", "reduces", f"ReduceMin {LONG!r}", (LONG,), 10, 10)]
+    assert LONG in "\n".join(barrier_lines(held, 10, 10, width=None))
+    assert LONG in "\n".join(barrier_lines(held, 10, 10, width=100, verbose=True))
+    assert max(map(len, barrier_lines(held, 10, 10, width=100))) <= 100
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200, None])
