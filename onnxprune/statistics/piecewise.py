@@ -100,7 +100,7 @@ class Piecewise:
         """Whether changing a node comes too late."""
         return node in self._done
 
-    def _behind(self, nodes: Collection[ir.Node], first: Collection[ir.Node]) -> set[ir.Node]:
+    def behind(self, nodes: Collection[ir.Node], first: Collection[ir.Node]) -> set[ir.Node]:
         """Those of the nodes that are among the first or depend on them."""
         found: set[ir.Node] = set()
         for node in self.model.graph if first else ():
@@ -134,7 +134,7 @@ class Piecewise:
             By name: the outputs that `extend` added; where there are none the values that were wanted.
         """
         needed = self.ahead(wanted)
-        done = self._done | (needed - self._behind(needed, again))
+        done = self._done | (needed - self.behind(needed, again))
         piece, outputs, live = self._piece(wanted, needed, done)
         piece = raise_opset(ir.Model(piece, ir_version=self.model.ir_version), _LEAST_OPSET).graph
         known = {str(v.name): v for v in (*piece.inputs, *piece.initializers.values())}
