@@ -94,6 +94,11 @@ class Quantiser:
         """Scales and zero points of all nodes, by the names of the initializers."""
         return {str(v.name): np.asarray(data.numpy()) for slot in (1, 2) for v, data in self._held(slot)}
 
+    @property
+    def scales(self) -> dict[str, Array]:
+        """The scales alone."""
+        return {str(value.name): np.asarray(data.numpy()) for value, data in self._held(1)}
+
     def _held(self, slot: int) -> list[tuple[ir.Value, ir.TensorProtocol]]:
         values = dict.fromkeys(value for node in self.nodes if (value := _slot(node, slot)) is not None)
         return [(value, value.const_value) for value in values if value.const_value is not None]

@@ -44,14 +44,19 @@ class Route:
         The shape of the tensor: which of the layer's output channels each position is.
     factor
         What the channels are multiplied by on the way; None: a scalar that is computed.
-    rounded
-        Whether they are rounded to stored numbers on the way, so that their range is bounded.
+    steps
+        The nodes on the way.
     """
 
     layer: Consumer
     channel: Index
     factor: float | None
-    rounded: bool = False
+    steps: tuple[ir.Node, ...] = ()
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the channels are rounded to stored numbers on the way, so that their range is bounded."""
+        return any(step.op_type in QUANTISERS for step in self.steps)
 
 
 class Router:
@@ -97,8 +102,8 @@ class Router:
             scale = self._scale(step)
             factor = None if factor is None or scale is None else factor * scale
         others = self._others(layer, node, slot, found)
-        rounded = any(step.op_type in QUANTISERS for step, _ in steps)
-        return Route(layer, found, factor, rounded) if others is None else others
+        way = tuple(step for step, _ in reversed(steps))
+        return Route(layer, found, factor, way) if others is None else others
 
     def op(self, node: ir.Node) -> Op | None:
         """What is known about a node of the main graph."""

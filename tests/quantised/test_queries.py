@@ -7,7 +7,10 @@ import pytest
 from onnxruntime.quantization import QuantFormat, quantize_static
 
 import onnxprune
+from onnxprune.calibrate.data import read_dataset
+from onnxprune.calibrate.dataset import input_specs
 from onnxprune.calibrate.sessions import open_session, run
+from onnxprune.choosing.evidence import Evidence
 from onnxprune.model.io import load
 from onnxprune.repair import sequence
 from onnxprune.repair.rows import HELD_OUT
@@ -134,6 +137,32 @@ def test_what_did_not_help_is_undone(tmp_path, build, monkeypatch):
     for name in names:
         np.testing.assert_array_equal(found[name], plain[name], err_msg=name)
     assert not done.report.quantised.rescaled
+
+
+def test_a_cut_is_tried_with_a_range_that_fits(tmp_path):
+    """Before anything is cut: with the file's scales alone, queries that are mixed anew would be clipped."""
+    path = quantised(tmp_path, separate())
+    graph = onnxprune.analyze(path)
+    evidence = Evidence(graph, read_dataset(tokens(), input_specs(load(path).ir)))
+    (found,) = evidence.products
+    group = next(g for g in graph.groups.values() if evidence.products_of(g))
+    feed = evidence.refitted({group.id: np.arange(group.units) % 3 == 0})
+    scales = {name: array for name, array in feed.items() if name in names_of_scales(graph)}
+    behind = {node.inputs[1].name for node in found.route.steps if node.op_type == "QuantizeLinear"}
+    assert behind <= scales.keys() and not any("k" in name or "v" in name for name in scales)
+    initializers = graph.axis_graph.model.graph.initializers
+    growth = {float(array / initializers[name].const_value.numpy()) for name, array in scales.items()}
+    assert min(growth) > 1 and max(growth) == pytest.approx(min(growth))
+    assert len({name for name in feed if name not in scales}) >= 2
+    narrow = {name: array for name, array in feed.items() if name not in scales}
+    assert evidence.trial.change(feed) < evidence.trial.change(narrow)
+
+
+def names_of_scales(graph):
+    """Of activations, by initializer."""
+    return {
+        node.inputs[1].name for node in graph.axis_graph.model.graph if node.op_type.endswith("izeLinear")
+    }
 
 
 @pytest.mark.parametrize(("zero", "mixed"), [(0, 1), (128, 0), (255, 1)])
