@@ -8,16 +8,17 @@ Repaired in this way, the cut layer's states are close to the original's, which 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph.axes import Axis, Kept
+from onnxprune.graph.axes import Axis, Index, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.repair.fit import Fit, fit
 from onnxprune.repair.gates import gates_to_repair, outputs_left
+from onnxprune.repair.resets import GATES, resets_first, seen_by_gates, start_of, why_not
 from onnxprune.repair.rows import HELD_OUT, both
 from onnxprune.repair.targets import INSIDE
 from onnxprune.statistics.batches import Batches
@@ -37,6 +38,11 @@ class States:
     student: Gates
     teacher: Gates
 
+    @property
+    def parts(self) -> int:
+        """Products with inputs of their own: one per direction, or one per direction and gate."""
+        return self.teacher.groups * (GATES if resets_first(self.teacher.node) else 1)
+
 
 def states_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[list[States], dict[str, str]]:
     """Recurrent layers that lost hidden units, and by name why others that did are left as they are."""
@@ -55,8 +61,8 @@ def states_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[
             left[op.node.name or op.node.op_type] = pairs
         elif R not in pairs:
             left[op.node.name or op.node.op_type] = "its states of all steps are no output"
-        elif op.node.op_type == "GRU" and not op.int("linear_before_reset", 0):
-            left[op.node.name or op.node.op_type] = "its states are reset before they are multiplied"
+        elif resets_first(op.node) and why_not(op.node):
+            left[op.node.name or op.node.op_type] = why_not(op.node)
         else:
             found.append(States(*pairs[R]))
     return found, left
@@ -84,15 +90,16 @@ def refit_states(
     for number, rows in enumerate(_rows(axis_graph, teacher.fork(), layers, batches, rng)):
         side = 1 if number % HELD_OUT == HELD_OUT - 1 else 0
         for known, layer, states in zip(sides, layers, rows, strict=True):
-            part, old = _moments(layer.teacher, states, kept), known[side]
+            part, old = _moments(layer, states, kept), known[side]
             known[side] = part if old is None else old + part
     fits: list[Fit | None] = []
     for layer, known in zip(layers, sides, strict=True):
         seen, held = both(*known)
-        student = layer.student
-        bias = student.bias_vector().reshape(student.groups, -1)
+        weight, bias = layer.student.matrix(), layer.student.bias_vector()
         finite = np.isfinite(seen.gram).all() and np.isfinite(held.gram).all()
-        fits.append(fit(seen, held, student.matrix(), bias, kinds) if finite else None)
+        apart = weight.reshape(layer.parts, -1, weight.shape[2]), bias.reshape(layer.parts, -1)
+        found = fit(seen, held, *apart, kinds) if finite else None
+        fits.append(found and replace(found, weight=found.weight.reshape(weight.shape)))
     return fits
 
 
@@ -103,40 +110,67 @@ def _rows(
     batches: Batches,
     rng: np.random.Generator,
 ) -> Iterator[list[Array]]:
-    """Per batch and layer: states of the original at positions that are drawn, (directions, rows, hidden)."""
+    """Per batch and layer: what R sees in the original at positions that are drawn, (parts, rows, hidden)."""
     where = [geometry(axis_graph, layer.teacher, batches.unit) for layer in layers]
     shares = [
         share_of_rows(layer.teacher, place, batches.samples)
         for layer, place in zip(layers, where, strict=True)
     ]
     probes: list[Probe] = []
+    drawn: list[Index] = []
 
     def extend(graph: ir.Graph, known: Mapping[str, ir.Value]) -> None:
         for n, layer in enumerate(layers):
             probe = Probe(graph, layer.teacher, f"states{n}", where[n].count(shares[n]))
-            probe.show(probe.input_rows(known[str(layer.teacher.x.name)]), "rows")
             probes.append(probe)
+            if not resets_first(layer.teacher.node):
+                probe.show(probe.input_rows(known[str(layer.teacher.x.name)]), "rows")
+                continue
+            for key, value in _whole(layer.teacher).items():
+                probe.show(probe.op("Cast", known[str(value.name)], to=ir.DataType.FLOAT), key)
 
     def more(batch: int) -> Feed:
         feed: dict[str, Array] = {}
+        drawn.clear()
         for probe, place, share in zip(probes, where, shares, strict=True):
-            feed |= probe.feed(place.draw(rng, share, batches.sizes[batch]))
+            chosen = place.draw(rng, share, batches.sizes[batch])
+            feed |= probe.feed(chosen)
+            drawn.append(chosen.places)
         return feed
 
     for found in teacher.advance([layer.teacher.x for layer in layers], extend, more):
-        yield [found[f"states{n}/rows"] for n in range(len(layers))]
+        yield [_seen(layer.teacher, found, f"states{n}", drawn[n]) for n, layer in enumerate(layers)]
 
 
-def _moments(gates: Gates, states: Array, kept: Kept) -> Moments:
-    """Of rows (states that are left, what R makes of all for the gates that are left), per direction."""
-    states = states.astype(np.float64)
-    made = states @ gates.matrix().transpose(0, 2, 1) + gates.bias_vector().reshape(gates.groups, 1, -1)
+def _whole(gates: Gates) -> dict[str, ir.Value]:
+    """Values that say what R sees in a GRU that resets first, by what they are."""
+    x, start = gates.node.inputs[0], start_of(gates.node)
+    values = {"x": x, "states": gates.x, "start": start}
+    return {key: value for key, value in values.items() if value is not None and value.const_value is None}
+
+
+def _seen(gates: Gates, found: Feed, name: str, places: Index) -> Array:
+    """What R sees at some places, (parts, rows, hidden)."""
+    if not resets_first(gates.node):
+        return found[f"{name}/rows"]
+    start = start_of(gates.node)
+    first = None if start is None or start.const_value is None else start.const_value.numpy()
+    given = found.get(f"{name}/start", first)
+    whole = seen_by_gates(gates.node, found[f"{name}/x"], found[f"{name}/states"], given)
+    return np.asarray(whole[:, :, places].reshape(-1, len(places), gates.columns))
+
+
+def _moments(layer: States, states: Array, kept: Kept) -> Moments:
+    """Of rows (states that are left, what R makes of all for the gates that are left), per part."""
+    gates, states = layer.teacher, states.astype(np.float64)
+    matrix = gates.matrix().reshape(layer.parts, -1, gates.columns)
+    made = states @ matrix.transpose(0, 2, 1) + gates.bias_vector().reshape(layer.parts, 1, -1)
     units = kept[Axis(gates.weight, 2)].reshape(-1, gates.columns)
-    units = np.tile(units, (gates.groups // len(units), 1))
+    units = np.repeat(np.tile(units, (gates.groups // len(units), 1)), layer.parts // gates.groups, axis=0)
     rows = outputs_left(gates, kept)
-    gates_left = np.ones(made.shape[::2], bool) if rows is None else rows.reshape(gates.groups, -1)
+    gates_left = np.ones(made.shape[::2], bool) if rows is None else rows.reshape(layer.parts, -1)
     parts = [
         np.concatenate([states[d][:, units[d]], made[d][:, gates_left[d]]], axis=1)
-        for d in range(gates.groups)
+        for d in range(layer.parts)
     ]
     return Moments.of(np.stack(parts))
