@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Axis, Index, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.repair.fit import Fit, fit
-from onnxprune.repair.gates import gates_to_repair, outputs_left
+from onnxprune.repair.gates import SHARED, gates_to_repair, outputs_left
 from onnxprune.repair.resets import GATES, resets_first, seen_by_gates, start_of, why_not
 from onnxprune.repair.rows import HELD_OUT, both
 from onnxprune.repair.targets import INSIDE
@@ -60,7 +60,7 @@ def states_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[
         if isinstance(pairs, str):
             left[op.node.name or op.node.op_type] = pairs
         elif R not in pairs:
-            left[op.node.name or op.node.op_type] = "its states of all steps are no output"
+            left[op.node.name or op.node.op_type] = SHARED
         elif resets_first(op.node) and why_not(op.node):
             left[op.node.name or op.node.op_type] = why_not(op.node)
         else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 from recurrent_nets import GATES, classifier, saved, sequences
 
@@ -97,6 +99,39 @@ def test_twins_cost_nothing_where_states_are_reset_first(tmp_path, both, mode):
     assert error(path, mended, fresh) < 1e-5 < 1e-3 < error(path, plain, fresh)
     names = {layer.name for layer in report.repairs if layer.kind == "affine"}
     assert names == {"layer0 (R)", "layer1 (W)", "layer1 (R)", "fc"}
+
+
+def last_states(op_type, both, hidden=10):
+    """A layer with twins, followed by a linear layer that reads its last states; the others are no output."""
+    more = {"linear_before_reset": 0} if op_type == "GRU" else {}
+    model = classifier(op_type, (hidden,), both=both, twins=True, **more)
+    graph = model.graph
+    recurrent = next(node for node in graph if node.op_type == op_type)
+    mean, fc = (next(node for node in graph if node.name == name) for name in ("mean", "fc"))
+    turned = ir.node("Transpose", [recurrent.outputs[1]], {"perm": [1, 0, 2]}, name="last_first")
+    shape = ir.Value(name="flat", const_value=ir.tensor(np.array([0, -1]), name="flat"))
+    graph.register_initializer(shape)
+    flat = ir.node("Reshape", [turned.outputs[0], shape], name="flatten")
+    graph.insert_before(fc, [turned, flat])
+    mean.outputs[0].replace_all_uses_with(flat.outputs[0])
+    old = [next(node for node in graph if node.name == f"layer0/{name}") for name in ("reshape", "transpose")]
+    graph.remove([mean, *old], safe=True)
+    recurrent.outputs[0].name = ""
+    return model
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("op_type", GATES)
+def test_layers_that_put_out_their_last_states_alone(tmp_path, op_type, both):
+    path = saved(last_states(op_type, both), tmp_path / "net.onnx")
+    mended, report = pruned(path, tmp_path, "mended")
+    plain, _ = pruned(path, tmp_path, "plain", compensate="none")
+    fresh = sequences(seed=1)
+    assert error(path, mended, fresh) < 1e-5 < 1e-3 < error(path, plain, fresh)
+    assert {layer.name for layer in report.repairs if layer.kind == "affine"} == {"layer0 (R)", "fc"}
+    for file in (path, mended):
+        (node,) = (one for one in onnx.load(file).graph.node if one.op_type == op_type)
+        assert node.output[0] == "" != node.output[1]
 
 
 @pytest.mark.parametrize(
