@@ -126,10 +126,8 @@ def requantised_line(found: QuantisedResult | None) -> str:
 
 def _rescaled(count: int) -> str:
     if count == 1:
-        return "1 activation of queries that were mixed anew has a range fitted to the calibration samples"
-    return (
-        f"{count} activations of queries that were mixed anew have ranges fitted to the calibration samples"
-    )
+        return "1 activation of queries or keys that were mixed anew has a range fitted to the calibration samples"
+    return f"{count} activations of queries or keys that were mixed anew have ranges fitted to the calibration samples"
 
 
 def _whole_line(found: QuantisedResult) -> str:
