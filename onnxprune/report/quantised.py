@@ -125,9 +125,9 @@ def requantised_line(found: QuantisedResult | None) -> str:
 
 
 def _rescaled(count: int) -> str:
-    if count == 1:
-        return "1 activation of queries or keys that were mixed anew has a range fitted to the calibration samples"
-    return f"{count} activations of queries or keys that were mixed anew have ranges fitted to the calibration samples"
+    what = "activation of queries or keys" if count == 1 else "activations of queries or keys"
+    has = "has a range" if count == 1 else "have ranges"
+    return f"{count} {what} that were mixed anew {has} fitted to the calibration samples"
 
 
 def _whole_line(found: QuantisedResult) -> str:
