@@ -43,7 +43,7 @@ from onnxprune.notes import learned_from, unmoved, warnings_of
 from onnxprune.plans import Plan
 from onnxprune.repair.sequence import Repairs, repair
 from onnxprune.repair.turn import turned_model
-from onnxprune.repair.write import write_masked
+from onnxprune.repair.write import write_masked, write_ranges
 from onnxprune.report.assemble import barrier_results, group_results, refitted_io
 from onnxprune.report.quantised import quantised_result
 from onnxprune.report.report import Report, Size, TargetResult
@@ -165,6 +165,7 @@ def build(
         if job.mode == "mask":
             masked = mask(graph, kept)
             write_masked(graph, masked, kept, repairs.arrays)
+            write_ranges(masked, repairs.ranges)
             return finalize(masked), repairs
     return finalize(cut), repairs
 
@@ -328,6 +329,8 @@ def _finish(
         repairs=repairs.layers,
         seconds=seconds,
         latency=latency,
-        quantised=quantised_result(analysis.axis_graph.model, requantised(model.graph), soundness.torn),
+        quantised=quantised_result(
+            analysis.axis_graph.model, requantised(model.graph), soundness.torn, sorted(repairs.ranges)
+        ),
     )
     return Pruned(model, plan, report, None if output is None else Path(output))

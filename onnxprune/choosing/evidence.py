@@ -25,6 +25,7 @@ from onnxprune.criteria.plain import Plain
 from onnxprune.criteria.unit_gradients import MASKS, WEIGHTS, MaskGradients, UnitGradients, WeightGradients
 from onnxprune.graph.axes import Bools, Index
 from onnxprune.graph.groups import Group
+from onnxprune.model.quantisers import Quantiser, find_quantisers
 from onnxprune.repair.trial import mixed
 from onnxprune.repair.turn import Spectrum, Turn, checked, spectrum, tails
 from onnxprune.statistics.batches import Batches
@@ -198,6 +199,11 @@ class Evidence:
         return {
             product.node: spectrum(product, seen[product.node]) for product in self.products if product.turns
         }
+
+    @cached_property
+    def _quantisers(self) -> list[Quantiser]:
+        """What rounds activations."""
+        return find_quantisers(self.analysis.axis_graph.model.graph)
 
     def _product_statistics(self, data: Dataset) -> dict[ir.Node, Seen]:
         return product_statistics(
@@ -381,7 +387,8 @@ class Evidence:
             dims = self._dims(product, gone)
             if dims.any():
                 known = self._spectra.get(product.node)
-                feed |= mixed(product, self.product_statistics[product.node], dims, feed, known)
+                seen_here = self.product_statistics[product.node]
+                feed |= mixed(product, seen_here, dims, feed, known, self._quantisers)
         return feed
 
     def masked_change(self, group: Group, gone: Bools) -> float:

@@ -15,6 +15,7 @@ from onnxprune.model.integer import raise_integer
 from onnxprune.model.nested import inner_values
 from onnxprune.model.origin import Origin, forget, remember, twins
 from onnxprune.model.shapes import walk_shapes
+from onnxprune.model.states import unname_states
 from onnxprune.model.stored import give_quantized
 
 _INPUTS_ARE_LISTED_BELOW = 4
@@ -40,6 +41,7 @@ def finalize(model: ir.Model) -> ir.Model:
     origin = remember(graph)
     _merge_twins(graph)
     edit.drop_unused(graph, keep=origin.idle)
+    unname_states(graph)
     give_quantized(graph)
     give_casts(graph)
     _drop_stale_shapes(model)

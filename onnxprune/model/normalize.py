@@ -24,7 +24,7 @@ from onnxprune.model.nested import every_graph, every_node
 from onnxprune.model.origin import note_twins, remember, twins
 from onnxprune.model.quantize import take_quantized
 from onnxprune.model.serialize import tensors_of
-from onnxprune.model.states import plain_states
+from onnxprune.model.states import name_states, plain_states
 
 _POSITIONS = (ir.DataType.INT32, ir.DataType.INT64)
 """Types of the tables that Gather, ScatterND and their like read."""
@@ -70,6 +70,7 @@ def normalize(model: ir.Model) -> ir.Model:
     take_quantized(graph)
     for part in every_graph(graph):
         plain_states(part, frozenset(origin.inputs))
+    name_states(graph)
     drop_unused(graph, keep=origin.idle)
     _split_shared(graph)
     return model

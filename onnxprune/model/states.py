@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from onnxprune.model import edit
 
+_NAMED = "onnxprune.states"
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _FIRST_STATES = (5, 6)
 _MOVES = frozenset(
@@ -55,6 +56,30 @@ def plain_states(graph: ir.Graph, listed: Collection[str]) -> None:
                 node.resize_inputs(len(node.inputs) - 1)
         elif node.op_type == "Concat" and not node.domain:
             _read_parts(graph, node)
+
+
+def name_states(graph: ir.Graph) -> None:
+    """Let recurrent layers put out the states of all steps, where they only put out the last ones.
+
+    What R multiplies is seen in no other value.
+
+    Parameters
+    ----------
+    graph
+        The main graph; mutated. `unname_states` takes it back.
+    """
+    for node in graph:
+        if is_recurrent(node) and node.outputs and not node.outputs[0].name:
+            node.outputs[0].name = edit.fresh(graph, f"{node.name or node.op_type}/states")
+            node.meta[_NAMED] = True
+
+
+def unname_states(graph: ir.Graph) -> None:
+    """Leave outputs that `name_states` added out again, where nothing uses them."""
+    for node in graph:
+        states = node.outputs[0] if node.meta.pop(_NAMED, False) else None
+        if states is not None and not states.uses() and not states.is_graph_output():
+            states.name, states.type, states.shape = "", None, None
 
 
 def _first(value: ir.Value) -> tuple[ir.Node, int]:

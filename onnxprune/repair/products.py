@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.axes import Axis, Index, Kept
 from onnxprune.graph.build import AxisGraph
-from onnxprune.repair.logits import Mixing, Rows, best_mixing, fold
+from onnxprune.repair.logits import Mixing, Rows, best_mixing, fold, plain_error
 from onnxprune.repair.rows import HELD_OUT, both
 from onnxprune.rules.op import Op
 from onnxprune.statistics.batches import Batches
@@ -134,17 +134,36 @@ def _factor(op: Op, router: Router, made: Mapping[str, ir.Node], kept: Kept, uni
     return Factor(product, route, node, (values[0], values[1]), left, rows)
 
 
-def refit_product(
-    factor: Factor, teacher: Piecewise, student: Piecewise, batches: Batches, rng: np.random.Generator
-) -> tuple[Mixing, Array, Array] | None:
-    """What makes up for the dims that a product lost, and its layer's weight and bias (outputs,) with it.
+Sides = tuple[Rows, Rows]
+"""Rows of a factor to fit on, and to choose on."""
 
-    None where the factors are not finite.
+
+@dataclass(frozen=True, eq=False)
+class Goals:
+    """What the original's factors are at places that were drawn.
+
+    Attributes
+    ----------
+    drawn
+        Per batch and factor: which rows.
+    rows
+        Per batch and factor: the original's.
     """
+
+    drawn: Sequence[tuple[Index, Index]]
+    rows: Sequence[Sequence[Array]]
+
+    @classmethod
+    def of(cls, product: Product, teacher: Piecewise, batches: Batches, rng: np.random.Generator) -> Goals:
+        """Draw places and run the original up to them."""
+        drawn = [draw(rng, product, batches.samples, size) for size in batches.sizes]
+        return cls(drawn, list(_goals(product, teacher, drawn)))
+
+
+def rows_of(factor: Factor, student: Piecewise, goals: Goals) -> tuple[Sides, Sides] | None:
+    """Rows of both factors as they are in the cut model now, beside the original's; None: they are not finite."""
     known: list[list[Moments | None]] = [[None, None], [None, None]]
-    drawn = [draw(rng, factor.product, batches.samples, size) for size in batches.sizes]
-    goals = list(_goals(factor.product, teacher, drawn))
-    for batch, found in enumerate(_moments(factor, student, drawn, goals)):
+    for batch, found in enumerate(_moments(factor, student, goals.drawn, goals.rows)):
         side = 1 if batch % HELD_OUT == HELD_OUT - 1 else 0
         for slot, part in enumerate(found):
             old = known[slot][side]
@@ -152,15 +171,25 @@ def refit_product(
     pairs = [both(*each) for each in known]
     if not all(np.isfinite(moments.gram).all() for pair in pairs for moments in pair):
         return None
-    rows = [
+    left, right = (
         (Rows(seen, factor.kept, flag), Rows(held, factor.kept, flag))
         for (seen, held), flag in zip(pairs, factor.product.around, strict=True)
-    ]
+    )
+    return left, right
+
+
+def refit_product(factor: Factor, rows: tuple[Sides, Sides]) -> tuple[Mixing, Array, Array]:
+    """What makes up for the dims that a product lost, and its layer's weight and bias (outputs,) with it."""
     mixed, layer, scale = factor.product.mixed, factor.layer, factor.route.factor
     mixing = best_mixing(rows[mixed], rows[1 - mixed], shift=scale is not None)
     shift = mixing.shift / (scale or 1.0)
     weight, bias = fold(layer, layer.matrix(), layer.bias_vector(), factor.rows, mixing.matrix, shift)
     return mixing, layer.from_matrix(weight), bias
+
+
+def held_error(rows: tuple[Sides, Sides]) -> float:
+    """The error that `Mixing.before` is, of the factors as they are."""
+    return plain_error(rows[0][1], rows[1][1])
 
 
 def _goals(

@@ -18,8 +18,12 @@ import onnx_ir as ir
 from onnxprune.evaluate.smaller import cut_feed, cuts_by_name
 from onnxprune.graph.axes import Kept
 from onnxprune.graph.build import AxisGraph
+from onnxprune.model import edit
+from onnxprune.model.quantisers import find_quantisers, of_nodes
 from onnxprune.repair.fit import Fit, again, fit
-from onnxprune.repair.products import Factor, products_to_repair, refit_product
+from onnxprune.repair.logits import Mixing
+from onnxprune.repair.products import Factor, Goals, held_error, products_to_repair, refit_product, rows_of
+from onnxprune.repair.ranges import refit_ranges
 from onnxprune.repair.rows import Collector
 from onnxprune.repair.states import States, refit_states, states_to_repair
 from onnxprune.repair.targets import Pair, Target, layers_to_repair, target_of
@@ -72,10 +76,13 @@ class Repairs:
         One entry per layer that lost inputs or lies behind such layers.
     arrays
         By a layer's key (`Consumer.key`): its new weight and bias (outputs,).
+    ranges
+        By the name of an activation that is rounded in another range: the scales and zero points, by initializer.
     """
 
     layers: tuple[LayerRepair, ...] = ()
     arrays: dict[str, tuple[Array, Array]] = field(default_factory=dict, repr=False)
+    ranges: dict[str, dict[str, Array]] = field(default_factory=dict, repr=False)
 
 
 def repair(
@@ -152,7 +159,7 @@ def repair(
     untouched = [
         LayerRepair(name, True, "none", float("nan"), float("nan"), why) for name, why in mending.left.items()
     ]
-    return Repairs((*mending.done, *untouched), mending.arrays)
+    return Repairs((*mending.done, *untouched), mending.arrays, mending.ranges)
 
 
 @dataclass
@@ -169,7 +176,7 @@ class _Mending:
         By name, why layers are left as they are.
     waiting
         Nodes of the cut model that are still to be repaired; those that are repaired twice are there twice.
-    done, arrays
+    done, arrays, ranges
         What becomes `Repairs`.
     """
 
@@ -185,6 +192,7 @@ class _Mending:
     waiting: list[ir.Node]
     done: list[LayerRepair] = field(default_factory=list)
     arrays: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    ranges: dict[str, dict[str, Array]] = field(default_factory=dict)
 
     def states(self, layers: Sequence[States], kept: Kept) -> None:
         """Refit what recurrent layers make of their own states."""
@@ -243,21 +251,48 @@ class _Mending:
         if self.student.has_run(factor.node):
             self.left[label] = "what its layer makes is needed before it"
             return
-        found = refit_product(factor, self.teacher, self.student, self.batches, self.rng)
-        if found is None:
+        goals = Goals.of(factor.product, self.teacher, self.batches, self.rng)
+        rows = rows_of(factor, self.student, goals)
+        if rows is None:
             self.left[label] = "its factors are not finite on the calibration samples"
             return
-        mixing, weight, vector = found
+        mixing, weight, vector = refit_product(factor, rows)
         if mixing.helps and not fits(factor.layer, weight, vector):
             self.left[label] = TOO_LARGE
             return
-        if mixing.helps:
-            write(factor.layer, weight, vector)
-            self.arrays[factor.route.layer.key] = weight, vector
+        error = self._mix(factor, mixing, weight, vector, goals) if mixing.helps else mixing.before
         turn, scale = self.turned.get(label), mixing.energy or 1.0
-        kind = "logits" if mixing.helps or turn is not None else "none"
+        kind = "logits" if error < mixing.before or turn is not None else "none"
         before = mixing.before / scale if turn is None else turn.before
-        self.done.append(LayerRepair(label, True, kind, before, mixing.error / scale))
+        self.done.append(LayerRepair(label, True, kind, before, error / scale))
+
+    def _mix(self, factor: Factor, mixing: Mixing, weight: Array, vector: Array, goals: Goals) -> float:
+        """Give the layer of a product other weights, and what it makes another range; the error that is left.
+
+        Where numbers are rounded and clipped on the way, it is measured once more, and what was done is undone if
+        it did not help.
+        """
+        layer = factor.layer
+        tensor, bias = layer.weight.const_value, layer.bias_vector()
+        write(layer, weight, vector)
+        error = mixing.error
+        if factor.route.rounded and tensor is not None:
+            ahead = self.student.ahead([factor.values[factor.product.mixed]])
+            way = self.student.behind(ahead, [factor.node])
+            found = of_nodes(find_quantisers(self.student.model.graph), way)
+            old = {quantiser: (quantiser.scale, quantiser.zero) for quantiser in found}
+            changed = refit_ranges(self.student, found, [factor.node])
+            rows = rows_of(factor, self.student, goals)
+            error = float("inf") if rows is None else held_error(rows)
+            if not error < mixing.before:
+                write(factor.layer, weight, bias)
+                edit.set_tensor(factor.layer.weight, tensor)
+                for quantiser, numbers in old.items():
+                    quantiser.give(*numbers)
+                return mixing.before
+            self.ranges |= {quantiser.label: quantiser.arrays for quantiser in changed}
+        self.arrays[factor.route.layer.key] = weight, vector
+        return error
 
     def only_turned(self) -> None:
         """Products that were turned and could not be mixed as well are not as they were."""

@@ -8,18 +8,19 @@ Repaired in this way, the cut layer's states are close to the original's, which 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph.axes import Axis, Kept
+from onnxprune.graph.axes import Axis, Index, Kept
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model.nested import every_node
 from onnxprune.model.taps import reached
 from onnxprune.repair.fit import Fit, fit
-from onnxprune.repair.gates import gates_to_repair, outputs_left
+from onnxprune.repair.gates import SHARED, gates_to_repair, outputs_left
+from onnxprune.repair.resets import GATES, resets_first, seen_by_gates, start_of, why_not
 from onnxprune.repair.rows import HELD_OUT, add_part, both
 from onnxprune.repair.targets import undecided
 from onnxprune.statistics.batches import Batches
@@ -28,9 +29,12 @@ from onnxprune.statistics.gates import Gates, R
 from onnxprune.statistics.moments import Moments
 from onnxprune.statistics.piecewise import Feed, Piecewise
 from onnxprune.statistics.probes import Probe
-from onnxprune.statistics.views import Sight, name_of, view_of, why_unseen
+from onnxprune.statistics.views import Sight, is_inside, name_of, view_of, why_unseen
 
 Array = np.ndarray[Any, Any]
+
+UNSEEN = "its states of all steps are no output"
+RESET_INSIDE = "its states are reset before they are multiplied, inside the body of another node"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class States:
 
     student: Gates
     teacher: Gates
+
+    @property
+    def parts(self) -> int:
+        """Products with inputs of their own: one per direction, or one per direction and gate."""
+        return self.teacher.groups * (GATES if resets_first(self.teacher.node) else 1)
 
 
 def states_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[list[States], dict[str, str]]:
@@ -61,14 +70,19 @@ def states_to_repair(axis_graph: AxisGraph, cut: ir.Model, kept: Kept) -> tuple[
         if isinstance(pairs, str):
             left[op.node.name or op.node.op_type] = pairs
         elif R not in pairs:
-            left[op.node.name or op.node.op_type] = "its states of all steps are no output"
-        elif op.node.op_type == "GRU" and not op.int("linear_before_reset", 0):
-            left[op.node.name or op.node.op_type] = "its states are reset before they are multiplied"
-        elif why := why_unseen(axis_graph, pairs[R][1]):
+            left[op.node.name or op.node.op_type] = SHARED if op.node.outputs[0].name else UNSEEN
+        elif why := _why_left(axis_graph, pairs[R][1]):
             left[op.node.name or op.node.op_type] = why
         else:
             found.append(States(*pairs[R]))
     return found, left
+
+
+def _why_left(axis_graph: AxisGraph, gates: Gates) -> str:
+    """Why what R sees is not known; "" where it is."""
+    if not resets_first(gates.node):
+        return why_unseen(axis_graph, gates)
+    return RESET_INSIDE if is_inside(gates) else why_not(gates.node)
 
 
 def refit_states(
@@ -95,14 +109,15 @@ def refit_states(
     for number, rows in enumerate(_rows(teacher.fork(), layers, batches, seen, rng)):
         side = 1 if number % HELD_OUT == HELD_OUT - 1 else 0
         for known, layer, states in zip(sides, layers, rows, strict=True):
-            add_part(known, side, _moments(layer.teacher, states, kept))
+            add_part(known, side, _moments(layer, states, kept))
     fits: list[Fit | None] = []
     for layer, known in zip(layers, sides, strict=True):
         whole, held = both(*known)
-        student = layer.student
-        bias = student.bias_vector().reshape(student.groups, -1)
+        weight, bias = layer.student.matrix(), layer.student.bias_vector()
         finite = np.isfinite(whole.gram).all() and np.isfinite(held.gram).all()
-        fits.append(fit(whole, held, student.matrix(), bias, kinds) if finite else None)
+        apart = weight.reshape(layer.parts, -1, weight.shape[2]), bias.reshape(layer.parts, -1)
+        found = fit(whole, held, *apart, kinds) if finite else None
+        fits.append(found and replace(found, weight=found.weight.reshape(weight.shape)))
     return fits
 
 
@@ -113,41 +128,68 @@ def _rows(
     known_at: Mapping[str, Sight],
     rng: np.random.Generator,
 ) -> Iterator[list[Array]]:
-    """Per batch and layer: states of the original at positions that are drawn, (directions, rows, hidden)."""
+    """Per batch and layer: what R sees in the original at positions that are drawn, (parts, rows, hidden)."""
     where = [known_at[layer.teacher.key] for layer in layers]
     shares = [share_of_rows(layer.teacher, sight) for layer, sight in zip(layers, where, strict=True)]
     views = [view_of(layer.teacher, layer.teacher.x) for layer in layers]
     probes: list[Probe] = []
+    drawn: list[Index] = []
 
     def extend(graph: ir.Graph, known: Mapping[str, ir.Value]) -> None:
         for n, layer in enumerate(layers):
             place = where[n].place
             flat = place if place.flat else None
             probe = Probe(graph, layer.teacher, f"states{n}", place.count(shares[n]), flat)
-            probe.show(probe.input_rows(known[name_of(views[n])]), "rows")
             probes.append(probe)
+            if not resets_first(layer.teacher.node):
+                probe.show(probe.input_rows(known[name_of(views[n])]), "rows")
+                continue
+            for key, value in _whole(layer.teacher).items():
+                probe.show(probe.op("Cast", known[str(value.name)], to=ir.DataType.FLOAT), key)
 
     def more(batch: int) -> Feed:
         feed: dict[str, Array] = {}
+        drawn.clear()
         for probe, sight, share in zip(probes, where, shares, strict=True):
-            feed |= probe.feed(sight.draw(rng, share, batch))
+            chosen = sight.draw(rng, share, batch)
+            feed |= probe.feed(chosen)
+            drawn.append(chosen.places)
         return feed
 
     for batch, found in enumerate(teacher.advance(views, extend, more)):
-        rows = [found[f"states{n}/rows"] for n in range(len(layers))]
+        rows = [_seen(layer.teacher, found, f"states{n}", drawn[n]) for n, layer in enumerate(layers)]
         yield [r if sight.sizes[batch] else r[:, :0] for r, sight in zip(rows, where, strict=True)]
 
 
-def _moments(gates: Gates, states: Array, kept: Kept) -> Moments:
-    """Of rows (states that are left, what R makes of all for the gates that are left), per direction."""
-    states = states.astype(np.float64)
-    made = states @ gates.matrix().transpose(0, 2, 1) + gates.bias_vector().reshape(gates.groups, 1, -1)
+def _whole(gates: Gates) -> dict[str, ir.Value]:
+    """Values that say what R sees in a GRU that resets first, by what they are."""
+    x, start = gates.node.inputs[0], start_of(gates.node)
+    values = {"x": x, "states": gates.x, "start": start}
+    return {key: value for key, value in values.items() if value is not None and value.const_value is None}
+
+
+def _seen(gates: Gates, found: Feed, name: str, places: Index) -> Array:
+    """What R sees at some places, (parts, rows, hidden)."""
+    if not resets_first(gates.node):
+        return found[f"{name}/rows"]
+    start = start_of(gates.node)
+    first = None if start is None or start.const_value is None else start.const_value.numpy()
+    given = found.get(f"{name}/start", first)
+    whole = seen_by_gates(gates.node, found[f"{name}/x"], found[f"{name}/states"], given)
+    return np.asarray(whole[:, :, places].reshape(-1, len(places), gates.columns))
+
+
+def _moments(layer: States, states: Array, kept: Kept) -> Moments:
+    """Of rows (states that are left, what R makes of all for the gates that are left), per part."""
+    gates, states = layer.teacher, states.astype(np.float64)
+    matrix = gates.matrix().reshape(layer.parts, -1, gates.columns)
+    made = states @ matrix.transpose(0, 2, 1) + gates.bias_vector().reshape(layer.parts, 1, -1)
     units = kept[Axis(gates.weight, 2)].reshape(-1, gates.columns)
-    units = np.tile(units, (gates.groups // len(units), 1))
+    units = np.repeat(np.tile(units, (gates.groups // len(units), 1)), layer.parts // gates.groups, axis=0)
     rows = outputs_left(gates, kept)
-    gates_left = np.ones(made.shape[::2], bool) if rows is None else rows.reshape(gates.groups, -1)
+    gates_left = np.ones(made.shape[::2], bool) if rows is None else rows.reshape(layer.parts, -1)
     parts = [
         np.concatenate([states[d][:, units[d]], made[d][:, gates_left[d]]], axis=1)
-        for d in range(gates.groups)
+        for d in range(layer.parts)
     ]
     return Moments.of(np.stack(parts))

@@ -193,6 +193,23 @@ def write_masked(
         write(layer, _spread(weight, original.array.shape, dims, blocked), vector)
 
 
+def write_ranges(model: ir.Model, ranges: Mapping[str, Mapping[str, Array]]) -> None:
+    """Give the masked model the scales of activations that the cut one got.
+
+    Parameters
+    ----------
+    model
+        Mutated.
+    ranges
+        As in `onnxprune.repair.sequence.Repairs`.
+    """
+    initializers = model.graph.initializers
+    for arrays in ranges.values():
+        for name, array in arrays.items():
+            if name in initializers:  # else it belongs to what writing a bias put in, which shares the others
+                edit.set_array(initializers[name], array)
+
+
 def _layers(node: ir.Node) -> dict[str, LinearMap]:
     """The linear maps of a node, by key."""
     found: LinearMap | str = linear_map_of(node)

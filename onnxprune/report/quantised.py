@@ -32,6 +32,8 @@ class QuantisedResult:
     torn
         Weights that were rounded again because blocks with a common scale lost some of their positions: the proof
         compares them before that.
+    rescaled
+        Activations that have another scale than the file's, because a repair changed what makes them.
     operators
         How many nodes of each type that calculates with integers: `{"QLinearConv": 19}`.
     whole
@@ -43,6 +45,7 @@ class QuantisedResult:
     activations: Mapping[str, int]
     requantised: tuple[str, ...] = ()
     torn: tuple[str, ...] = ()
+    rescaled: tuple[str, ...] = ()
     operators: Mapping[str, int] = field(default_factory=dict)
     whole: Mapping[str, str] = field(default_factory=dict)
 
@@ -53,7 +56,10 @@ class QuantisedResult:
 
 
 def quantised_result(
-    model: ir.Model, requantised: Sequence[str] = (), torn: Sequence[str] = ()
+    model: ir.Model,
+    requantised: Sequence[str] = (),
+    torn: Sequence[str] = (),
+    rescaled: Sequence[str] = (),
 ) -> QuantisedResult | None:
     """How a normalised model is quantised; None where it is not."""
     weights: Counter[str] = Counter()
@@ -78,7 +84,7 @@ def quantised_result(
     known = set(requantised) - set(torn)
     counts = [dict(sorted(each.items())) for each in (weights, biases, activations)]
     return QuantisedResult(
-        *(counts[0], counts[1], counts[2], tuple(sorted(known)), tuple(sorted(torn))),
+        *(counts[0], counts[1], counts[2], tuple(sorted(known)), tuple(sorted(torn)), tuple(rescaled)),
         operators=lowered_operators(model.graph),
         whole=whole,
     )
@@ -114,7 +120,14 @@ def requantised_line(found: QuantisedResult | None) -> str:
             f", {len(found.torn)} of them because blocks with a common scale lost some of their positions (the "
             "proof compares these before they are rounded; the fidelity is that of what was written)"
         )
-    return f"{text}; the others keep their numbers and scales"
+    text = f"{text}; the others keep their numbers and scales"
+    return text if not found.rescaled else f"{text}; {_rescaled(len(found.rescaled))}"
+
+
+def _rescaled(count: int) -> str:
+    what = "activation of queries or keys" if count == 1 else "activations of queries or keys"
+    has = "has a range" if count == 1 else "have ranges"
+    return f"{count} {what} that were mixed anew {has} fitted to the calibration samples"
 
 
 def _whole_line(found: QuantisedResult) -> str:

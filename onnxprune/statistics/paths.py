@@ -1,8 +1,8 @@
 """Ways that only move data: which channel of a layer's output every position of a later tensor is.
 
 Between a projection and the product of queries and keys lie Reshape, Transpose, Split and the like, and
-multiplications by a scalar. They are followed with an array of channel numbers, so that a head may be cut out of
-the channels in any way.
+multiplications by a scalar; in quantised models, numbers are rounded in between. They are followed with an array of
+channel numbers, so that a head may be cut out of the channels in any way.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.axes import Index
 from onnxprune.graph.build import AxisGraph
+from onnxprune.model.rounding import limits
 from onnxprune.rules.op import Op
 from onnxprune.statistics.consumers import Consumer
 
@@ -25,6 +26,8 @@ MOVES = (*RESHAPES, "Transpose", "Slice", "Gather", "Split")
 """Operators whose first input is moved about, and nothing else."""
 
 SCALES = ("Mul", "Div")
+
+QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
 
 READS_SHAPE = ("Shape", "Size")
 
@@ -41,11 +44,19 @@ class Route:
         The shape of the tensor: which of the layer's output channels each position is.
     factor
         What the channels are multiplied by on the way; None: a scalar that is computed.
+    steps
+        The nodes on the way.
     """
 
     layer: Consumer
     channel: Index
     factor: float | None
+    steps: tuple[ir.Node, ...] = ()
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the channels are rounded to stored numbers on the way, so that their range is bounded."""
+        return any(step.op_type in QUANTISERS for step in self.steps)
 
 
 class Router:
@@ -91,7 +102,8 @@ class Router:
             scale = self._scale(step)
             factor = None if factor is None or scale is None else factor * scale
         others = self._others(layer, node, slot, found)
-        return Route(layer, found, factor) if others is None else others
+        way = tuple(step for step, _ in reversed(steps))
+        return Route(layer, found, factor, way) if others is None else others
 
     def op(self, node: ir.Node) -> Op | None:
         """What is known about a node of the main graph."""
@@ -120,7 +132,7 @@ class Router:
         """The input whose entries a node hands on, each multiplied by the same number at most."""
         if node.domain not in ("", "ai.onnx") or node not in self._ops:
             return None
-        if node.op_type in MOVES or _is_rounding(node):
+        if node.op_type in MOVES or _is_rounding(node) or _quantises(node):
             return node.inputs[0]
         if node.op_type in SCALES:
             slot = self._carrier(node)
@@ -189,6 +201,24 @@ def _is_rounding(node: ir.Node) -> bool:
     return all(kind is not None and kind.is_floating_point() for kind in kinds)
 
 
+def _quantises(node: ir.Node) -> bool:
+    """Whether a node rounds all entries with one scale, or says what such stored numbers mean.
+
+    A range that ends at zero may stand for a Relu, which quantisers take out.
+    """
+    if node.op_type not in QUANTISERS or node.inputs[0] is None or node.inputs[1] is None:
+        return False
+    scale, zero = node.inputs[1].const_value, node.inputs[2] if len(node.inputs) > 2 else None
+    point = None if zero is None else zero.const_value
+    stored = (node.outputs if node.op_type == "QuantizeLinear" else node.inputs)[0]
+    if scale is None or scale.size != 1 or stored is None or stored.dtype is None:
+        return False
+    if zero is not None and (point is None or point.size != 1):
+        return False
+    middle = 0.0 if point is None else float(point.numpy().ravel()[0])
+    return middle not in limits(stored.dtype)
+
+
 def rearranged(
     op: Op, array: np.ndarray[Any, Any], dims: Sequence[tuple[int, ...]]
 ) -> list[np.ndarray[Any, Any]] | None:
@@ -209,7 +239,7 @@ def rearranged(
         One array per output; None where a size or an index is not known.
     """
     kind = op.node.op_type
-    if kind in SCALES or kind == "Cast":
+    if kind in SCALES or kind == "Cast" or kind in QUANTISERS:
         return [array]
     if kind in RESHAPES:
         return [array.reshape(dims[0])] if array.size == np.prod(dims[0], dtype=np.int64) else None

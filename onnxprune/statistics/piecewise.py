@@ -141,7 +141,7 @@ class Piecewise:
         """Whether changing a node comes too late."""
         return self.home(node) in self._done
 
-    def _behind(self, nodes: Collection[ir.Node], first: Collection[ir.Node]) -> set[ir.Node]:
+    def behind(self, nodes: Collection[ir.Node], first: Collection[ir.Node]) -> set[ir.Node]:
         """Those of the nodes that are among the first or depend on them."""
         found: set[ir.Node] = set()
         for node in self.model.graph if first else ():
@@ -179,7 +179,7 @@ class Piecewise:
         taps = [view for view in wanted if isinstance(view, Tap)]
         values = [view for view in wanted if not isinstance(view, Tap)]
         later = {self.home(node) for node in again} | {self.home(self._owners[tap.body]) for tap in taps}
-        done = self._done | (needed - self._behind(needed, later))
+        done = self._done | (needed - self.behind(needed, later))
         piece, outputs, live = self._piece(values, needed, done)
         piece = raise_opset(ir.Model(piece, ir_version=self.model.ir_version), LEAST_OPSET).graph
         known = add_taps(piece, taps)  # may make loops, and what they put out, once more

@@ -66,8 +66,9 @@ class Product:
 
     @property
     def turns(self) -> bool:
-        """Whether both factors can be changed, each head for itself."""
-        return all(channels is not None for channels in self.channels)
+        """Whether both factors can be changed, each head for itself, and into any range."""
+        bounded = any(isinstance(route, Route) and route.rounded for route in self.routes)
+        return not bounded and all(channels is not None for channels in self.channels)
 
     @property
     def label(self) -> str:
