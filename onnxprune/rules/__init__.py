@@ -36,6 +36,7 @@ from onnxprune.rules import (
     rotary,
     shape,
     signal,
+    slicing,
     vision,
 )
 from onnxprune.rules.lower import LOWERS
@@ -67,6 +68,7 @@ _FAMILIES = (
     rotary,
     shape,
     signal,
+    slicing,
     vision,
     contrib,  # after normalization, whose rule it completes
     contrib_attention,
