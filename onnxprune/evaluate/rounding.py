@@ -29,16 +29,19 @@ class Rounding:
         The same: in float32, or in float32 between integers. Not mutated.
     provider
         Where it runs.
+    weights
+        Whether weights move, too. That measures how well the model itself is conditioned: a bias that takes back
+        most of a sum makes much of it.
     """
 
-    def __init__(self, runner: Runner, model: ir.Model, provider: str) -> None:
-        self._runner, self._model, self._provider = runner, model, provider
+    def __init__(self, runner: Runner, model: ir.Model, provider: str, weights: bool) -> None:
+        self._runner, self._model, self._provider, self._weights = runner, model, provider, weights
 
     def of(self, feed: Mapping[str, Array], names: Sequence[str] | None = None) -> dict[str, float]:
         """By name, how far results move when something moves by one unit in the last place; none for noise.
 
-        What moves are the float inputs, and then the weights: inputs that are zero, or drown in a bias, move
-        nothing. The weights of quantised models, whose sums are exact, and of huge ones stay.
+        What moves are the float inputs, and then the weights where they may: inputs that are zero, or drown in a
+        bias, move nothing. The weights of quantised models, whose sums are exact, and of huge ones stay.
         """
         before, again = (self._runner.run(feed, names) for _ in range(2))
         after = [self._runner.run(_moved(feed), names), *(other.run(feed, names) for other in self._others)]
@@ -52,7 +55,7 @@ class Rounding:
 
     @cached_property
     def _others(self) -> list[Runner]:
-        if is_quantized(self._model) or is_huge(self._model):
+        if not self._weights or is_quantized(self._model) or is_huge(self._model):
             return []
         return [
             open_runner(model, self._provider, saturating=False) for model in _with_moved_weights(self._model)

@@ -34,7 +34,7 @@ from onnxprune.evaluate.smaller import cut_feed, cuts_by_name
 from onnxprune.graph.axes import Axis, Blocked, Bools, Kept, extent_left
 from onnxprune.graph.build import AxisGraph
 from onnxprune.graph.groups import Group
-from onnxprune.model.convert import to_float32
+from onnxprune.model.convert import other_floats, to_float32
 from onnxprune.model.detach import described, detach_foreign, foreign_nodes, opened
 from onnxprune.model.finalize import as_stored
 from onnxprune.model.forcing import force
@@ -257,7 +257,7 @@ class Prover:
         expected, got = (
             open_runner(model, self.provider, ends=ends, saturating=False) for model in (masked, removed)
         )
-        rounding = Rounding(expected, masked, self.provider)
+        rounding = Rounding(expected, masked, self.provider, weights=True)
         cuts = cuts_by_name(kept)  # a foreign operator that a rule knows has smaller inputs and outputs, too
         divided: dict[str, dict[int, Blocked]] = {}
         for axis, blocked in self.axis_graph.blocked.items():
@@ -363,9 +363,12 @@ def compare_models(before: ir.Model, after: ir.Model, data: Dataset, provider: s
 
 def _compared(before: ir.Model, after: ir.Model, data: Dataset, provider: str) -> Soundness:
     """Compare two models in the form in which they are."""
+    narrow = bool(other_floats(before))
     before, after = to_float32(before), to_float32(after)
     first, second = (open_runner(model, provider, saturating=False) for model in (before, after))
-    rounding = Rounding(first, before, provider)
+    rounding = Rounding(
+        first, before, provider, weights=not narrow
+    )  # what is folded is stored in half precision
     worst = Figures(True, 0.0, 0.0)
     for number in range(len(data)):
         feed = {name: as_float32(array) for name, array in data.feeds[number].items()}

@@ -285,12 +285,13 @@ def test_rounding_shows_on_silent_inputs():
     feed = {"image": np.zeros((1, 3, 8, 8), np.float32)}
     (name,) = (str(value.name) for value in model.graph.outputs)
 
-    def rounding():
+    def rounding(weights=True):
         runner = open_runner(model)
         largest = np.abs(runner.run(feed)[name]).max()
-        return Rounding(runner, model, "cpu").of(feed)[name], largest
+        return Rounding(runner, model, "cpu", weights).of(feed)[name], largest
 
     moved, largest = rounding()
+    assert rounding(weights=False) == (0, largest)
     assert 0 < moved < 1e-5 * largest
     assert moved == rounding()[0]
     for value in model.graph.initializers.values():

@@ -102,29 +102,30 @@ def test_slimming_the_cut_model_changes_nothing(tmp_path):
         np.testing.assert_array_equal(got[name], array)
 
 
-def carried(path):
-    """A Loop whose recurrent weight is a state that stays the same, as tf2onnx writes a while loop of Keras."""
-    text = """
+def carried(path, step):
+    """A Loop whose recurrent weight is a state, as tf2onnx writes while loops of Keras; `step` makes the next."""
+    text = f"""
     <ir_version: 8, opset_import: ["" : 17]>
     net (float[steps,1,6] x) => (float[1,3] y)
-    <int64 zero = {0}, bool yes = {1}, float[1,16] start = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}>
-    {
+    <int64 zero = {{0}}, bool yes = {{1}}, float[1] decay = {{0.9}},
+     float[1,16] start = {{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}>
+    {{
         shape = Shape(x)
         count = Gather<axis=0>(shape, zero)
         h, r, w = Loop<body = body (int64 i, bool go, float[1,16] h0, float[16,16] r0, float[6,16] w0)
             => (bool on, float[1,16] h2, float[16,16] r1, float[6,16] w1)
-        {
+        {{
             on = Identity(go)
-            r1 = Identity(r0)
+            r1 = {step}
             w1 = Identity(w0)
             xt = Gather<axis=0>(x, i)
             a = MatMul(xt, w0)
             b = MatMul(h0, r0)
             c = Add(a, b)
             h2 = Tanh(c)
-        }>(count, yes, start, recurrent, inner)
+        }}>(count, yes, start, recurrent, inner)
         y = MatMul(h, head)
-    }
+    }}
     """
     model = onnx.parser.parse_model(text)
     rng = np.random.default_rng(0)
@@ -136,9 +137,10 @@ def carried(path):
     return path
 
 
-def test_masks_in_bodies(tmp_path):
-    """Nothing stored is zero where the weight is a state: a product with zeros and ones stands in the body."""
-    assert check(carried(tmp_path / "net.onnx"), tmp_path, ratio=0.5) == 8
+@pytest.mark.parametrize(("step", "products"), [("Identity(r0)", 0), ("Mul(r0, decay)", 2)])
+def test_masks_in_bodies(tmp_path, step, products):
+    """Zeros are stored where the state stays as it is; else a product with zeros and ones stands in the body."""
+    assert check(carried(tmp_path / "net.onnx", step), tmp_path, ratio=0.5) == 8
     masked = onnx.load(tmp_path / "masked.onnx")
     (loop,) = (node for node in masked.graph.node if node.op_type == "Loop")
-    assert [node.op_type for node in loop.attribute[0].g.node].count("Mul") == 1
+    assert [node.op_type for node in loop.attribute[0].g.node].count("Mul") == products
