@@ -7,8 +7,9 @@ import onnx
 from onnx import numpy_helper, parser
 
 import onnxprune
-from onnxprune.notes import HELD
 from onnxprune.report import terminal
+from onnxprune.report.analysis import render, to_dict
+from onnxprune.report.remarks import HELD
 from onnxprune.report.tables import soundness_line
 
 
@@ -75,6 +76,9 @@ def test_states_that_hold_much_are_named(tmp_path):
     (note,) = states(report)
     share = sum(b.macs for b in report.barriers if b.reason == "GRAPH_INPUT") / report.before.macs
     assert share > HELD and note.startswith(f"{share:.0%} of the MACs") and "'h0'" in note
+    analysis = onnxprune.analyze(path)
+    assert to_dict(analysis)["notes"] == [note]
+    assert render(analysis).splitlines()[-1] == f"note: {note}"
 
 
 def test_states_that_may_get_smaller_hold_nothing(tmp_path):

@@ -11,6 +11,7 @@ from onnxprune.analysis import Analysis
 from onnxprune.graph.groups import AxisUse, Group
 from onnxprune.report.assemble import barrier_results
 from onnxprune.report.quantised import quantised_line, quantised_result
+from onnxprune.report.remarks import remarks
 from onnxprune.report.tables import barrier_lines, columns, coverage_line, number, plural, some, wrap
 
 SCHEMA = "onnxprune-analysis/1"
@@ -32,6 +33,7 @@ def to_dict(analysis: Analysis) -> dict[str, Any]:
         "alternatives": [_plain(group) for group in analysis.partition.alternatives],
         "barriers": [asdict(barrier) for barrier in barrier_results(analysis)],
         "quantised": None if quantised is None else asdict(quantised),
+        "notes": remarks(analysis),
     }
 
 
@@ -98,6 +100,10 @@ def render(analysis: Analysis, *, verbose: bool = False, width: int | None = Non
             )
     barriers = barrier_results(analysis)
     lines += barrier_lines(barriers, cost.macs, cost.params, verbose=verbose, width=width)
+    if notes := remarks(analysis):
+        lines.append("")
+        for note in notes:
+            lines += wrap(f"note: {note}", width, indent=6)
     return "\n".join(lines)
 
 
