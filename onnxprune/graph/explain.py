@@ -10,6 +10,7 @@ from typing import Any
 import networkx as nx
 
 from onnxprune.graph.axes import Axis, Barrier
+from onnxprune.graph.cuts import Site
 from onnxprune.graph.relations import Edge
 
 
@@ -24,9 +25,6 @@ class Step:
 
 Hop = Axis | Barrier
 """What an axis leads to on its way to a barrier."""
-
-Site = tuple[int, Axis]
-"""An operator (by id) that offers choices, and one of its axes."""
 
 
 def nearest_barriers(graph: nx.MultiGraph[Any]) -> dict[Axis, Barrier]:

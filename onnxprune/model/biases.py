@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnxprune.model import edit, rounding
 from onnxprune.model.origin import twins
 from onnxprune.model.quantized import Layout, QuantizedTensor, Scheme, Written
+from onnxprune.model.uses import only_user
 
 Array = np.ndarray[Any, Any]
 
@@ -155,7 +156,7 @@ def _at_scale(tensor: QuantizedTensor, scale: Array) -> ir.TensorProtocol:
 
 
 def _is_own(bias: ir.Value) -> bool:
-    return not bias.is_graph_output() and len(list(bias.uses())) == 1
+    return only_user(bias) is not None
 
 
 def _new_bias(bias: ir.Value, product: Array) -> ir.TensorProtocol | None:

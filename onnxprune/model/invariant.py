@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxprune.model.iterate import ScanForm, is_loop, is_scan
-from onnxprune.model.nested import bodies_of, every_graph
+from onnxprune.model.nested import bodies_of, every_graph, renew
 
 
 def read_from_outside(graph: ir.Graph) -> None:
@@ -58,7 +58,8 @@ def _shorten(node: ir.Node, first_input: int, first_output: int, count: int) -> 
             body.remove(copy, safe=True)
     slots = {first_input + number for number in gone}
     body.inputs[:] = [value for slot, value in enumerate(body.inputs) if slot not in slots]
-    _renew(node, [value for slot, value in enumerate(node.inputs) if slot not in slots], set(gone))
+    inputs = [value for slot, value in enumerate(node.inputs) if slot not in slots]
+    renew(node, inputs, [value for number, value in enumerate(node.outputs) if number not in gone])
 
 
 def _is_handed_on(inner: ir.Value, returned: ir.Value) -> bool:
@@ -66,25 +67,3 @@ def _is_handed_on(inner: ir.Value, returned: ir.Value) -> bool:
     node = returned.producer()
     copy = node is not None and node.op_type == "Identity" and not node.domain and node.inputs[0] is inner
     return returned is inner or copy
-
-
-def _renew(node: ir.Node, inputs: list[ir.Value | None], gone: set[int]) -> None:
-    """Put a node without some outputs, which nothing uses, in the place of another one."""
-    graph = node.graph
-    if not isinstance(graph, ir.Graph):
-        raise ValueError(f"{node.name!r} belongs to no graph")
-    olds = [value for number, value in enumerate(node.outputs) if number not in gone]
-    outs = [ir.Value(type=old.type, shape=old.shape) for old in olds]
-    attributes = list(node.attributes.values())
-    node.attributes.clear()
-    new = ir.Node(node.domain, node.op_type, inputs, attributes, outputs=outs, name=node.name)
-    new.meta.update(node.meta)
-    new.metadata_props.update(node.metadata_props)
-    node.append(new)
-    for old, out in zip(olds, outs, strict=True):
-        name, old.name = old.name, None
-        out.name = name
-        out.meta.update(old.meta)
-        graph.outputs[:] = [out if each is old else each for each in graph.outputs]
-        old.replace_all_uses_with(out)
-    graph.remove(node, safe=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -67,3 +67,37 @@ def detach(node: ir.Node) -> None:
         for inner in every_node(body):
             for slot in range(len(inner.inputs)):
                 inner.replace_input_with(slot, None)
+
+
+def renew(node: ir.Node, inputs: Sequence[ir.Value | None], outputs: Sequence[ir.Value]) -> ir.Node:
+    """Put a node with other inputs and outputs in the place of one, whose bodies and names it takes over.
+
+    Parameters
+    ----------
+    node
+        Removed from its graph.
+    inputs
+        Of the new node.
+    outputs
+        Outputs of the old node that stay, each of which gets a twin, and values that no node makes. Outputs of the
+        old node that are missing must have no uses.
+    """
+    graph = node.graph
+    if not isinstance(graph, ir.Graph):
+        raise ValueError(f"{node.name!r} belongs to no graph")
+    twins = {old: ir.Value(type=old.type, shape=old.shape) for old in node.outputs if old in outputs}
+    attributes = list(node.attributes.values())
+    node.attributes.clear()
+    made = [twins.get(value, value) for value in outputs]
+    new = ir.Node(node.domain, node.op_type, inputs, attributes, outputs=made, name=node.name)
+    new.meta.update(node.meta)
+    new.metadata_props.update(node.metadata_props)
+    node.append(new)
+    for old, out in twins.items():
+        name, old.name = old.name, None
+        out.name = name
+        out.meta.update(old.meta)
+        graph.outputs[:] = [out if each is old else each for each in graph.outputs]
+        old.replace_all_uses_with(out)
+    graph.remove(node, safe=True)
+    return new

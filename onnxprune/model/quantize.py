@@ -17,6 +17,7 @@ from onnxprune.model import edit, rounding
 from onnxprune.model.biases import DOMAINS, integer, mark_biases
 from onnxprune.model.quantized import Layout, QuantizedTensor, Scheme, Written
 from onnxprune.model.scaled import take_scaled
+from onnxprune.model.uses import only_user
 
 Array = np.ndarray[Any, Any]
 
@@ -88,7 +89,7 @@ def _is_pair(quantize: ir.Node, node: ir.Node) -> bool:
     """Whether a QuantizeLinear rounds a float weight only for a DequantizeLinear with the same scales."""
     if quantize.op_type != "QuantizeLinear" or quantize.domain not in DOMAINS or _has(quantize, "precision"):
         return False
-    if len(list(quantize.outputs[0].uses())) != 1 or quantize.outputs[0].is_graph_output():
+    if only_user(quantize.outputs[0]) is None:
         return False
     theirs, ours = ([v for v in n.inputs[1:] if v is not None] for n in (quantize, node))
     if len(theirs) != len(ours):
@@ -146,8 +147,7 @@ def _take_transpose(graph: ir.Graph, node: ir.Node) -> None:
         source is None
         or not isinstance(tensor, QuantizedTensor)
         or tensor.scheme.turn is not None
-        or len(list(source.uses())) != 1
-        or source.is_graph_output()
+        or only_user(source) is None
         or output.is_graph_output()
         or not output.name
     ):

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from onnxprune.model import edit
 from onnxprune.model.quantized import Layout, QuantizedTensor, Scheme, Written
+from onnxprune.model.uses import only_user
 
 DOMAIN = "onnxprune.scaled"
 """Of the node that stands for the arithmetic between `give_quantized` and `give_scaled`."""
@@ -69,12 +70,22 @@ def _parts(graph: ir.Graph, product: ir.Node) -> _Parts | None:
     for slot in (0, 1):
         scale, factor = product.inputs[1 - slot], product.inputs[slot]
         maker = None if factor is None else factor.producer()
-        if scale is None or not _is_constant(graph, scale) or maker is None or not _is_alone(maker):
+        if (
+            scale is None
+            or not _is_constant(graph, scale)
+            or maker is None
+            or only_user(maker.outputs[0]) is None
+        ):
             continue
         zero, subtraction = None, None
         if maker.op_type == "Sub" and not maker.domain and maker.inputs[0] is not None:
             subtraction, zero, before = maker, maker.inputs[1], maker.inputs[0].producer()
-            if zero is None or not _is_constant(graph, zero) or before is None or not _is_alone(before):
+            if (
+                zero is None
+                or not _is_constant(graph, zero)
+                or before is None
+                or only_user(before.outputs[0]) is None
+            ):
                 continue
             maker = before
         stored = maker.inputs[0] if maker.op_type == "Cast" and not maker.domain else None
@@ -88,11 +99,6 @@ def _is_constant(graph: ir.Graph, value: ir.Value) -> bool:
     return known and not isinstance(value.const_value, QuantizedTensor)
 
 
-def _is_alone(node: ir.Node) -> bool:
-    """Whether one node reads what this one makes, and nobody else."""
-    return len(list(node.outputs[0].uses())) == 1 and not node.outputs[0].is_graph_output()
-
-
 def _tensor(parts: _Parts) -> QuantizedTensor | None:
     """The weight; None where its numbers are not those of a quantised one."""
     stored, scale = parts.stored.const_value, parts.scale.const_value
@@ -101,10 +107,8 @@ def _tensor(parts: _Parts) -> QuantizedTensor | None:
     shape = tuple(int(extent) for extent in stored.shape.numpy())
     if not stored.dtype.is_integer() or stored.dtype.bitwidth > _BITS.get(scale.dtype, 0) or len(shape) < 2:
         return None
-    if (
-        parts.zero is None and not stored.dtype.is_signed()
-    ):  # nobody could write the zero point of another scale
-        return None
+    if parts.zero is None and not stored.dtype.is_signed():
+        return None  # nobody could write the zero point of another scale
     scales = np.asarray(scale.numpy())
     axis = _axis(scales.shape, shape)
     if axis is None:

@@ -21,9 +21,8 @@ import onnx_ir as ir
 
 from onnxprune.model.edit import fresh
 from onnxprune.model.iterate import branches_of, is_if, is_loop, is_scan
-from onnxprune.model.nested import bodies_of, every_graph
-
-READS_SHAPE = ("Shape", "Size")
+from onnxprune.model.nested import bodies_of, every_graph, renew
+from onnxprune.model.uses import READS_SHAPE
 
 OLD_SCAN = "it is inside a Scan of opset 8, which has a batch of its own"
 UNKNOWN_BODY = "it is inside the body of {}, and no session shows what it sees there"
@@ -246,26 +245,8 @@ class _Hoist:
         start = self._nothing(graph, node)
         given = [*node.inputs, *[None] * (2 + carried - len(node.inputs)), start]
         made = self._typed(ir.Value(name=fresh(self.main, "tap/all")))
-        olds = list(node.outputs)
-        outs = [ir.Value(type=old.type, shape=old.shape) for old in olds]
-        attributes = list(node.attributes.values())
-        node.attributes.clear()
-        new = ir.Node(
-            node.domain,
-            node.op_type,
-            given,
-            attributes,
-            outputs=[*outs[:carried], made, *outs[carried:]],
-            name=node.name,
-        )
-        node.append(new)
-        for old, out in zip(olds, outs, strict=True):
-            name, old.name = old.name, None
-            out.name = name
-            self.values[str(name)] = out
-            graph.outputs[:] = [out if each is old else each for each in graph.outputs]
-            old.replace_all_uses_with(out)
-        graph.remove(node, safe=True)
+        new = renew(node, given, [*node.outputs[:carried], made, *node.outputs[carried:]])
+        self.values.update({str(out.name): out for out in new.outputs if out is not made})
         self.known[body] = new
         return self._node(graph, new, "Identity", [made])  # the loop may be made once more
 

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxprune.graph.axes import Index
 from onnxprune.graph.build import AxisGraph
 from onnxprune.model.rounding import limits
+from onnxprune.model.uses import READS_SHAPE
 from onnxprune.rules.op import Op
 from onnxprune.statistics.consumers import Consumer
 
@@ -28,8 +29,6 @@ MOVES = (*RESHAPES, "Transpose", "Slice", "Gather", "Split")
 SCALES = ("Mul", "Div")
 
 QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
-
-READS_SHAPE = ("Shape", "Size")
 
 
 @dataclass(frozen=True, eq=False)

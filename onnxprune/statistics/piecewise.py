@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxprune.calibrate.sessions import open_session, run
 from onnxprune.model.nested import bodies_of, every_node, read_by
 from onnxprune.model.opset import raise_opset
-from onnxprune.model.taps import Tap, View, add_taps, decides, owners, sources
+from onnxprune.model.taps import Tap, View, add_taps, decides, nodes_around, owners, sources
 from onnxprune.statistics.probes import LEAST_OPSET
 
 log = logging.getLogger(__name__)
@@ -124,18 +124,12 @@ class Piecewise:
 
     def _deciding(self, body: ir.Graph) -> list[ir.Value]:
         """Values that say whether a body runs, at all levels."""
-        found: list[ir.Value] = []
-        inner: object = body
-        while isinstance(inner, ir.Graph) and inner in self._owners:
-            found += decides(self._owners[inner])
-            inner = self._owners[inner].graph
-        return found
+        return [value for node in nodes_around(body, self._owners) for value in decides(node)]
 
     def home(self, node: ir.Node) -> ir.Node:
         """The node of the main graph that a node of a body is inside of; of the main graph: itself."""
-        while isinstance(node.graph, ir.Graph) and node.graph in self._owners:
-            node = self._owners[node.graph]
-        return node
+        around = nodes_around(node.graph, self._owners) if isinstance(node.graph, ir.Graph) else []
+        return around[-1] if around else node
 
     def has_run(self, node: ir.Node) -> bool:
         """Whether changing a node comes too late."""
